@@ -1,0 +1,156 @@
+"""Images on the training device: split, order, augmentation and slices of the global mini-batch.
+
+The whole set stays on the device as uint8. An epoch's order and augmentation are functions of (seed, epoch), and
+each worker asks for its own positions of the *global* mini-batch: no result depends on the number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from lbstudy.datasets import Dataset, validation_samples
+from lbstudy.randomness import derive_seed, stream
+from lbstudy.runspec import DatasetSpec
+from lbstudy.study import StudyError
+
+PAD = 4
+CUTOUT = 16
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (uint8, N x C x H x W) and labels (int64, N) on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset on a device: training and validation split, test set, and the training images' mean and deviation."""
+
+    train: Images
+    validation: Images
+    test: Images
+    classes: int
+    mean: Tensor  # C, in units of a pixel (0 to 255), float64
+    std: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return tuple(self.train.images.shape[1:])  # type: ignore[return-value]
+
+    def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """Images with zero mean and unit deviation per channel, over the training split."""
+        scale = (1 / self.std).to(dtype).view(-1, 1, 1)
+        shift = (-self.mean / self.std).to(dtype).view(-1, 1, 1)
+        return torch.addcmul(shift, images.to(dtype), scale)
+
+
+def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.device | str = "cpu") -> ImageData:
+    """Split the training set (stratified, by seed) and put everything on the device.
+
+    Raises:
+        StudyError: the split is impossible.
+    """
+    count = validation_samples(spec, len(dataset.train_labels))
+    if count < dataset.classes or len(dataset.train_labels) - count < dataset.classes:
+        raise StudyError(
+            f"dataset.validation_size: {count} of {len(dataset.train_labels)} training samples; a stratified split "
+            f"needs at least one of each of the {dataset.classes} classes on both sides"
+        )
+    everything = np.arange(len(dataset.train_labels))
+    train, validation = train_test_split(
+        everything, test_size=count, stratify=dataset.train_labels, random_state=derive_seed(split_seed, "split")
+    )
+    train.sort()
+    validation.sort()
+    pixels = dataset.train_images[train].transpose(1, 0, 2, 3).reshape(dataset.train_images.shape[1], -1)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels])  # integers: exact and repeatable
+    mean = counts @ np.arange(256) / pixels.shape[1]
+    std = np.sqrt(counts @ np.arange(256) ** 2 / pixels.shape[1] - mean**2)
+
+    def put(images: np.ndarray, labels: np.ndarray) -> Images:
+        return Images(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
+
+    return ImageData(
+        train=put(dataset.train_images[train], dataset.train_labels[train]),
+        validation=put(dataset.train_images[validation], dataset.train_labels[validation]),
+        test=put(dataset.test_images, dataset.test_labels),
+        classes=dataset.classes,
+        mean=torch.from_numpy(mean).to(device),
+        std=torch.from_numpy(np.maximum(std, 1e-6)).to(device),
+    )
+
+
+def worker_slice(samples: int, rank: int, workers: int, unit: int = 1) -> slice:
+    """The positions of a mini-batch of `samples` that a worker takes: contiguous, cut only at multiples of `unit`.
+
+    Slices differ by at most one unit; a worker's slice is empty where there are fewer units than workers.
+    """
+    units = -(-samples // unit)
+    return slice(
+        min(samples, units * rank // workers * unit), min(samples, units * (rank + 1) // workers * unit)
+    )
+
+
+class EpochImages:
+    """One epoch's training images in their order, each augmented in its own way.
+
+    Order, crop, flip and cutout of every position are drawn at once, as functions of (seed, epoch).
+    """
+
+    def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
+        device, count = data.train.images.device, len(data.train)
+        self._data, self._dtype = data, dtype
+        self.order = torch.from_numpy(stream(seed, "order", epoch).permutation(count)).to(device)
+        draw = stream(seed, "augmentation", epoch)
+        height, width = data.shape[1:]
+
+        def integers(high: int) -> Tensor:
+            return torch.from_numpy(draw.integers(high, size=count)).to(device)
+
+        self._crop = (integers(2 * PAD + 1), integers(2 * PAD + 1)) if "crop" in spec.augment else None
+        self._flip = integers(2).bool() if "flip" in spec.augment else None
+        self._cutout = (integers(height), integers(width)) if "cutout" in spec.augment else None
+
+    def labels(self, positions: Tensor) -> Tensor:
+        """Labels of these positions of the epoch."""
+        return self._data.train.labels[self.order[positions]]
+
+    def images(self, positions: Tensor) -> Tensor:
+        """Augmented, normalised images of these positions of the epoch."""
+        images = self._data.train.images[self.order[positions]]
+        if self._flip is not None:
+            images = torch.where(self._flip[positions].view(-1, 1, 1, 1), images.flip(-1), images)
+        if self._crop is not None:
+            images = crop(images, self._crop[0][positions], self._crop[1][positions])
+        images = self._data.normalise(images, self._dtype)
+        if self._cutout is not None:
+            images = cutout(images, self._cutout[0][positions], self._cutout[1][positions])
+        return images
+
+
+def crop(images: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
+    """Pad with PAD black pixels on each side, then cut each image to its size at its own offset (0 to 2 PAD)."""
+    samples, channels, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: N, C, 2 PAD + 1, 2 PAD + 1, H, W
+    return windows[torch.arange(samples, device=images.device), :, tops, lefts]
+
+
+def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Set to zero, the mean, a CUTOUT-pixel square around each image's own centre (DeVries & Taylor 2017)."""
+    height, width = images.shape[2:]
+    far_rows = (torch.arange(height, device=images.device) - rows[:, None] + CUTOUT // 2) // CUTOUT != 0
+    far_columns = (torch.arange(width, device=images.device) - columns[:, None] + CUTOUT // 2) // CUTOUT != 0
+    return images * (far_rows[:, None, :, None] | far_columns[:, None, None, :])

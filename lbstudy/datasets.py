@@ -1,0 +1,220 @@
+"""Where images come from: each dataset read once into uint8 arrays, or an error that says which files to get.
+
+`load` returns the training and the test set. Files may be torchvision's or an image tree
+(`train/<class>/*`, `test/<class>/*`), told apart by what lies in the root folder. Trees are decoded once into a
+cache. No torch here but for torchvision's readers; what happens on the device is `data.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbstudy.randomness import stream
+from lbstudy.runspec import DatasetSpec
+from lbstudy.study import StudyError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+DEFAULT_ROOT = Path.home() / ".cache" / "lbstudy"
+
+# dataset -> (torchvision class, classes, image shape C x H x W, the files torchvision looks for below the root)
+TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
+    "cifar10": ("CIFAR10", 10, (3, 32, 32), ["cifar-10-batches-py"]),
+    "cifar100": ("CIFAR100", 100, (3, 32, 32), ["cifar-100-python"]),
+    "mnist": ("MNIST", 10, (1, 28, 28), ["MNIST/raw"]),
+    "fashion_mnist": ("FashionMNIST", 10, (1, 28, 28), ["FashionMNIST/raw"]),
+}
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Wraps the decoding of an image tree to show progress: (files, count) -> files."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as uint8, N x C x H x W, and labels as int64, N; for training and for testing."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    classes: int
+
+
+def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
+    """Read a dataset.
+
+    Args:
+        spec: which one, and where.
+        track: shows progress while an image tree is decoded for the first time.
+
+    Raises:
+        StudyError: files are missing, unreadable, or not what the dataset should be.
+    """
+    if spec.name == "digits":
+        return _digits()
+    if spec.name == "synthetic":
+        return _synthetic(spec.samples)
+    root = Path(spec.root).expanduser() if spec.root else DEFAULT_ROOT
+    if _is_tree(root):
+        dataset = _image_tree(root, spec.image_size, track)
+        if spec.name in TORCHVISION:
+            _check_shape(spec.name, root, dataset)
+        return dataset
+    if spec.name == "image_folder":
+        raise StudyError(f"dataset.root: no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
+    return _torchvision(spec.name, root, spec.download)
+
+
+def validation_samples(spec: DatasetSpec, train_samples: int) -> int:
+    """How many training samples validate.
+
+    Raises:
+        StudyError: the validation set would leave no training sample.
+    """
+    size = spec.validation_size
+    count = round(size * train_samples) if size < 1 else int(size)
+    if not 0 < count < train_samples:
+        raise StudyError(
+            f"dataset.validation_size: {size} asks for {count} of {train_samples} training samples; "
+            "it must leave some on both sides"
+        )
+    return count
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, upsampled from 8x8 to 32x32 (bilinear); a stratified fifth tests."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    small, labels = load_digits(return_X_y=True)
+    pixels = np.round(small.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(p).resize((32, 32), Image.Resampling.BILINEAR)) for p in pixels]
+    images = np.stack(large)[:, None]
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    labels = labels.astype(np.int64)
+    return Dataset(images[train], labels[train], images[test], labels[test], classes=10)
+
+
+def _synthetic(samples: int) -> Dataset:
+    """Ten classes of 3x32x32 noise around a pattern each: fast to make, and learnable. A quarter more tests."""
+    rng = stream(0, "synthetic", samples)
+    patterns = rng.integers(64, 192, size=(10, 3, 32, 32))
+
+    def draw(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        labels = np.arange(count, dtype=np.int64) % 10
+        noisy = patterns[labels] + rng.normal(0, 48, size=(count, 3, 32, 32))
+        return noisy.clip(0, 255).astype(np.uint8), labels
+
+    return Dataset(*draw(samples), *draw(max(10, samples // 4)), classes=10)
+
+
+def _is_tree(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _torchvision(name: str, root: Path, download: bool) -> Dataset:
+    import torchvision.datasets
+
+    class_name, classes, shape, files = TORCHVISION[name]
+    reader = getattr(torchvision.datasets, class_name)
+    try:
+        sets = [reader(root=str(root), train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        looked_for = ", ".join(str(root / file) for file in files)
+        raise StudyError(
+            f"dataset.root: {name} is not in {root}: looked for {looked_for} (torchvision's files) and for "
+            f"{root / 'train'}, {root / 'test'} (an image tree). Point --data at a copy, or set dataset.download "
+            f"to true to let torchvision fetch it ({error})"
+        ) from error
+    arrays: list[Any] = []
+    for part in sets:
+        images = np.asarray(part.data)
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        arrays += [np.ascontiguousarray(images, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)]
+    dataset = Dataset(*arrays, classes=classes)
+    assert dataset.train_images.shape[1:] == shape
+    return dataset
+
+
+def _check_shape(name: str, root: Path, dataset: Dataset) -> None:
+    _, classes, shape, _ = TORCHVISION[name]
+    found = dataset.train_images.shape[1:]
+    if (dataset.classes, found) != (classes, shape):
+        raise StudyError(
+            f"dataset.root: the image tree in {root} is not {name}: it has {dataset.classes} classes of "
+            f"{'x'.join(map(str, found))}, not {classes} of {'x'.join(map(str, shape))}"
+        )
+
+
+def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
+    """Decode `train/<class>/*` and `test/<class>/*`; labels follow the alphabetical order of the class names."""
+    names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    files: dict[str, list[tuple[Path, int]]] = {}
+    for part in ("train", "test"):
+        found = sorted(folder.name for folder in (root / part).iterdir() if folder.is_dir())
+        if found != names:
+            odd = sorted(set(found) ^ set(names))
+            raise StudyError(f"dataset.root: {root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
+        files[part] = [
+            (file, label)
+            for label, name in enumerate(names)
+            for file in sorted((root / part / name).iterdir())
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not files[part]:
+            raise StudyError(f"dataset.root: no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    cache = DEFAULT_ROOT / "decoded" / f"{_tree_digest(root, files, size)}.npz"
+    if cache.is_file():
+        with np.load(cache, allow_pickle=False) as stored:
+            return Dataset(*(stored[key] for key in ("a", "b", "c", "d")), classes=len(names))
+    listed = files["train"] + files["test"]
+    tracked = track(listed, len(listed)) if track else listed
+    images = _decode(tracked, size)
+    labels = np.array([label for _, label in listed], dtype=np.int64)
+    split = len(files["train"])
+    dataset = Dataset(images[:split], labels[:split], images[split:], labels[split:], classes=len(names))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
+        np.savez(out, a=images[:split], b=labels[:split], c=images[split:], d=labels[split:])
+    os.replace(out.name, cache)
+    return dataset
+
+
+def _tree_digest(root: Path, files: dict[str, list[tuple[Path, int]]], size: int | None) -> str:
+    digest = hashlib.sha256(f"{root.resolve()} {size}".encode())
+    for part in files.values():
+        for file, label in part:
+            digest.update(f"{file.parent.name}/{file.name} {label} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _decode(files: Iterable[tuple[Path, int]], size: int | None) -> NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    images: list[NDArray[np.uint8]] = []
+    for file, _ in files:
+        try:
+            with Image.open(file) as image:
+                image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+                if size is not None:
+                    image = image.resize((size, size), Image.Resampling.BILINEAR)
+                pixels = np.asarray(image)
+        except (UnidentifiedImageError, OSError) as error:
+            raise StudyError(f"dataset.root: {file} is no readable image: {error}") from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if images and pixels.shape != images[0].shape:
+            raise StudyError(
+                f"dataset.root: {file} is {'x'.join(map(str, pixels.shape))}, the images before it are "
+                f"{'x'.join(map(str, images[0].shape))}; set dataset.image_size to resize them all"
+            )
+        images.append(pixels)
+    return np.stack(images)

@@ -1,0 +1,53 @@
+"""LARS, layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose rate is scaled, per tensor, to the ratio of weight norm to gradient norm.
+
+    trust = eta ||w|| / (||g|| + wd ||w||);  v <- momentum v + lr trust (g + wd w);  w <- w - v.
+    Tensors of one dimension (biases, batch norm) take the plain rate, as has become usual; so do zero tensors.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+    ):
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if parameter.ndim > 1:
+                    weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
+                    denominator = gradient_norm + group["weight_decay"] * weight_norm
+                    trust = group["trust_coefficient"] * weight_norm / denominator
+                    usable = (weight_norm > 0) & (denominator > 0)
+                    update.mul_(torch.where(usable, trust, torch.ones_like(trust)))
+                state = self.state[parameter]
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(parameter)
+                state["velocity"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
+                parameter.sub_(state["velocity"])
+        return loss

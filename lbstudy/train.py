@@ -1,0 +1,282 @@
+"""One training run, top to bottom. It knows no Ray: one process, or one of several in a torch.distributed group.
+
+The loss of a mini-batch is the mean over its samples, whoever computes them: each worker sums over its slice and
+divides by the size of the *global* mini-batch, and gradients are added up over workers, ghost batches, copies and
+micro-batches. So none of these numbers changes what is learnt. All randomness is a function of (seed, epoch) or
+(seed, step); a run continued from a `Snapshot` is the run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from lbstudy import models, optim
+from lbstudy.batch_norm import commit_statistics
+from lbstudy.data import EpochImages, ImageData, Images, worker_slice
+from lbstudy.randomness import derive_seed
+from lbstudy.runspec import RunSpec
+from lbstudy.smoothing import Mixing, ParameterNoise, draw_mixing, mix, mixed_cross_entropy
+from lbstudy.workers import Workers
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
+EVALUATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to, the same on every worker."""
+
+    epoch: int  # counted from 1
+    step: int  # optimizer steps since the beginning of the run
+    train_loss: float  # mean over the epoch's samples of the loss as optimised: augmented, mixed, perturbed
+    val_loss: float
+    val_accuracy: float  # 0 to 1
+    learning_rate: float  # of the epoch's last step
+    gradient_norm: float  # Euclidean, before clipping, mean over the epoch's steps
+    images_per_second: float  # training samples through the whole mini-batch loop, all workers together
+    seconds: float  # training and validation
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run has left the finite numbers, or a loss of any use."""
+        return not (math.isfinite(self.train_loss) and math.isfinite(self.val_loss))
+
+
+Snapshot = dict[str, Any]
+"""Everything a bit-identical continuation needs: `epoch`, `step`, `model` and `optimizer` state."""
+
+OnEpoch = Callable[[EpochReport, Callable[[], Snapshot]], bool]
+"""Called on every worker after each epoch with its report and a way to take a snapshot; True ends the run."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    model: nn.Module
+    last: EpochReport
+    diverged: bool
+    fingerprint: str  # SHA-256 of the final model: equal fingerprints, equal runs
+
+
+def train(
+    run: RunSpec,
+    data: ImageData,
+    *,
+    on_epoch: OnEpoch = lambda report, snapshot: False,
+    resume: Snapshot | None = None,
+) -> Outcome:
+    """Train a network as the run says, on the device that holds the data.
+
+    Args:
+        run: the run.
+        data: images on the training device, the same on every worker.
+        on_epoch: is told each epoch's report and may end the run; must answer alike on all workers.
+        resume: continue after this snapshot of the same run.
+
+    Raises:
+        ValueError: the snapshot is of a finished run.
+    """
+    workers, device, dtype = Workers.current(), data.train.images.device, DTYPES[run.precision]
+    torch.manual_seed(derive_seed(run.seed, "initialisation"))
+    model = models.build(run.model, data.shape, data.classes, run.ghost_samples).to(device, dtype)
+    optimizer = optim.build(run, model.parameters())
+    noise = None
+    if run.uses("noise"):
+        assert run.hyper.noise_magnitude is not None
+        noise = ParameterNoise(model, run.noise, run.hyper.noise_magnitude, run.seed)
+
+    step = first_epoch = 0
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        first_epoch, step = resume["epoch"], resume["step"]
+    network = _parallel(torch.compile(model) if run.compile else model, workers, device)  # type: ignore[arg-type]
+
+    starts = minibatch_starts(len(data.train), run)
+    total_steps = run.budget.total_steps(len(starts))
+    total_epochs = run.budget.total_epochs(len(starts))
+    if first_epoch >= total_epochs:
+        raise ValueError(f"nothing to resume: the snapshot is of epoch {first_epoch} of {total_epochs}")
+
+    for epoch in range(first_epoch + 1, total_epochs + 1):
+        began = time.perf_counter()
+        model.train()
+        images = EpochImages(data, run.dataset, run.seed, epoch, dtype)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        norm_sum = torch.zeros((), dtype=torch.float64, device=device)
+        samples = steps = 0
+        for start in starts[: total_steps - step]:
+            size = min(run.batch_size, len(data.train) - start)
+            mixing = None
+            if run.uses("mixup"):
+                assert run.hyper.mixup_alpha is not None
+                mixing = draw_mixing(run.mixup, run.hyper.mixup_alpha, run.seed, step, size, device, dtype)
+            rate = run.hyper.learning_rate * run.schedule.rate_factor(step, run.budget, len(starts))  # type: ignore[operator]
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            for forward in forward_passes(run, size, workers):
+                positions = torch.arange(start + forward.part.start, start + forward.part.stop, device=device)
+                with _noisy(noise, run, step, forward), forward.gradient_sync(network):
+                    loss = _loss_sum(network, images, positions, start, mixing and mixing.part(forward.part), run)
+                    loss = loss / forward.copies
+                    (loss * (workers.size / size)).backward()  # DistributedDataParallel averages; we want the sum
+                loss_sum += loss.detach()
+            norm_sum += _clip_gradient(model, run.hyper.gradient_clip)
+            optimizer.step()
+            if noise is not None and not run.noise.denoise:
+                noise.add(step)
+            commit_statistics(model, workers)
+            step, samples, steps = step + 1, samples + size, steps + 1
+
+        sums = workers.sum(torch.stack([loss_sum, norm_sum / workers.size])).tolist()
+        trained = time.perf_counter() - began
+        val_loss, val_accuracy = evaluate(model, data, data.validation, run.precision)
+        report = EpochReport(
+            epoch=epoch,
+            step=step,
+            train_loss=sums[0] / samples,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=rate,
+            gradient_norm=sums[1] / steps,
+            images_per_second=samples / trained,
+            seconds=time.perf_counter() - began,
+        )
+
+        def snapshot(epoch: int = epoch, step: int = step) -> Snapshot:
+            return {"epoch": epoch, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+        if on_epoch(report, snapshot) or report.diverged:
+            break
+    return Outcome(model, report, report.diverged, fingerprint(model))
+
+
+class ForwardPass(NamedTuple):
+    """One forward and backward pass of a worker: a part of the mini-batch under one draw of the noise."""
+
+    part: slice  # of the global mini-batch; empty for a worker without samples
+    ghost_batch: int
+    copy: int
+    copies: int
+    last: bool  # of this worker's passes in the step: gradients are reduced while it runs backward
+
+    def gradient_sync(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Keep gradients local until the last pass."""
+        local = isinstance(network, DistributedDataParallel) and not self.last
+        return network.no_sync() if local else nullcontext()  # type: ignore[operator]
+
+
+def minibatch_starts(samples: int, run: RunSpec) -> range:
+    """Where each mini-batch of an epoch begins; the last one is shorter unless `drop_last` leaves it out."""
+    if run.dataset.drop_last and samples > run.batch_size:
+        samples -= samples % run.batch_size
+    return range(0, samples, run.batch_size)
+
+
+def forward_passes(run: RunSpec, size: int, workers: Workers) -> list[ForwardPass]:
+    """How a worker goes through its slice of a mini-batch of `size` samples: by noise draw, copy and micro-batch."""
+    mine = worker_slice(size, workers.rank, workers.size, run.slice_unit)
+    ghost = run.noise.ghost if run.uses("noise") else None
+    copies = run.noise.copies if run.uses("noise") else 1
+    passes = [
+        ForwardPass(micro, part.start // ghost if ghost else 0, copy, copies, last=False)
+        for part in _cut(mine, ghost)
+        for copy in range(copies)
+        for micro in _cut(part, run.micro_batch_size)
+    ]
+    passes[-1] = passes[-1]._replace(last=True)
+    return passes
+
+
+def _cut(part: slice, size: int | None) -> Iterator[slice]:
+    """Pieces of at most `size` samples; an empty part is one empty piece, for its worker must take part too."""
+    if size is None or part.start == part.stop:
+        yield part
+    else:
+        for start in range(part.start, part.stop, size):
+            yield slice(start, min(start + size, part.stop))
+
+
+def _parallel(network: nn.Module, workers: Workers, device: torch.device) -> nn.Module:
+    if workers.size == 1:
+        return network
+    return DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # batch norm's are equal by construction
+        gradient_as_bucket_view=True,
+    )
+
+
+def _noisy(noise: ParameterNoise | None, run: RunSpec, step: int, forward: ForwardPass) -> AbstractContextManager[None]:
+    if noise is None or not run.noise.denoise:
+        return nullcontext()
+    return noise.perturbed(step, forward.ghost_batch, forward.copy)
+
+
+def _loss_sum(
+    network: nn.Module, images: EpochImages, positions: Tensor, start: int, mixing: Mixing | None, run: RunSpec
+) -> Tensor:
+    """Summed loss of these positions of the epoch."""
+    inputs, labels = images.images(positions), images.labels(positions)
+    if mixing is not None:
+        partners = start + mixing.partners
+        inputs = mix(inputs, images.images(partners), mixing.coefficients)
+    with _autocast(run.precision, inputs.device):
+        logits = network(inputs)
+    logits = logits.to(inputs.dtype)
+    if mixing is None:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    return mixed_cross_entropy(logits, labels, images.labels(partners), mixing.coefficients)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _clip_gradient(model: nn.Module, largest: float | None) -> Tensor:
+    """Scale the gradient down to this global norm; returns the norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: ImageData, images: Images, precision: str = "fp32") -> tuple[float, float]:
+    """Mean loss and accuracy on these images, without augmentation; every worker computes its share of the samples."""
+    workers, dtype = Workers.current(), DTYPES[precision]
+    training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=images.images.device)
+    for part in _cut(worker_slice(len(images), workers.rank, workers.size), EVALUATION_BATCH):
+        inputs, labels = data.normalise(images.images[part], dtype), images.labels[part]
+        with _autocast(precision, inputs.device):
+            logits = model(inputs)
+        sums[0] += F.cross_entropy(logits.to(dtype), labels, reduction="sum")
+        sums[1] += (logits.argmax(1) == labels).sum()
+    model.train(training)
+    loss, correct = workers.sum(sums).tolist()
+    return loss / len(images), correct / len(images)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names and bits of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

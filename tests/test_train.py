@@ -1,0 +1,182 @@
+"""A run is a function of its spec alone: not of workers, micro-batches, interruptions or what ran before it."""
+
+import pytest
+import torch
+
+from lbstudy.data import ImageData, place
+from lbstudy.datasets import Dataset, load
+from lbstudy.runspec import DatasetSpec, RunSpec
+from lbstudy.train import EpochReport, Outcome, evaluate, train
+from tests.parallel import run_workers
+
+SMOOTHINGS = ["none", "mixup", "noise", "mixup+noise"]
+MODELS = {"lenet5": "sync", "vgg9-sync": "sync", "vgg9-ghost": {"ghost": 16}}
+
+
+def digits(samples: int | None = None, **keys: object) -> tuple[DatasetSpec, ImageData]:
+    """The digits, or fewer of them, on the CPU."""
+    spec = DatasetSpec(name="digits", validation_size=0.2, **keys)
+    full = load(spec)
+    part = Dataset(
+        full.train_images[:samples], full.train_labels[:samples], full.test_images, full.test_labels, full.classes
+    )
+    return spec, place(part, spec, 0)
+
+
+def make_run(dataset: DatasetSpec, **keys: object) -> RunSpec:
+    hyper = {"learning_rate": 0.05, "mixup_alpha": 0.5, "noise_magnitude": 0.01, "weight_decay": 1e-3}
+    defaults: dict[str, object] = {
+        "model": "lenet5", "dataset": dataset, "batch_size": 64, "optimizer": "sgd", "budget": {"epochs": 1}, "seed": 3,
+    }  # fmt: skip
+    hyper |= keys.pop("hyper", {})  # type: ignore[arg-type]
+    return RunSpec.model_validate({**defaults, "hyper": hyper, **keys})
+
+
+def final_parameters(runs: dict[str, RunSpec], samples: int | None) -> dict[str, torch.Tensor]:
+    """Parameters, running statistics and losses after each run, as one vector a run."""
+    _, data = digits(samples)
+    vectors = {}
+    for name, run in runs.items():
+        outcome = train(run, data)
+        tensors = [t.double().flatten() for t in outcome.model.state_dict().values()]
+        vectors[name] = torch.cat([*tensors, torch.tensor([outcome.last.val_loss, outcome.last.train_loss])]).detach()
+    return vectors
+
+
+def model_by_smoothing(models: list[str], samples: int | None, batch_size: int) -> dict[str, RunSpec]:
+    dataset, _ = digits(samples, augment=["crop"])
+    return {
+        f"{model} {smoothing}": make_run(
+            dataset, model=model.split("-")[0], batch_norm=MODELS[model], smoothing=smoothing, precision="fp64",
+            batch_size=batch_size,
+        )
+        for model in models
+        for smoothing in SMOOTHINGS
+    }  # fmt: skip
+
+
+def assert_workers_agree(runs: dict[str, RunSpec], samples: int | None, workers: int = 2) -> None:
+    one, several = (run_workers(size, final_parameters, runs, samples) for size in (1, workers))
+    for name in runs:
+        torch.testing.assert_close(several[name], one[name], rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_one_worker_and_two_give_the_same_parameters():
+    # 80 training samples in mini-batches of 32: the last one of 16 leaves the second worker no ghost batch of its own
+    assert_workers_agree(model_by_smoothing(list(MODELS), 100, 32), 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_one_worker_and_two_agree_on_all_digits(model: str):
+    assert_workers_agree(model_by_smoothing([model], None, 64), None)
+
+
+def test_workers_share_ghost_batches_and_copies():
+    dataset, _ = digits(300)
+    noises = [{"ghost": 16}, {"copies": 3}, {"ghost": 32, "copies": 2, "scale": "filter"}, {"denoise": False}]
+    runs = {str(n): make_run(dataset, smoothing="mixup+noise", noise=n, precision="fp64") for n in noises}
+    assert_workers_agree(runs, 300, workers=3)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize(("model", "batch_norm"), [("lenet5", "sync"), ("vgg9", {"ghost": 8})])
+def test_micro_batches_change_nothing(model: str, batch_norm: object, smoothing: str):
+    dataset, _ = digits(100)
+    run = make_run(dataset, model=model, batch_norm=batch_norm, smoothing=smoothing, precision="fp64", batch_size=50)
+    result = final_parameters({"whole": run, "parts": run.model_copy(update={"micro_batch_size": 16})}, 100)
+    torch.testing.assert_close(result["parts"], result["whole"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+class TestBattery:
+    """What every optimizer must do with every smoothing."""
+
+    def test_repeats_resumes_and_learns(self, optimizer: str, smoothing: str):
+        dataset, data = digits(augment=["crop"])
+        run = make_run(
+            dataset, optimizer=optimizer, smoothing=smoothing, budget={"epochs": 6}, nesterov=True, batch_size=32,
+            schedule={"name": "cosine", "warmup": 1}, hyper={"learning_rate": {"sgd": 0.05, "lars": 3, "adamw": 3e-3}[optimizer]},
+        )  # fmt: skip
+        reports: list[EpochReport] = []
+        snapshots = []
+
+        def keep(report, snapshot):
+            reports.append(report)
+            snapshots.append({k: _copy(v) for k, v in snapshot().items()})
+            return False
+
+        whole = train(run, data, on_epoch=keep)
+        assert whole.last.val_accuracy > 0.8
+        assert whole.fingerprint == train(run, data).fingerprint
+        assert whole.fingerprint != train(run.model_copy(update={"seed": 4}), data).fingerprint
+        continued = train(run, data, resume=snapshots[1])
+        assert continued.fingerprint == whole.fingerprint
+        assert [r.epoch for r in reports] == [1, 2, 3, 4, 5, 6]
+
+    def test_budget_in_steps_ends_within_an_epoch(self, optimizer: str, smoothing: str):
+        dataset, data = digits(300)  # 240 training samples: 4 steps an epoch
+        run = make_run(dataset, optimizer=optimizer, smoothing=smoothing, budget={"steps": 6})
+        last = train(run, data).last
+        assert (last.epoch, last.step) == (2, 6)
+
+
+def _copy(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def test_divergence_ends_the_run():
+    dataset, data = digits(300)
+    outcome: Outcome = train(make_run(dataset, budget={"epochs": 9}, hyper={"learning_rate": 1e9}), data)
+    assert outcome.diverged
+    assert outcome.last.epoch < 9
+
+
+def test_on_epoch_ends_the_run():
+    dataset, data = digits(300)
+    outcome = train(make_run(dataset, budget={"epochs": 9}), data, on_epoch=lambda report, _: report.epoch == 2)
+    assert outcome.last.epoch == 2
+    assert not outcome.diverged
+
+
+def test_gradient_is_clipped_to_the_global_norm():
+    dataset, data = digits(300)
+    run = make_run(dataset, batch_size=240, hyper={"gradient_clip": 1e-3, "momentum": 0, "weight_decay": 0})
+    steps = []
+    for epochs in (1, 2):
+        outcome = train(run.model_copy(update={"budget": run.budget.model_copy(update={"epochs": epochs})}), data)
+        steps.append(torch.cat([p.detach().flatten() for p in outcome.model.parameters()]))
+    assert torch.dist(*steps).item() == pytest.approx(0.05 * 1e-3, rel=1e-3)
+    assert outcome.last.gradient_norm > 1e-3
+
+
+def test_last_minibatch_counts_by_its_size_or_is_dropped():
+    dataset, data = digits(300)  # 240 training samples
+    run = make_run(dataset, batch_size=100, hyper={"learning_rate": 1e-12})
+    last = train(run, data).last
+    assert last.step == 3
+    model = train(run, data).model
+    assert last.train_loss == pytest.approx(evaluate(model, data, data.train)[0], rel=1e-5)
+    dropped = run.model_copy(update={"dataset": dataset.model_copy(update={"drop_last": True})})
+    assert train(dropped, data).last.step == 2
+
+
+def test_bf16_trains_close_to_fp32():
+    dataset, data = digits()
+    run = make_run(dataset, budget={"epochs": 4})
+    outcome = train(run.model_copy(update={"precision": "bf16"}), data)
+    assert abs(outcome.last.val_accuracy - train(run, data).last.val_accuracy) < 0.1
+    assert all(p.dtype == torch.float32 for p in outcome.model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_model_trains_like_the_plain_one():
+    dataset, data = digits(300)
+    run = make_run(dataset, model="vgg9", batch_norm={"ghost": 32}, budget={"epochs": 1})
+    plain, compiled = train(run, data), train(run.model_copy(update={"compile": True}), data)
+    assert compiled.last.train_loss == pytest.approx(plain.last.train_loss, rel=1e-3)
