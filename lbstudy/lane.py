@@ -1,0 +1,230 @@
+"""A lane: one worker group that outlives its trials.
+
+Starting a Ray Train worker group takes tens of seconds (processes, imports, process group, data on the device), so
+a lane starts one `TorchTrainer` and feeds it trial after trial. The workers run `_serve`: take the next job, train
+it, post a report per epoch. Nothing of a trial survives in the workers but the data on the device; a trial in a
+warm lane equals the same trial in a fresh process.
+
+Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
+the workers wait for a verdict there and nowhere else. This is the only file that imports ray.train.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import traceback
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less per lane
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from lbstudy.runspec import RunSpec
+from lbstudy.study import Resources
+
+POLL_SECONDS = 1.0
+END_SECONDS = 30.0
+
+
+class LaneError(RuntimeError):
+    """The worker group of a lane ended although nobody asked it to."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial for the workers."""
+
+    key: str  # unique within the lane
+    run: dict[str, Any]  # RunSpec as plain data
+    rungs: list[int]  # epochs after which the workers wait for a verdict
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Jobs one way, reports the other. Every worker reads the same sequence of jobs, so none has to tell the rest."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Job | None] = []  # None: the lane ends
+        self._reports: dict[str, list[dict[str, Any]]] = {}
+        self._taken: dict[str, int] = {}  # reports that the lane has asked for, by job
+        self._changed = asyncio.Condition()
+
+    async def put_job(self, job: Job | None) -> None:
+        """Begin a job, which abandons the one before it; None ends the lane."""
+        async with self._changed:
+            self._jobs.append(job)
+            self._reports = {job.key: []} if job else {}
+            self._taken = {job.key: 0} if job else {}
+            self._changed.notify_all()
+
+    async def job(self, number: int) -> Job | None:
+        """Wait for the job of this number; jobs that were abandoned before they began are still handed out."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._jobs) > number)
+            return self._jobs[number]
+
+    async def post(self, key: str, report: dict[str, Any]) -> None:
+        """A report of a job; dropped where the job has been abandoned."""
+        async with self._changed:
+            if key in self._reports:
+                self._reports[key].append(report)
+                self._changed.notify_all()
+
+    async def report(self, key: str, number: int, timeout: float) -> dict[str, Any] | None:
+        """The job's report of this number (from 0), or None if none came in time. Asking for it says: go on."""
+        async with self._changed:
+            if key in self._taken:
+                self._taken[key] = number
+                self._changed.notify_all()
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: len(self._reports.get(key, [])) > number), timeout
+                )
+            except TimeoutError:
+                return None
+            return self._reports[key][number]
+
+    async def goes_on(self, key: str, reports: int) -> bool:
+        """Wait for the verdict on a job that has posted so many reports: True once the next one is asked for."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._taken.get(key, reports) >= reports)
+            return key in self._taken
+
+
+class Lane:
+    """A worker group and the trial it is training.
+
+    Args:
+        resources: workers of the group, and what each occupies.
+        storage: folder for Ray Train's own bookkeeping, reachable from all nodes.
+        name: of the group in Ray's logs.
+    """
+
+    def __init__(self, resources: Resources, storage: str, name: str):
+        self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        self._error: BaseException | None = None
+        self._job: Job | None = None
+        self._reports = 0
+        per_worker = {"CPU": resources.cpus_per_worker}
+        if resources.gpus_per_worker:
+            per_worker["GPU"] = resources.gpus_per_worker
+        trainer = TorchTrainer(
+            _serve,
+            train_loop_config={"mailbox": self._mailbox},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=per_worker,
+            ),
+            torch_config=TorchConfig(backend=process_group_backend(resources)),
+            run_config=ray.train.RunConfig(
+                name=name, storage_path=storage, logging_config=ray.train.LoggingConfig(log_level="ERROR")
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
+        self._thread.start()
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # kept for the trial that waits for a report
+            self._error = error
+
+    def begin(self, job: Job) -> None:
+        """Train this job; a job still in training is abandoned at its rung."""
+        self._job, self._reports = job, 0
+        ray.get(self._mailbox.put_job.remote(job))
+
+    def next_report(self) -> dict[str, Any]:
+        """The next epoch's report of the present job. The last one has an `outcome`.
+
+        Raises:
+            LaneError: the worker group has died.
+        """
+        assert self._job is not None
+        while True:
+            report = ray.get(self._mailbox.report.remote(self._job.key, self._reports, POLL_SECONDS))
+            if report is not None:
+                self._reports += 1
+                return report
+            if not self._thread.is_alive():
+                raise LaneError(f"the lane's worker group has ended: {self._error}") from self._error
+
+    def end(self) -> None:
+        """Let the workers go and wait until they have."""
+        ray.get(self._mailbox.put_job.remote(None))
+        self._thread.join(END_SECONDS)
+        ray.kill(self._mailbox)
+
+
+def process_group_backend(resources: Resources) -> str | None:
+    """gloo where several workers of a trial may share a GPU, which NCCL refuses; else Ray's choice."""
+    shared = resources.workers > 1 and 0 < resources.gpus_per_worker <= 0.5
+    return "gloo" if shared else None
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """The workers' side of a lane: jobs until there are no more."""
+    mailbox = config["mailbox"]
+    number = 0
+    while (job := ray.get(mailbox.job.remote(number))) is not None:
+        number += 1
+        try:
+            _run(job, mailbox)
+        except Exception:
+            ray.get(mailbox.post.remote(job.key, {"outcome": "failed", "error": traceback.format_exc()}))
+            if ray.train.get_context().get_world_size() > 1:
+                raise  # the others may be waiting in a collective operation: only a new group is sound
+        gc.collect()
+
+
+def _run(job: Job, mailbox: Any) -> None:
+    import torch
+
+    from lbstudy.train import EpochReport, minibatch_starts, train
+
+    run = RunSpec.model_validate(job.run)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    data = _placed(run.dataset.model_dump_json(), run.split_seed, str(device))
+    epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    machine = f"{context.get_world_size()} x {name}"
+
+    posted = 0
+
+    def post(report: dict[str, Any]) -> None:
+        nonlocal posted
+        posted += 1
+        if context.get_world_rank() == 0:
+            ray.get(mailbox.post.remote(job.key, report | {"device": machine}))
+
+    def on_epoch(report: EpochReport, snapshot: Any) -> bool:
+        if report.epoch == epochs or report.diverged:
+            return True  # posted below, together with the outcome
+        post(asdict(report))
+        return report.epoch in job.rungs and not ray.get(mailbox.goes_on.remote(job.key, posted))
+
+    outcome = train(run, data, on_epoch=on_epoch)
+    last: dict[str, Any] = asdict(outcome.last)
+    if outcome.last.epoch == epochs or outcome.diverged:
+        ended = "diverged" if outcome.diverged else "completed"
+        post(last | {"outcome": ended, "fingerprint": outcome.fingerprint})
+
+
+@lru_cache(maxsize=1)
+def _placed(dataset: str, split_seed: int, device: str) -> Any:
+    """The data on the device, kept between trials."""
+    from lbstudy import data, datasets
+    from lbstudy.runspec import DatasetSpec
+
+    spec = DatasetSpec.model_validate_json(dataset)
+    return data.place(datasets.load(spec), spec, split_seed, device)
