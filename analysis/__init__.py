@@ -1,1 +1,1 @@
-"""x"""
+"""From a study's records to tables: needs neither torch nor ray."""

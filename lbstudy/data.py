@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lbstudy.datasets import Dataset, validation_samples
-from lbstudy.randomness import derive_seed, stream
+from lbstudy.randomness import stream
 from lbstudy.runspec import DatasetSpec
 from lbstudy.study import StudyError
 
@@ -68,12 +68,8 @@ def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.de
             f"dataset.validation_size: {count} of {len(dataset.train_labels)} training samples; a stratified split "
             f"needs at least one of each of the {dataset.classes} classes on both sides"
         )
-    everything = np.arange(len(dataset.train_labels))
-    train, validation = train_test_split(
-        everything, test_size=count, stratify=dataset.train_labels, random_state=derive_seed(split_seed, "split")
-    )
-    train.sort()
-    validation.sort()
+    validates = stratified_choice(dataset.train_labels, count, stream(split_seed, "split"))
+    train, validation = np.flatnonzero(~validates), np.flatnonzero(validates)
     pixels = dataset.train_images[train].transpose(1, 0, 2, 3).reshape(dataset.train_images.shape[1], -1)
     counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels])  # integers: exact and repeatable
     mean = counts @ np.arange(256) / pixels.shape[1]
@@ -90,6 +86,18 @@ def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.de
         mean=torch.from_numpy(mean).to(device),
         std=torch.from_numpy(np.maximum(std, 1e-6)).to(device),
     )
+
+
+def stratified_choice(labels: NDArray[np.int64], count: int, draw: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose `count` samples at random, each class in its share (rounded by largest remainder). Returns a mask."""
+    sizes = np.bincount(labels)
+    shares = sizes * (count / len(labels))
+    quotas = np.floor(shares).astype(int)
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label, quota in enumerate(quotas):
+        chosen[draw.permutation(np.flatnonzero(labels == label))[:quota]] = True
+    return chosen
 
 
 def worker_slice(samples: int, rank: int, workers: int, unit: int = 1) -> slice:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lbstudy.randomness import stream
 from lbstudy.runspec import DatasetSpec
-from lbstudy.study import StudyError
+from lbstudy.study import StudyError, StudySpec
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 DEFAULT_ROOT = Path.home() / ".cache" / "lbstudy"
@@ -87,6 +87,26 @@ def validation_samples(spec: DatasetSpec, train_samples: int) -> int:
             "it must leave some on both sides"
         )
     return count
+
+
+def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
+    """Training samples beside the validation samples."""
+    return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
+
+
+def check_batch_sizes(study: StudySpec, dataset: Dataset) -> None:
+    """Make sure that every mini-batch can be filled.
+
+    Raises:
+        StudyError: a batch size is larger than the training split.
+    """
+    samples = training_samples(study.dataset, dataset)
+    for cell in study.list_cells():
+        if cell.batch_size > samples:
+            raise StudyError(
+                f"cells.batch_size: {cell.batch_size} is more than the {samples} training samples "
+                f"that dataset {study.dataset.name} has beside its validation samples"
+            )
 
 
 def _digits() -> Dataset:

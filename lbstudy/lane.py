@@ -3,7 +3,8 @@
 Starting a Ray Train worker group takes tens of seconds (processes, imports, process group, data on the device), so
 a lane starts one `TorchTrainer` and feeds it trial after trial. The workers run `_serve`: take the next job, train
 it, post a report per epoch. Nothing of a trial survives in the workers but the data on the device; a trial in a
-warm lane equals the same trial in a fresh process.
+warm lane equals the same trial in a fresh process. The data set comes from the object store: the driver has read it,
+so no worker needs its files.
 
 Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
 the workers wait for a verdict there and nowhere else. This is the only file that imports ray.train.
@@ -18,17 +19,18 @@ import threading
 import traceback
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less per lane
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
 import ray
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
 
-from lbstudy.runspec import RunSpec
+from lbstudy.runspec import DatasetSpec, RunSpec
 from lbstudy.study import Resources
+
+if TYPE_CHECKING:
+    from lbstudy.data import ImageData
 
 POLL_SECONDS = 1.0
 END_SECONDS = 30.0
@@ -104,11 +106,15 @@ class Lane:
 
     Args:
         resources: workers of the group, and what each occupies.
+        dataset: the `Dataset` of its trials, in the object store.
         storage: folder for Ray Train's own bookkeeping, reachable from all nodes.
         name: of the group in Ray's logs.
     """
 
-    def __init__(self, resources: Resources, storage: str, name: str):
+    def __init__(self, resources: Resources, dataset: ray.ObjectRef, storage: str, name: str):
+        from ray.train import LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer  # imports torch: seconds that the driver need not spend
+
         self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self._error: BaseException | None = None
         self._job: Job | None = None
@@ -118,21 +124,21 @@ class Lane:
             per_worker["GPU"] = resources.gpus_per_worker
         trainer = TorchTrainer(
             _serve,
-            train_loop_config={"mailbox": self._mailbox},
-            scaling_config=ray.train.ScalingConfig(
+            train_loop_config={"mailbox": self._mailbox, "dataset": [dataset]},
+            scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=per_worker,
             ),
             torch_config=TorchConfig(backend=process_group_backend(resources)),
-            run_config=ray.train.RunConfig(
-                name=name, storage_path=storage, logging_config=ray.train.LoggingConfig(log_level="ERROR")
+            run_config=RunConfig(
+                name=name, storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")
             ),
         )
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
         self._thread.start()
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: Any) -> None:
         try:
             trainer.fit()
         except BaseException as error:  # kept for the trial that waits for a report
@@ -173,12 +179,23 @@ def process_group_backend(resources: Resources) -> str | None:
 
 def _serve(config: dict[str, Any]) -> None:
     """The workers' side of a lane: jobs until there are no more."""
-    mailbox = config["mailbox"]
+    import ray.train.torch
+
+    from lbstudy import data
+
+    mailbox, device = config["mailbox"], ray.train.torch.get_device()
+    dataset = ray.get(config["dataset"][0])
+
+    @lru_cache(maxsize=1)  # trials of one study share their data
+    def placed(spec: DatasetSpec, split_seed: int) -> Any:
+        return data.place(dataset, spec, split_seed, device)
+
     number = 0
     while (job := ray.get(mailbox.job.remote(number))) is not None:
         number += 1
         try:
-            _run(job, mailbox)
+            run = RunSpec.model_validate(job.run)
+            _train(job, run, placed(run.dataset, run.split_seed), mailbox)
         except Exception:
             ray.get(mailbox.post.remote(job.key, {"outcome": "failed", "error": traceback.format_exc()}))
             if ray.train.get_context().get_world_size() > 1:
@@ -186,25 +203,23 @@ def _serve(config: dict[str, Any]) -> None:
         gc.collect()
 
 
-def _run(job: Job, mailbox: Any) -> None:
+def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
+    """Train one job and post its reports; the last one says how it ended, unless the pruner ended it."""
     import torch
+    from ray.train import get_context
 
     from lbstudy.train import EpochReport, minibatch_starts, train
 
-    run = RunSpec.model_validate(job.run)
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    data = _placed(run.dataset.model_dump_json(), run.split_seed, str(device))
+    rank, device = get_context().get_world_rank(), data.train.images.device
     epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    machine = f"{context.get_world_size()} x {name}"
-
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    machine = f"{get_context().get_world_size()} x {kind}"
     posted = 0
 
     def post(report: dict[str, Any]) -> None:
         nonlocal posted
         posted += 1
-        if context.get_world_rank() == 0:
+        if rank == 0:
             ray.get(mailbox.post.remote(job.key, report | {"device": machine}))
 
     def on_epoch(report: EpochReport, snapshot: Any) -> bool:
@@ -214,17 +229,6 @@ def _run(job: Job, mailbox: Any) -> None:
         return report.epoch in job.rungs and not ray.get(mailbox.goes_on.remote(job.key, posted))
 
     outcome = train(run, data, on_epoch=on_epoch)
-    last: dict[str, Any] = asdict(outcome.last)
     if outcome.last.epoch == epochs or outcome.diverged:
         ended = "diverged" if outcome.diverged else "completed"
-        post(last | {"outcome": ended, "fingerprint": outcome.fingerprint})
-
-
-@lru_cache(maxsize=1)
-def _placed(dataset: str, split_seed: int, device: str) -> Any:
-    """The data on the device, kept between trials."""
-    from lbstudy import data, datasets
-    from lbstudy.runspec import DatasetSpec
-
-    spec = DatasetSpec.model_validate_json(dataset)
-    return data.place(datasets.load(spec), spec, split_seed, device)
+        post(asdict(outcome.last) | {"outcome": ended, "fingerprint": outcome.fingerprint})

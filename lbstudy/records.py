@@ -64,9 +64,9 @@ class StudyFolder:
     def __init__(self, path: Path):
         self.path = path
 
-    @classmethod
-    def create(cls, path: Path, study: StudySpec) -> StudyFolder:
-        """Begin a study in a new or empty folder.
+    @staticmethod
+    def check(path: Path) -> None:
+        """Make sure that a study can begin here; leaves nothing behind.
 
         Raises:
             StudyError: the folder holds something already, or cannot be written.
@@ -74,6 +74,21 @@ class StudyFolder:
         try:
             if path.exists() and any(path.iterdir()):
                 raise StudyError(f"{path} is not empty; choose another --storage or --name, or remove it")
+            above = next(folder for folder in (path, *path.parents) if folder.exists())
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    @classmethod
+    def create(cls, path: Path, study: StudySpec) -> StudyFolder:
+        """Begin a study in a new or empty folder.
+
+        Raises:
+            StudyError: the folder holds something already, or cannot be written.
+        """
+        cls.check(path)
+        try:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
             _write(path / "study.yaml", study.to_yaml())

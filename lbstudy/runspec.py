@@ -33,8 +33,8 @@ class DatasetSpec(Spec):
     validation_size: int | float = Field(
         0.1, gt=0, description="samples taken from the training set, or a fraction below 1; stratified"
     )
-    augment: list[Literal["crop", "flip", "cutout"]] = Field(
-        [], description="crop: pad 4 and crop at random; flip: horizontally; cutout: erase a 16-pixel square"
+    augment: tuple[Literal["crop", "flip", "cutout"], ...] = Field(
+        (), description="crop: pad 4 and crop at random; flip: horizontally; cutout: erase a 16-pixel square"
     )
     drop_last: bool = Field(False, description="leave out an epoch's last, shorter mini-batch")
     download: bool = Field(False, description="let torchvision download the files when they are missing")

@@ -208,6 +208,11 @@ class StudySpec(Spec):
         """The published configurations of a cell."""
         return [entry.params for entry in self.published if entry.cell == cell]
 
+    def steps_per_epoch(self, cell: Cell, samples: int) -> int:
+        """Optimizer steps that an epoch of `samples` training samples takes in a cell."""
+        whole = samples // cell.batch_size
+        return whole if self.dataset.drop_last and whole else -(-samples // cell.batch_size)
+
     def trial_seed(self, cell: Cell, number: int) -> int:
         """The seed of a cell's trial; another one for each."""
         return derive_seed(self.seed, "trial", cell.name, number)

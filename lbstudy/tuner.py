@@ -32,7 +32,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
 
-from lbstudy.datasets import Dataset, validation_samples
+from lbstudy.datasets import Dataset, training_samples
 from lbstudy.lane import Job, Lane
 from lbstudy.records import StudyFolder, TrialRecord, utc_now
 from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, objective
@@ -96,34 +96,33 @@ def connect(address: str | None, verbose: bool = False) -> None:
         raise StudyError(f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
 
 
+def disconnect() -> None:
+    """Leave the cluster, or end the private Ray."""
+    ray.shutdown()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the driver must know of a study before it begins."""
 
     study: StudySpec
+    dataset: Dataset
     epochs: dict[str, int]  # of a whole run, by cell name
     lanes: int
 
 
 def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]]) -> Plan:
-    """Check a study against its data and the machines.
+    """Fit a study to its data and the machines.
 
     Raises:
-        StudyError: a mini-batch is larger than the training split, or no node can hold a trial.
+        StudyError: no node can hold a trial.
     """
-    samples = len(dataset.train_labels) - validation_samples(study.dataset, len(dataset.train_labels))
-    epochs = {}
-    for cell in study.list_cells():
-        if cell.batch_size > samples:
-            raise StudyError(
-                f"cells.batch_size: {cell.batch_size} is more than the {samples} training samples "
-                f"that dataset {study.dataset.name} has beside its validation samples"
-            )
-        whole = study.dataset.drop_last
-        per_epoch = samples // cell.batch_size if whole else -(-samples // cell.batch_size)
-        epochs[cell.name] = study.budget.total_epochs(per_epoch)
+    samples = training_samples(study.dataset, dataset)
+    epochs = {
+        cell.name: study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells()
+    }
     lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
-    return Plan(study, epochs, lanes)
+    return Plan(study, dataset, epochs, lanes)
 
 
 class TrialActor(tune.Trainable):
@@ -133,7 +132,8 @@ class TrialActor(tune.Trainable):
         """Start the worker group; it comes up while the first trial waits for its first report."""
         self._metric, self._jobs = config["lane"]["metric"], count()
         resources = Resources.model_validate(config["lane"]["resources"])
-        self._lane = Lane(resources, config["lane"]["storage"], name=f"lane-{self.trial_id}")
+        dataset, storage = config["lane"]["dataset"][0], config["lane"]["storage"]
+        self._lane = Lane(resources, dataset, storage, name=f"lane-{self.trial_id}")
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -210,7 +210,8 @@ class Recorder(tune.Callback):
         record.metrics = report
         record.seconds += report["seconds"]
         self._folder.append_epoch(record, report)
-        self._show(record)
+        if record.status == "running":
+            self._show(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has ended by itself, or the pruner ended it."""
@@ -248,6 +249,7 @@ def tune_study(folder: StudyFolder, plan: Plan, show: Callable[[TrialRecord], No
         "resources": study.resources.model_dump(),
         "metric": study.tuning.metric,
         "storage": str(lane_storage.resolve()),
+        "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
     }
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
         try:

@@ -1,0 +1,236 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 some trials failed or are missing, 2 bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track as rich_track
+from rich.table import Table
+
+from lbstudy import __version__
+from lbstudy.records import FINISHED, StudyFolder
+from lbstudy.study import StudyError, StudySpec, find_study, load_study, parse_override
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+out = Console(width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class TableFormat(StrEnum):
+    """How `best` prints."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    latex = "latex"
+
+
+File = Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")]
+Folder = Annotated[Path, typer.Argument(help="a study's folder", metavar="STUDY")]
+Storage = Annotated[Path, typer.Option(help="the study's folder is made in this one")]
+Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
+Trials = Annotated[int | None, typer.Option(help="trials per cell")]
+Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
+WorkersOption = Annotated[int | None, typer.Option(help="data-parallel workers per trial")]
+Data = Annotated[str | None, typer.Option(metavar="ROOT", help="a local copy of the data: torchvision's files, or an image tree")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change any key of the study file; may be repeated")]
+Address = Annotated[str | None, typer.Option(help="a Ray cluster; default: $RAY_ADDRESS, else a private Ray on this machine")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray says")]
+
+
+def main() -> None:
+    """Entry point: a StudyError is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except StudyError as error:
+        for line in str(error).splitlines():
+            err.print(f"error: {line}", markup=False)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """A hyper-parameter study of large mini-batch training, on Ray."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(storage: Storage = Path("studies"), verbose: Verbose = False) -> None:
+    """Tune LeNet-5 on handwritten digits, small against large batch: a whole study in a few minutes."""
+    study = load_study(find_study("digits.yaml"))
+    _run(study, storage, None, verbose)
+
+
+@app.command()
+def plan(
+    file: File, name: Name = None, trials: Trials = None, epochs: Epochs = None, workers: WorkersOption = None,
+    data: Data = None, set_: Sets = None,
+) -> None:  # fmt: skip
+    """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing."""
+    study = _resolve(file, name, trials, epochs, workers, data, set_)
+    _print_plan(study)
+
+
+@app.command()
+def run(
+    file: File, storage: Storage = Path("studies"), name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Tune every cell of a study."""
+    _run(_resolve(file, name, trials, epochs, workers, data, set_), storage, address, verbose)
+
+
+@app.command()
+def status(study: Folder) -> None:
+    """How far each cell of a study has come."""
+    from analysis import tables
+
+    folder = StudyFolder.open(study)
+    _print_table(tables.for_reading(tables.progress(folder)), title=folder.study().name)
+
+
+@app.command()
+def best(study: Folder, format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table) -> None:
+    """The best configuration of each cell."""
+    _print_best(StudyFolder.open(study), format)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of the study file, for editors."""
+    print(json.dumps(StudySpec.model_json_schema(by_alias=True), indent=2))
+
+
+def _resolve(
+    file: str, name: str | None, trials: int | None, epochs: int | None, workers: int | None, data: str | None,
+    sets: list[str] | None,
+) -> StudySpec:  # fmt: skip
+    overrides = dict(parse_override(text) for text in sets or [])
+    flags = {
+        "name": name,
+        "tuning.trials": trials,
+        "budget": None if epochs is None else {"epochs": epochs},
+        "resources.workers": workers,
+        "dataset.root": data,
+    }
+    overrides |= {key: value for key, value in flags.items() if value is not None}
+    return load_study(find_study(file), overrides)
+
+
+def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) -> None:
+    from lbstudy import datasets
+
+    if left_out := study.left_out():
+        err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    path = (storage / study.name).resolve()
+    StudyFolder.check(path)
+    dataset = datasets.load(study.dataset, _track)
+    datasets.check_batch_sizes(study, dataset)
+
+    from lbstudy import tuner
+    from lbstudy.progress import Progress
+
+    err.print("starting Ray ..." if address is None and "RAY_ADDRESS" not in os.environ else "joining the cluster ...")
+    tuner.connect(address, verbose)
+    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+    folder = StudyFolder.create(path, study)
+    cells = len(planned.epochs)
+    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+    with Progress(study, err) as progress:
+        tuner.tune_study(folder, planned, progress.update, verbose)
+    tuner.disconnect()
+    _print_best(folder, TableFormat.table)
+    trials = folder.trials()
+    if failed := [t for t in trials if t.status == "failed"]:
+        err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
+        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
+    finished = sum(t.status in FINISHED for t in trials)
+    raise typer.Exit(1 if failed or finished < cells * study.tuning.trials else 0)
+
+
+def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
+    return rich_track(files, "decoding the images, once", total=count, console=err)
+
+
+def _print_plan(study: StudySpec) -> None:
+    from lbstudy import datasets
+    from lbstudy.tuner import count_lanes
+
+    table = Table(title=f"{study.name}: {study.model} on {study.dataset.name}", title_justify="left")
+    names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
+    for heading in ("cell", "steps per epoch", *names, "published"):
+        table.add_column(heading)
+    try:
+        samples: int | None = datasets.training_samples(study.dataset, datasets.load(study.dataset, _track))
+    except StudyError as error:
+        err.print(f"the data cannot be read here: {error}", markup=False)
+        samples = None
+    for cell in study.list_cells():
+        ranges = study.ranges(cell)
+        steps = "?" if samples is None else str(study.steps_per_epoch(cell, samples))
+        published = str(len(study.published_params(cell)) or "-")
+        table.add_row(cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published)
+    out.print(table)
+    if left_out := study.left_out():
+        out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    budget, tuning, resources = study.budget, study.tuning, study.resources
+    length = f"{budget.epochs} epochs" if budget.epochs else f"{budget.steps} steps"
+    cells = len(study.list_cells())
+    pruner = "no pruner" if tuning.pruner == "none" else (
+        f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
+    )  # fmt: skip
+    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {length}; {tuning.sampler}, {pruner}")
+    each = f"{resources.cpus_per_worker:g} CPU" + (
+        f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    )
+    machine: dict[str, float] = {"CPU": os.cpu_count() or 1}
+    if resources.gpus_per_worker:
+        import torch
+
+        machine["GPU"] = torch.cuda.device_count()
+    try:
+        lanes = f"{min(count_lanes(resources, [machine]), cells * tuning.trials)} lanes on this machine"
+    except StudyError as error:
+        lanes = f"not on this machine: {error}"
+    out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
+    fixed = study.fixed.model_dump(exclude_none=True, exclude={"mixup", "noise"})
+    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items()))
+
+
+def _print_best(folder: StudyFolder, style: TableFormat) -> None:
+    from analysis import tables
+
+    configs = tables.best_configs(folder)
+    if style is not TableFormat.table:
+        print(tables.render(configs, style.value))  # type: ignore[arg-type]
+        return
+    study = folder.study()
+    shown = tables.for_reading(configs)
+    _print_table(shown.loc[:, [c for c in shown if (shown[c] != "-").any() or c == "edge"]], title=f"{study.name}: best configurations")
+    out.print(tables.budget_sentence(study, configs))
+    if configs["edge"].any():
+        out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
+
+
+def _print_table(frame: pd.DataFrame, title: str) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in frame:
+        table.add_column(str(column).replace("_", " "), justify="left" if frame[column].str.contains("[a-z]").any() else "right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*row)
+    out.print(table)
