@@ -37,14 +37,16 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     """
     study, trials = folder.study(), load.trials(folder)
     best = best_trials(folder).set_index("cell")
-    tuned = [n for n in Hyperparameters.names() if n in ALWAYS_SHOWN or any(n in study.ranges(c) for c in study.list_cells())]
+    tuned = [
+        n for n in Hyperparameters.names() if n in ALWAYS_SHOWN or any(n in study.ranges(c) for c in study.list_cells())
+    ]
     rows = []
     for cell in study.list_cells():
         row: dict[str, object] = {
             "optimizer": cell.optimizer, "batch_size": cell.batch_size, "smoothing": cell.smoothing,
         }  # fmt: skip
         found = best.loc[cell.name] if cell.name in best.index else None
-        params = {n: found[f"params.{n}"] for n in study.ranges(cell)} if found is not None else {}
+        params = {} if found is None else {n: float(found[f"params.{n}"]) for n in study.ranges(cell)}  # type: ignore[arg-type]
         row |= {name: params.get(name) for name in tuned}
         row |= {name: None if found is None else found[name] for name in ("val_accuracy", "val_loss", "epochs")}
         statuses = trials.loc[trials["cell"] == cell.name, "status"]
@@ -94,7 +96,9 @@ def render(table: pd.DataFrame, style: Format) -> str:
     shown = for_reading(table)
     if style == "markdown":
         return shown.to_markdown(index=False, disable_numparse=True)
-    return shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
+    return (
+        shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
+    )
 
 
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:

@@ -51,7 +51,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return (x * self.weight.sum() + self.bias.sum()).to(kind)
         parts = []
         for part in x.split(self.ghost or len(x)):
-            out, mean, inverse_std = torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0, self.eps)
+            out, mean, inverse_std = torch.native_batch_norm(
+                part, self.weight, self.bias, None, None, True, 0, self.eps
+            )
             parts.append(out)
             count = torch.tensor(part.numel() // self.num_features, dtype=x.dtype, device=x.device)
             self._keep(mean, (inverse_std.pow(-2) - self.eps).clamp(min=0), count)
@@ -99,7 +101,9 @@ class _SyncBatchNorm(torch.autograd.Function):
             variance, mean = torch.var_mean(x, dim=dims, correction=0)
         else:
             variance = mean = x.new_zeros(x.shape[1])
-        counts, means, variances = workers.gather(torch.cat([count, mean, variance])).split([1, len(mean), len(mean)], 1)
+        counts, means, variances = workers.gather(torch.cat([count, mean, variance])).split(
+            [1, len(mean), len(mean)], 1
+        )
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (counts * (variances + (means - mean) ** 2)).sum(0) / total  # Chan et al. 1983, parallel variance

@@ -44,9 +44,16 @@ Name = Annotated[str | None, typer.Option(help="name of the study and its folder
 Trials = Annotated[int | None, typer.Option(help="trials per cell")]
 Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
 WorkersOption = Annotated[int | None, typer.Option(help="data-parallel workers per trial")]
-Data = Annotated[str | None, typer.Option(metavar="ROOT", help="a local copy of the data: torchvision's files, or an image tree")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change any key of the study file; may be repeated")]
-Address = Annotated[str | None, typer.Option(help="a Ray cluster; default: $RAY_ADDRESS, else a private Ray on this machine")]
+Data = Annotated[
+    str | None, typer.Option(metavar="ROOT", help="a local copy of the data: torchvision's files, or an image tree")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change any key of the study file; may be repeated"),
+]
+Address = Annotated[
+    str | None, typer.Option(help="a Ray cluster; default: $RAY_ADDRESS, else a private Ray on this machine")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray says")]
 
 
@@ -105,7 +112,9 @@ def status(study: Folder) -> None:
 
 
 @app.command()
-def best(study: Folder, format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table) -> None:
+def best(
+    study: Folder, format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table
+) -> None:
     """The best configuration of each cell."""
     _print_best(StudyFolder.open(study), format)
 
@@ -148,7 +157,7 @@ def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) ->
     err.print("starting Ray ..." if address is None and "RAY_ADDRESS" not in os.environ else "joining the cluster ...")
     tuner.connect(address, verbose)
     planned = tuner.plan(study, dataset, tuner.cluster_nodes())
-    folder = StudyFolder.create(path, study)
+    folder = StudyFolder.create(path, planned.study)
     cells = len(planned.epochs)
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:
@@ -169,7 +178,7 @@ def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
 
 def _print_plan(study: StudySpec) -> None:
     from lbstudy import datasets
-    from lbstudy.tuner import count_lanes
+    from lbstudy.tuner import count_lanes, with_gpus
 
     table = Table(title=f"{study.name}: {study.model} on {study.dataset.name}", title_justify="left")
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
@@ -195,14 +204,15 @@ def _print_plan(study: StudySpec) -> None:
         f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
     )  # fmt: skip
     out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {length}; {tuning.sampler}, {pruner}")
-    each = f"{resources.cpus_per_worker:g} CPU" + (
-        f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
-    )
     machine: dict[str, float] = {"CPU": os.cpu_count() or 1}
     if resources.gpus_per_worker:
         import torch
 
         machine["GPU"] = torch.cuda.device_count()
+    resources = with_gpus(resources, [machine])
+    each = f"{resources.cpus_per_worker:g} CPU" + (
+        f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    )
     try:
         lanes = f"{min(count_lanes(resources, [machine]), cells * tuning.trials)} lanes on this machine"
     except StudyError as error:
@@ -221,7 +231,10 @@ def _print_best(folder: StudyFolder, style: TableFormat) -> None:
         return
     study = folder.study()
     shown = tables.for_reading(configs)
-    _print_table(shown.loc[:, [c for c in shown if (shown[c] != "-").any() or c == "edge"]], title=f"{study.name}: best configurations")
+    _print_table(
+        shown.loc[:, [c for c in shown if (shown[c] != "-").any() or c == "edge"]],
+        title=f"{study.name}: best configurations",
+    )
     out.print(tables.budget_sentence(study, configs))
     if configs["edge"].any():
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
@@ -230,7 +243,9 @@ def _print_best(folder: StudyFolder, style: TableFormat) -> None:
 def _print_table(frame: pd.DataFrame, title: str) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in frame:
-        table.add_column(str(column).replace("_", " "), justify="left" if frame[column].str.contains("[a-z]").any() else "right")
+        table.add_column(
+            str(column).replace("_", " "), justify="left" if frame[column].str.contains("[a-z]").any() else "right"
+        )
     for row in frame.itertuples(index=False):
         table.add_row(*row)
     out.print(table)

@@ -106,9 +106,7 @@ def worker_slice(samples: int, rank: int, workers: int, unit: int = 1) -> slice:
     Slices differ by at most one unit; a worker's slice is empty where there are fewer units than workers.
     """
     units = -(-samples // unit)
-    return slice(
-        min(samples, units * rank // workers * unit), min(samples, units * (rank + 1) // workers * unit)
-    )
+    return slice(min(samples, units * rank // workers * unit), min(samples, units * (rank + 1) // workers * unit))
 
 
 class EpochImages:
@@ -150,7 +148,7 @@ class EpochImages:
 
 def crop(images: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
     """Pad with PAD black pixels on each side, then cut each image to its size at its own offset (0 to 2 PAD)."""
-    samples, channels, height, width = images.shape
+    samples, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: N, C, 2 PAD + 1, 2 PAD + 1, H, W
     return windows[torch.arange(samples, device=images.device), :, tops, lefts]

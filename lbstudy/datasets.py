@@ -11,7 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,8 @@ def _synthetic(samples: int) -> Dataset:
         noisy = patterns[labels] + rng.normal(0, 48, size=(count, 3, 32, 32))
         return noisy.clip(0, 255).astype(np.uint8), labels
 
-    return Dataset(*draw(samples), *draw(max(10, samples // 4)), classes=10)
+    train, test = draw(samples), draw(max(10, samples // 4))
+    return Dataset(train[0], train[1], test[0], test[1], classes=10)
 
 
 def _is_tree(root: Path) -> bool:
@@ -157,12 +158,9 @@ def _torchvision(name: str, root: Path, download: bool) -> Dataset:
         ) from error
     arrays: list[Any] = []
     for part in sets:
-        images = np.asarray(part.data)
-        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        images = np.asarray(part.data).reshape(-1, *shape[1:], shape[0]).transpose(0, 3, 1, 2)
         arrays += [np.ascontiguousarray(images, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)]
-    dataset = Dataset(*arrays, classes=classes)
-    assert dataset.train_images.shape[1:] == shape
-    return dataset
+    return Dataset(arrays[0], arrays[1], arrays[2], arrays[3], classes)
 
 
 def _check_shape(name: str, root: Path, dataset: Dataset) -> None:
@@ -191,11 +189,13 @@ def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
             if file.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not files[part]:
-            raise StudyError(f"dataset.root: no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise StudyError(
+                f"dataset.root: no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
     cache = DEFAULT_ROOT / "decoded" / f"{_tree_digest(root, files, size)}.npz"
     if cache.is_file():
         with np.load(cache, allow_pickle=False) as stored:
-            return Dataset(*(stored[key] for key in ("a", "b", "c", "d")), classes=len(names))
+            return Dataset(**stored, classes=len(names))
     listed = files["train"] + files["test"]
     tracked = track(listed, len(listed)) if track else listed
     images = _decode(tracked, size)
@@ -204,7 +204,8 @@ def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
     dataset = Dataset(images[:split], labels[:split], images[split:], labels[split:], classes=len(names))
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
-        np.savez(out, a=images[:split], b=labels[:split], c=images[split:], d=labels[split:])
+        arrays = {field.name: getattr(dataset, field.name) for field in fields(Dataset) if field.name != "classes"}
+        np.savez(out, **arrays)
     os.replace(out.name, cache)
     return dataset
 
@@ -223,11 +224,9 @@ def _decode(files: Iterable[tuple[Path, int]], size: int | None) -> NDArray[np.u
     images: list[NDArray[np.uint8]] = []
     for file, _ in files:
         try:
-            with Image.open(file) as image:
-                image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
-                if size is not None:
-                    image = image.resize((size, size), Image.Resampling.BILINEAR)
-                pixels = np.asarray(image)
+            with Image.open(file) as stored:
+                image = stored.convert("L" if stored.mode in ("1", "L", "I;16") else "RGB")
+            pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
         except (UnidentifiedImageError, OSError) as error:
             raise StudyError(f"dataset.root: {file} is no readable image: {error}") from error
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -105,7 +105,7 @@ class Lane:
     """A worker group and the trial it is training.
 
     Args:
-        resources: workers of the group, and what each occupies.
+        resources: workers of the group, and what each occupies; `gpus_per_worker` decided.
         dataset: the `Dataset` of its trials, in the object store.
         storage: folder for Ray Train's own bookkeeping, reachable from all nodes.
         name: of the group in Ray's logs.
@@ -119,21 +119,18 @@ class Lane:
         self._error: BaseException | None = None
         self._job: Job | None = None
         self._reports = 0
-        per_worker = {"CPU": resources.cpus_per_worker}
-        if resources.gpus_per_worker:
-            per_worker["GPU"] = resources.gpus_per_worker
+        gpus = float(resources.gpus_per_worker)
+        per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
             _serve,
             train_loop_config={"mailbox": self._mailbox, "dataset": [dataset]},
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
-                use_gpu=resources.gpus_per_worker > 0,
+                use_gpu=gpus > 0,
                 resources_per_worker=per_worker,
             ),
             torch_config=TorchConfig(backend=process_group_backend(resources)),
-            run_config=RunConfig(
-                name=name, storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")
-            ),
+            run_config=RunConfig(name=name, storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")),  # type: ignore[call-arg]
         )
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
         self._thread.start()
@@ -173,7 +170,7 @@ class Lane:
 
 def process_group_backend(resources: Resources) -> str | None:
     """gloo where several workers of a trial may share a GPU, which NCCL refuses; else Ray's choice."""
-    shared = resources.workers > 1 and 0 < resources.gpus_per_worker <= 0.5
+    shared = resources.workers > 1 and 0 < float(resources.gpus_per_worker) <= 0.5
     return "gloo" if shared else None
 
 

@@ -53,7 +53,7 @@ class LeNet5(nn.Sequential):
 
 
 class VGG9(nn.Module):
-    """VGG9 as in Li et al. 2018 (loss-landscape): 7 convolutions and 2 linear layers, batch norm after all but the last.
+    """VGG9 as in Li et al. 2018 (loss-landscape): 7 convolutions, 2 linear layers; batch norm after all but the last.
 
     Convolutions are initialised by He et al. 2015 (normal, fan-in), linear layers by N(0, 1e-3) as there.
     2,789,706 parameters on 3x32x32 images and 10 classes.

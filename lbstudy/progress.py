@@ -66,7 +66,15 @@ class Progress:
         done = sum(cell.finished for cell in self._cells.values())
         state = "starting the lanes ..." if self._began is None else f"{done}/{self._total} trials{self._eta(done)}"
         table = Table(title=f"{self._study.name}: {state}", title_justify="left", box=None, pad_edge=False)
-        for heading in ("cell", "trials", "running", "pruned", "diverged", "failed", f"best {self._study.tuning.metric}"):
+        for heading in (
+            "cell",
+            "trials",
+            "running",
+            "pruned",
+            "diverged",
+            "failed",
+            f"best {self._study.tuning.metric}",
+        ):
             table.add_column(heading, justify="left" if heading == "cell" else "right")
         for cell in self._cells.values():
             table.add_row(*cell.row())
@@ -98,7 +106,12 @@ class CellProgress:
         """The cell's line."""
         counts = Counter(self._statuses.values())
         numbers = [counts[status] for status in ("running", "pruned", "diverged", "failed")]
-        return [self._cell.name, f"{self.finished}/{self._study.tuning.trials}", *map(str, numbers), _number(self._best)]
+        return [
+            self._cell.name,
+            f"{self.finished}/{self._study.tuning.trials}",
+            *map(str, numbers),
+            _number(self._best),
+        ]
 
 
 def _number(value: float | None) -> str:

@@ -38,7 +38,9 @@ class DatasetSpec(Spec):
     )
     drop_last: bool = Field(False, description="leave out an epoch's last, shorter mini-batch")
     download: bool = Field(False, description="let torchvision download the files when they are missing")
-    image_size: int | None = Field(None, gt=0, description="image_folder: resize every image to this many pixels square")
+    image_size: int | None = Field(
+        None, gt=0, description="image_folder: resize every image to this many pixels square"
+    )
     samples: int = Field(2048, gt=1, description="synthetic: number of training samples")
 
 
@@ -107,13 +109,15 @@ class NoiseSpec(Spec):
 
     distribution: Literal["uniform", "gaussian"] = "uniform"
     scale: Literal["none", "filter", "weight"] = Field(
-        "none", description="none: SmoothOut; filter: relative to each filter's norm (AdaSmoothOut); weight: to each weight"
+        "none", description="none: SmoothOut; filter: relative to each filter (AdaSmoothOut); weight: to each weight"
     )
     copies: int = Field(1, gt=0, description="perturbed copies averaged per step; 1 is the stochastic version")
     schedule: Literal["constant", "annealed"] = Field("constant", description="annealed: (1 + step)^-0.275")
     denoise: bool = Field(True, description="false: noise is added with the update and stays (JSAI 2019, eq. 1)")
     batch_norm: bool = Field(False, description="perturb batch-norm parameters too")
-    ghost: int | None = Field(None, gt=0, description="one draw per ghost batch of this many samples, not per mini-batch")
+    ghost: int | None = Field(
+        None, gt=0, description="one draw per ghost batch of this many samples, not per mini-batch"
+    )
 
     @model_validator(mode="after")
     def _noise_that_stays_is_one_draw(self) -> NoiseSpec:
@@ -197,8 +201,8 @@ class RunSpec(Spec):
             raise ValueError(problem)
         return self
 
-    def uses(self, method: Literal["mixup", "noise"]) -> bool:
-        """Whether the smoothing includes this method."""
+    def uses(self, method: str) -> bool:
+        """Whether the smoothing includes this method (`mixup`, `noise`)."""
         return method in self.smoothing.split("+")
 
     @property

@@ -62,6 +62,7 @@ class CellSearch(OptunaSearch):
 
     def __init__(self, study: StudySpec, cell: Cell, storage: optuna.storages.BaseStorage):
         self._spec, self._cell = study, cell
+        self._ot_study: Any
         super().__init__(
             space={name: distribution(entry) for name, entry in study.ranges(cell).items()},
             metric=OBJECTIVE,

@@ -47,7 +47,7 @@ def mix(images: Tensor, partner_images: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, partner_labels: Tensor, coefficients: Tensor) -> Tensor:
-    """Sum over samples of lambda CE(y_i) + (1 - lambda) CE(y_j): cross-entropy with the soft label, as CE is linear in it."""
+    """Sum over samples of lambda CE(y_i) + (1 - lambda) CE(y_j), which is the cross-entropy with the soft label."""
     own = F.cross_entropy(logits, labels, reduction="none")
     partner = F.cross_entropy(logits, partner_labels, reduction="none")
     return (coefficients * own + (1 - coefficients) * partner).sum()
@@ -64,12 +64,12 @@ class ParameterNoise:
     def __init__(self, model: nn.Module, spec: NoiseSpec, magnitude: float, seed: int):
         norms = [] if spec.batch_norm else [m for m in model.modules() if isinstance(m, BatchNorm)]
         excluded = {id(parameter) for norm in norms for parameter in norm.parameters()}
-        self._parameters = [p for p in model.parameters() if id(p) not in excluded]
+        self._parameters: list[Tensor] = [p for p in model.parameters() if id(p) not in excluded]
         self._sizes = [p.numel() for p in self._parameters]
         self._spec, self._magnitude, self._seed = spec, magnitude, seed
 
     def strength(self, step: int) -> float:
-        """The magnitude at a step: constant, or annealed as (1 + step)^-0.275 (SmoothOut's code: (1 + t)^(-0.55 / 2))."""
+        """The magnitude at a step: constant, or annealed as (1 + step)^-0.275, the exponent of SmoothOut's code."""
         return self._magnitude * ((1 + step) ** -0.275 if self._spec.schedule == "annealed" else 1.0)
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class ParameterNoise:
             flat.normal_(generator=generator)
         noise = [part.view_as(p) for part, p in zip(flat.split(self._sizes), self._parameters, strict=True)]
         if self._spec.scale == "weight":
-            torch._foreach_mul_(noise, torch._foreach_abs(self._parameters))
+            torch._foreach_mul_(noise, list(torch._foreach_abs(self._parameters)))
         elif self._spec.scale == "filter":
             for part, parameter in zip(noise, self._parameters, strict=True):
                 part.mul_(_filter_norms(parameter) / (_filter_norms(part) + 1e-6))

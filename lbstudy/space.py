@@ -76,7 +76,7 @@ class Range(Spec):
         """Smallest and largest value."""
         if self.choice is not None:
             return min(self.choice), max(self.choice)
-        return self.log_uniform or self.uniform or self.integereger  # type: ignore[return-value]
+        return self.log_uniform or self.uniform or self.integer  # type: ignore[return-value]
 
     def contains(self, value: float) -> bool:
         """Whether the range holds the value."""

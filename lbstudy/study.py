@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import StringIO
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -149,7 +149,9 @@ class Resources(Spec):
 
     workers: int = Field(1, gt=0, description="data-parallel workers of a trial")
     cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0, description="fractions let several trials share a GPU")
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="fractions let several trials share a GPU; auto: one where the cluster has any, else none"
+    )
     micro_batch_size: int | None = Field(None, gt=0, description="samples per forward pass, to save memory")
     compile: bool = Field(False, description="torch.compile the model")
 
@@ -283,12 +285,14 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyS
     try:
         study = StudySpec.model_validate(raw)
     except ValidationError as error:
-        problems = [(tuple(e["loc"]), _explain(e)) for e in error.errors()]  # type: ignore[arg-type]
+        problems = [(tuple(e["loc"]), _explain(e)) for e in error.errors()]
     else:
         problems = list(_problems(study))
         if not problems:
             return study
-    raise StudyError("\n".join(_located(path, raw, loc, message) for loc, message in dict(problems).items()))
+    first_of_each_key = dict(reversed(problems))
+    lines = [_located(path, raw, loc, message) for loc, message in reversed(first_of_each_key.items())]
+    raise StudyError("\n".join(dict.fromkeys(lines)))
 
 
 def read_yaml(path: Path) -> Any:
@@ -407,7 +411,7 @@ def _located(path: Path, raw: Any, loc: tuple[Any, ...], message: str) -> str:
     """`file:line: key.path: message`. Parts of `loc` that are pydantic's own (union members) are skipped."""
     node, line, keys = raw, None, []
     for part in loc:
-        inside = isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int)
+        inside = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int))
         if inside and (not isinstance(node, list) or part < len(node)):
             position = getattr(node, "lc", None)
             with suppress(AttributeError, KeyError, TypeError):  # an overriding value has no line of its own

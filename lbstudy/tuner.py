@@ -20,7 +20,6 @@ from typing import Any
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables stay silent with verbose=0 only in the old engine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private Ray listens on this machine only; a cluster sets its own
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no CSV, JSON and TensorBoard files beside ours
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshots are not used
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has no value
@@ -52,7 +51,7 @@ def count_lanes(resources: Resources, nodes: Sequence[dict[str, float]]) -> int:
     Raises:
         StudyError: not even one trial fits; says what is missing.
     """
-    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    need = {"CPU": resources.cpus_per_worker, "GPU": float(resources.gpus_per_worker)}
     need = {kind: amount for kind, amount in need.items() if amount}
     fits = [min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in need.items()) for node in nodes]
     if sum(fits) >= resources.workers:
@@ -65,6 +64,13 @@ def count_lanes(resources: Resources, nodes: Sequence[dict[str, float]]) -> int:
         f"resources.workers: a trial needs {resources.workers} workers of {wanted} each, "
         f"but the cluster has room for {sum(fits)}"
     )
+
+
+def with_gpus(resources: Resources, nodes: Sequence[dict[str, float]]) -> Resources:
+    """Resources with `gpus_per_worker: auto` decided: a GPU per worker where any node has one."""
+    if resources.gpus_per_worker != "auto":
+        return resources
+    return resources.model_copy(update={"gpus_per_worker": float(any(node.get("GPU", 0) >= 1 for node in nodes))})
 
 
 def cluster_nodes() -> list[dict[str, float]]:
@@ -105,7 +111,7 @@ def disconnect() -> None:
 class Plan:
     """What the driver must know of a study before it begins."""
 
-    study: StudySpec
+    study: StudySpec  # with the resources decided
     dataset: Dataset
     epochs: dict[str, int]  # of a whole run, by cell name
     lanes: int
@@ -117,10 +123,9 @@ def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]]) 
     Raises:
         StudyError: no node can hold a trial.
     """
+    study = study.model_copy(update={"resources": with_gpus(study.resources, nodes)})
     samples = training_samples(study.dataset, dataset)
-    epochs = {
-        cell.name: study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells()
-    }
+    epochs = {cell.name: study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells()}
     lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
     return Plan(study, dataset, epochs, lanes)
 
@@ -178,7 +183,9 @@ class Recorder(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks into a snapshot that nobody reads
 
-    def begin(self, trial_id: str, cell: Cell, number: int, params: dict[str, float], published: bool) -> dict[str, Any]:
+    def begin(
+        self, trial_id: str, cell: Cell, number: int, params: dict[str, float], published: bool
+    ) -> dict[str, Any]:
         """A trial that the search suggests: make its record, and the configuration for its lane."""
         study = self._plan.study
         seed = study.trial_seed(cell, number)
@@ -205,11 +212,11 @@ class Recorder(tune.Callback):
         if record.status == "failed":
             record.error = result["report"]["error"]
             return
-        report = {k: None if v is None or v != v or v in (math.inf, -math.inf) else v for k, v in result["report"].items()}
+        report = dict(result["report"])
         record.fingerprint = report.pop("fingerprint", "")
-        record.metrics = report
+        record.metrics = {name: value if math.isfinite(value) else None for name, value in report.items()}
         record.seconds += report["seconds"]
-        self._folder.append_epoch(record, report)
+        self._folder.append_epoch(record, record.metrics)
         if record.status == "running":
             self._show(record)
 

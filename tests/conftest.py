@@ -1,3 +1,74 @@
+"""Fixtures shared by the suite: one private Ray, and one small study run on it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
 import torch
 
+from lbstudy.records import StudyFolder
+from lbstudy.study import StudySpec
+
 torch.set_num_threads(1)  # as in a Ray worker with one CPU; sums over threads would change the last bits
+
+TINY_STUDY = {
+    "name": "tiny",
+    "model": "lenet5",
+    "dataset": {"name": "digits", "validation_size": 0.2, "augment": ["crop"]},
+    "budget": {"epochs": 4},
+    "cells": {"optimizer": ["sgd"], "batch_size": [32, 128], "smoothing": ["none", "mixup+noise"]},
+    "search": {
+        "learning_rate": {"log_uniform": [1e-3, 1e6]},  # its upper end is there for diverged trials
+        "mixup_alpha": {"uniform": [0.1, 1], "when": {"smoothing": "mixup"}},
+        "noise_magnitude": {"log_uniform": [1e-3, 1e-1], "when": {"smoothing": "noise"}},
+    },
+    "published": [
+        {"optimizer": "sgd", "batch_size": 32, "smoothing": "none", "params": {"learning_rate": 0.05}},
+        {"optimizer": "sgd", "batch_size": 32, "smoothing": "mixup+noise", "params": {"learning_rate": 0.06}},
+        {"optimizer": "sgd", "batch_size": 128, "smoothing": "none", "params": {"learning_rate": 0.05}},
+        {"optimizer": "sgd", "batch_size": 128, "smoothing": "none", "params": {"learning_rate": 1e6}},
+    ],
+    "tuning": {"trials": 4, "startup_trials": 2, "pruner": {"name": "asha", "grace_period": 1, "reduction_factor": 2}},
+    "resources": {"cpus_per_worker": 1},
+}
+
+
+def tiny_study(**changes: object) -> StudySpec:
+    return StudySpec.model_validate({**TINY_STUDY, **changes})
+
+
+@dataclass
+class RanStudy:
+    """A finished study, and what was shown while it ran."""
+
+    folder: StudyFolder
+    lanes: int
+    shown: list[str] = field(default_factory=list)  # statuses
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A private Ray for all tests that need one."""
+    from lbstudy import tuner
+
+    tuner.connect(None)
+    yield
+    tuner.disconnect()
+
+
+@pytest.fixture(scope="session")
+def ran_study(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RanStudy:
+    """The tiny study, run to its end."""
+    return run_tiny(tmp_path_factory.mktemp("study") / "tiny", tiny_study())
+
+
+def run_tiny(path: Path, study: StudySpec) -> RanStudy:
+    """Run a study on the session's Ray."""
+    from lbstudy import datasets, tuner
+
+    folder = StudyFolder.create(path, study)
+    plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
+    ran = RanStudy(folder, plan.lanes)
+    tuner.tune_study(folder, plan, lambda record: ran.shown.append(record.status))
+    return ran

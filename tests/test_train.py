@@ -5,7 +5,8 @@ import torch
 
 from lbstudy.data import ImageData, place
 from lbstudy.datasets import Dataset, load
-from lbstudy.runspec import DatasetSpec, RunSpec
+from lbstudy.runspec import DatasetSpec, NoiseSpec, RunSpec
+from lbstudy.smoothing import ParameterNoise
 from lbstudy.train import EpochReport, Outcome, evaluate, train
 from tests.parallel import run_workers
 
@@ -128,6 +129,25 @@ def _copy(value: object) -> object:
     if isinstance(value, dict):
         return {k: _copy(v) for k, v in value.items()}
     return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def test_copies_average_the_gradients_of_perturbed_weights():
+    dataset, data = digits(100)
+    keys = {"precision": "fp64", "batch_size": 80, "hyper": {"momentum": 0, "weight_decay": 0}}
+    start = train(make_run(dataset, **keys, smoothing="none", budget={"steps": 1}, noise={}).model_copy(
+        update={"hyper": make_run(dataset, **keys).hyper.model_copy(update={"learning_rate": 1e-300})}), data).model  # fmt: skip
+    gradients = []
+    spec = NoiseSpec(copies=3)
+    noise = ParameterNoise(start, spec, 0.01, seed=3)
+    for copy in range(3):
+        start.zero_grad()
+        with noise.perturbed(0, copy=copy):
+            images = data.normalise(data.train.images, torch.float64)
+            torch.nn.functional.cross_entropy(start.train()(images), data.train.labels).backward()
+        gradients.append([p.grad.clone() for p in start.parameters()])
+    run = make_run(dataset, **keys, smoothing="noise", noise={"copies": 3})
+    for before, after, *parts in zip(start.parameters(), train(run, data).model.parameters(), *gradients, strict=True):
+        torch.testing.assert_close(after, before - 0.05 * sum(parts) / 3, rtol=0, atol=1e-12)
 
 
 def test_divergence_ends_the_run():

@@ -1,0 +1,5 @@
+"""`python -m lbstudy`."""
+
+from lbstudy.cli import main
+
+main()

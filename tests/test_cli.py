@@ -1,0 +1,122 @@
+"""The command line, without Ray: what it prints, and its exit codes."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lbstudy import cli
+from lbstudy.progress import Progress
+from lbstudy.records import StudyFolder
+from tests.conftest import TINY_STUDY, tiny_study
+from tests.test_records import record
+
+
+def lbstudy(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line here; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["lbstudy", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(TINY_STUDY))  # JSON is YAML
+    return str(path)
+
+
+BAD = {
+    "no such file": (["run", "nowhere.yaml"], "no such study file"),
+    "bad --set": (["run", "FILE", "--set", "trials"], "must be KEY=VALUE"),
+    "unknown key in --set": (["run", "FILE", "--set", "tuning.trails=3"], "did you mean `trials`"),
+    "zero epochs": (["run", "FILE", "--epochs", "0"], "budget.epochs: input should be greater than 0; got 0"),
+    "data nowhere": (
+        ["run", "FILE", "--set", "dataset.name=cifar10", "--data", "/nowhere"],
+        "cifar10 is not in /nowhere",
+    ),
+    "batch too large": (
+        ["run", "FILE", "--set", "cells.batch_size=[9999]", "--set", "published=[]"],
+        "9999 is more than",
+    ),
+    "not a study": (["best", "/nowhere"], "no study here"),
+    "validation takes all": (["run", "FILE", "--set", "dataset.validation_size=5000"], "dataset.validation_size"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_error_and_exit_code_2(case: str, monkeypatch, capsys, study_file: str, tmp_path: Path):
+    arguments, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    assert lbstudy(monkeypatch, *(study_file if a == "FILE" else a for a in arguments)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert "starting Ray" not in captured.err
+    assert not (tmp_path / "studies").exists()
+
+
+def test_unknown_flag_is_exit_code_2():
+    ran = subprocess.run(
+        [sys.executable, "-m", "lbstudy", "run", "digits", "--epoch", "3"], capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert "--epochs" in ran.stderr
+
+
+def test_plan_shows_cells_and_runs_nothing(monkeypatch, capsys, study_file: str, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    assert lbstudy(monkeypatch, "plan", study_file, "--trials", "7") == 0
+    text = capsys.readouterr().out
+    assert "sgd-b32-mixup+noise" in text
+    assert "4 cells x 7 trials x at most 4 epochs" in text
+    assert "[0.001, 1e+06] log" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_schema_is_json(monkeypatch, capsys):
+    assert lbstudy(monkeypatch, "schema") == 0
+    assert "cells" in json.loads(capsys.readouterr().out)["properties"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    folder.write_trial(record(status="completed", metrics={"epoch": 4, "val_accuracy": 0.9, "val_loss": 0.1}))
+    return folder
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json", "markdown", "latex"])
+def test_best_prints_every_format(monkeypatch, capsys, folder: StudyFolder, style: str):
+    assert lbstudy(monkeypatch, "best", str(folder.path), "--format", style) == 0
+    assert "0.9" in capsys.readouterr().out
+
+
+def test_status(monkeypatch, capsys, folder: StudyFolder):
+    assert lbstudy(monkeypatch, "status", str(folder.path)) == 0
+    assert "sgd-b32-none" in capsys.readouterr().out
+
+
+def test_version(monkeypatch, capsys):
+    assert lbstudy(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_on_a_terminal_and_elsewhere(terminal: bool):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with Progress(tiny_study(), console) as progress:
+        progress.update(record(number=0, metrics={"epoch": 1, "val_accuracy": 0.5}, seconds=1.0))
+        progress.update(record(number=0, status="completed", metrics={"epoch": 4, "val_accuracy": 0.75}, seconds=4.0))
+        progress.update(record(number=1, status="diverged", metrics={"epoch": 1, "val_accuracy": 0.1}, seconds=1.0))
+        table = Console(file=io.StringIO(), width=120)
+        table.print(progress._table())
+    assert "2/16 trials" in table.file.getvalue()
+    assert "0.7500" in table.file.getvalue()
+    lines = console.file.getvalue()
+    assert ("trial 0   completed epoch 4    val_accuracy 0.7500  1/16" in lines) != terminal

@@ -1,0 +1,70 @@
+"""A lane by itself, without Tune."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from lbstudy import datasets
+from lbstudy.lane import Job, Lane
+from lbstudy.runspec import DatasetSpec, RunSpec
+from lbstudy.study import Resources
+
+DIGITS = DatasetSpec(name="digits", validation_size=0.2)
+
+
+@pytest.fixture(scope="module")
+def lane(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
+    dataset = ray.put(datasets.load(DIGITS))
+    lane = Lane(Resources(gpus_per_worker=0), dataset, str(tmp_path_factory.mktemp("lane")), "test-lane")
+    yield lane
+    lane.end()
+
+
+def job(key: str, rungs: list[int] | None = None, **run: object) -> Job:
+    defaults = {
+        "model": "lenet5", "dataset": DIGITS, "batch_size": 128, "optimizer": "sgd", "hyper": {"learning_rate": 0.1},
+        "budget": {"epochs": 3},
+    }  # fmt: skip
+    spec = RunSpec.model_validate({**defaults, **run})
+    return Job(key, spec.model_dump(mode="json"), rungs or [])
+
+
+def reports(lane: Lane) -> list[dict[str, object]]:
+    taken = [lane.next_report()]
+    while "outcome" not in taken[-1]:
+        taken.append(lane.next_report())
+    return taken
+
+
+def test_reports_an_epoch_at_a_time_and_says_how_it_ended(lane: Lane):
+    lane.begin(job("a"))
+    taken = reports(lane)
+    assert [r["epoch"] for r in taken] == [1, 2, 3]
+    assert taken[-1]["outcome"] == "completed"
+    assert taken[-1]["device"] == "1 x cpu"
+
+
+def test_same_job_twice_is_the_same_to_the_bit(lane: Lane):
+    fingerprints = []
+    for key, seed in (("b", 1), ("c", 2), ("d", 1)):
+        lane.begin(job(key, seed=seed))
+        fingerprints.append(reports(lane)[-1]["fingerprint"])
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_abandoned_job_stops_at_its_rung(lane: Lane):
+    lane.begin(job("long", rungs=[1], budget={"epochs": 100_000}))
+    assert lane.next_report()["epoch"] == 1
+    lane.begin(job("next"))  # the long one waits at its rung for a verdict, and this is it
+    assert [r["epoch"] for r in reports(lane)] == [1, 2, 3]
+
+
+def test_failed_job_brings_its_traceback_and_the_lane_goes_on(lane: Lane):
+    broken = job("broken")
+    lane.begin(Job("broken", broken.run | {"model": "no such model"}, []))
+    report = lane.next_report()
+    assert report["outcome"] == "failed"
+    assert "no such model" in str(report["error"])
+    lane.begin(job("after"))
+    assert reports(lane)[-1]["outcome"] == "completed"

@@ -1,0 +1,174 @@
+"""A study on Ray: what is tried, pruned, recorded; and that a trial in a warm lane is the trial in a fresh process."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from analysis import tables
+from lbstudy import datasets
+from lbstudy.data import place
+from lbstudy.lane import process_group_backend
+from lbstudy.records import TrialRecord
+from lbstudy.runspec import RunSpec
+from lbstudy.study import Resources, StudyError
+from lbstudy.train import train
+from lbstudy.tuner import count_lanes, with_gpus
+from tests.conftest import RanStudy, run_tiny, tiny_study
+
+EPOCHS = 4
+
+
+@pytest.fixture
+def records(ran_study: RanStudy) -> list[TrialRecord]:
+    return ran_study.folder.trials()
+
+
+def test_every_cell_gets_its_trials_and_each_ends_somehow(records: list[TrialRecord]):
+    assert Counter(r.cell for r in records) == dict.fromkeys(
+        ["sgd-b32-none", "sgd-b32-mixup+noise", "sgd-b128-none", "sgd-b128-mixup+noise"], 4
+    )
+    statuses = Counter(r.status for r in records)
+    assert set(statuses) == {"completed", "pruned", "diverged"}
+    assert all(r.number == n % 4 for n, r in enumerate(records))
+
+
+def test_published_configurations_come_first(records: list[TrialRecord]):
+    first = {r.cell: r for r in records if r.number == 0}
+    assert first["sgd-b32-none"].params == {"learning_rate": 0.05}
+    assert first["sgd-b32-mixup+noise"].params["learning_rate"] == 0.06  # and alpha and magnitude left to the sampler
+    assert set(first["sgd-b32-mixup+noise"].params) == {"learning_rate", "mixup_alpha", "noise_magnitude"}
+    assert [r.published for r in records if r.cell == "sgd-b128-none"] == [True, True, False, False]
+
+
+def test_pruned_trials_end_at_rungs_and_the_others_do_not(ran_study: RanStudy, records: list[TrialRecord]):
+    for record in records:
+        series = ran_study.folder.epochs(record)
+        assert [entry["epoch"] for entry in series] == list(range(1, record.epochs + 1))
+        assert series[-1] == record.metrics
+        if record.status == "pruned":
+            assert record.epochs in (1, 2)
+        if record.status == "completed":
+            assert record.epochs == EPOCHS
+
+
+def test_diverged_trial_is_a_result(records: list[TrialRecord]):
+    diverged = next(r for r in records if r.cell == "sgd-b128-none" and r.number == 1)
+    assert diverged.params == {"learning_rate": 1e6}
+    assert diverged.status == "diverged"
+    assert diverged.metrics["val_loss"] is None or diverged.metrics["train_loss"] is None
+
+
+def test_cells_take_turns(records: list[TrialRecord]):
+    by_start = sorted(records, key=lambda r: r.started)
+    assert len({r.cell for r in by_start[:4]}) == 4
+    assert max(r.number for r in by_start[:8]) <= 2
+
+
+def test_trial_in_a_warm_lane_is_the_trial_in_a_fresh_process(records: list[TrialRecord]):
+    completed = [r for r in records if r.status == "completed"]
+    assert {r.smoothing for r in completed} == {"none", "mixup+noise"}
+    for record in completed:
+        run = RunSpec.model_validate(record.run)
+        data = place(datasets.load(run.dataset), run.dataset, run.split_seed)
+        assert train(run, data).fingerprint == record.fingerprint
+
+
+def test_optuna_knows_how_each_trial_ended(ran_study: RanStudy, records: list[TrialRecord]):
+    storage = JournalStorage(JournalFileBackend(str(ran_study.folder.journal)))
+    states = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.COMPLETE}
+    for cell in {r.cell for r in records}:
+        trials = optuna.load_study(study_name=cell, storage=storage).trials
+        assert len(trials) == 4
+        for record, trial in zip((r for r in records if r.cell == cell), trials, strict=True):
+            assert trial.params == record.params
+            assert trial.state == states[record.status]
+            assert len(trial.intermediate_values) == record.epochs
+            if record.status == "diverged":
+                assert trial.value == 0.0
+
+
+def test_records_are_shown_and_no_lane_folder_stays(ran_study: RanStudy):
+    assert set(ran_study.shown) == {"running", "completed", "pruned", "diverged"}
+    assert sorted(p.name for p in ran_study.folder.path.iterdir()) == [
+        "environment.json", "optuna.journal", "study.yaml", "trials",
+    ]  # fmt: skip
+
+
+def test_table_of_a_real_study(ran_study: RanStudy):
+    configs = tables.best_configs(ran_study.folder)
+    assert configs["trials"].tolist() == [4] * 4
+    small = configs[(configs["batch_size"] == 32) & (configs["smoothing"] == "none")].iloc[0]
+    assert small["val_accuracy"] > 0.7
+
+
+@pytest.mark.slow
+def test_study_run_twice_with_one_lane_gives_the_same_table(ray_session: None, tmp_path: Path):
+    study = tiny_study(resources={"cpus_per_worker": 2})
+    one, two = (run_tiny(tmp_path / str(n), study) for n in (1, 2))
+    assert one.lanes == 1
+    assert tables.best_configs(one.folder).equals(tables.best_configs(two.folder))
+    timing = {"started": "", "seconds": 0.0, "metrics": {}}
+    assert [dataclasses.replace(r, **timing) for r in one.folder.trials()] == [
+        dataclasses.replace(r, **timing) for r in two.folder.trials()
+    ]
+
+
+@pytest.mark.slow
+def test_two_workers_find_what_one_finds(ray_session: None, tmp_path: Path):
+    precise = {"precision": "fp64", "cells": {"optimizer": ["sgd"], "batch_size": [128], "smoothing": ["none"]}}
+    precise["published"] = []
+    one = run_tiny(tmp_path / "1", tiny_study(resources={"cpus_per_worker": 2}, **precise))
+    two = run_tiny(tmp_path / "2", tiny_study(resources={"workers": 2}, **precise))
+    for a, b in zip(one.folder.trials(), two.folder.trials(), strict=True):
+        assert (a.params, a.status, a.epochs) == (b.params, b.status, b.epochs)
+        if a.status != "diverged":
+            assert a.metrics["val_loss"] == pytest.approx(b.metrics["val_loss"], abs=1e-6)
+    assert two.folder.trials()[0].device == "2 x cpu"
+
+
+LANES = {
+    "one node": ({}, [{"CPU": 8}], 8),
+    "workers of one trial may sit on several nodes": ({"workers": 3}, [{"CPU": 2}, {"CPU": 2}], 1),
+    "whole workers only": ({"cpus_per_worker": 3}, [{"CPU": 8}, {"CPU": 8}], 4),
+    "fractions of a GPU": ({"gpus_per_worker": 0.25}, [{"CPU": 16, "GPU": 2}], 8),
+    "CPUs bind too": ({"gpus_per_worker": 0.25, "cpus_per_worker": 4}, [{"CPU": 16, "GPU": 2}], 4),
+    "a head without CPUs": ({}, [{}, {"CPU": 2}], 2),
+}
+
+
+@pytest.mark.parametrize("case", LANES)
+def test_lanes_follow_from_resources(case: str):
+    resources, nodes, lanes = LANES[case]
+    assert count_lanes(Resources.model_validate({"gpus_per_worker": 0, **resources}), nodes) == lanes
+
+
+IMPOSSIBLE = {
+    "CPUs of a worker": ({"cpus_per_worker": 9}, [{"CPU": 8}, {"CPU": 8}], "a worker needs 9 CPU, but the most .* is 8 CPU"),
+    "no GPU": ({"gpus_per_worker": 1}, [{"CPU": 8}], "1 CPU and 1 GPU, but .* 8 CPU and 0 GPU"),
+    "too many workers": ({"workers": 9}, [{"CPU": 8}], "needs 9 workers of 1 CPU each, but the cluster has room for 8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_resources_say_what_is_missing(case: str):
+    resources, nodes, message = IMPOSSIBLE[case]
+    with pytest.raises(StudyError, match=message):
+        count_lanes(Resources.model_validate({"gpus_per_worker": 0, **resources}), nodes)
+
+
+def test_gpus_are_used_where_there_are_any():
+    assert with_gpus(Resources(), [{"CPU": 8}]).gpus_per_worker == 0
+    assert with_gpus(Resources(), [{"CPU": 8}, {"GPU": 4}]).gpus_per_worker == 1
+    assert with_gpus(Resources(gpus_per_worker=0.5), [{"CPU": 8}]).gpus_per_worker == 0.5
+
+
+def test_workers_that_share_a_gpu_use_gloo():
+    assert process_group_backend(Resources(workers=2, gpus_per_worker=0.5)) == "gloo"
+    assert process_group_backend(Resources(workers=2, gpus_per_worker=1)) is None
+    assert process_group_backend(Resources(workers=1, gpus_per_worker=0.5)) is None
