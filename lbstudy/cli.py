@@ -151,11 +151,13 @@ def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) ->
     dataset = datasets.load(study.dataset, _track)
     datasets.check_batch_sizes(study, dataset)
 
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address  # before Ray is imported: it decides on authentication then
     from lbstudy import tuner
     from lbstudy.progress import Progress
 
-    err.print("starting Ray ..." if address is None and "RAY_ADDRESS" not in os.environ else "joining the cluster ...")
-    tuner.connect(address, verbose)
+    err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
+    tuner.connect(verbose)
     planned = tuner.plan(study, dataset, tuner.cluster_nodes())
     folder = StudyFolder.create(path, planned.study)
     cells = len(planned.epochs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,10 @@ from typing import Any
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables stay silent with verbose=0 only in the old engine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private Ray listens on this machine only; a cluster sets its own
+if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ):
+    # Ray's servers listen on all network interfaces, and who reaches them can run code. A private Ray therefore asks
+    # for a token that only this process and its children know. Ray reads both when it is imported.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no CSV, JSON and TensorBoard files beside ours
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshots are not used
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has no value
@@ -83,23 +87,26 @@ def cluster_nodes() -> list[dict[str, float]]:
     return nodes
 
 
-def connect(address: str | None, verbose: bool = False) -> None:
-    """Join a Ray cluster, or start a private Ray on this machine that nobody else can reach.
+def connect(verbose: bool = False) -> None:
+    """Join the Ray cluster at RAY_ADDRESS, or else start a private Ray on this machine.
 
     Raises:
         StudyError: no cluster answers at the address.
     """
-    options: dict[str, Any] = {"log_to_driver": verbose}
-    options["logging_level"] = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
+        return
     try:
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
-        else:
-            ray.init(address=address or "auto", **options)
+        ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StudyError(f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
+        raise StudyError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def disconnect() -> None:

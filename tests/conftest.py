@@ -52,7 +52,7 @@ def ray_session() -> Iterator[None]:
     """A private Ray for all tests that need one."""
     from lbstudy import tuner
 
-    tuner.connect(None)
+    tuner.connect()
     yield
     tuner.disconnect()
 
