@@ -232,12 +232,8 @@ def _print_best(folder: StudyFolder, style: TableFormat) -> None:
         print(tables.render(configs, style.value))  # type: ignore[arg-type]
         return
     study = folder.study()
-    shown = tables.for_reading(configs)
-    _print_table(
-        shown.loc[:, [c for c in shown if (shown[c] != "-").any() or c == "edge"]],
-        title=f"{study.name}: best configurations",
-    )
-    out.print(tables.budget_sentence(study, configs))
+    _print_table(tables.for_terminal(configs), title=f"{study.name}: best configurations")
+    out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
 
@@ -245,9 +241,8 @@ def _print_best(folder: StudyFolder, style: TableFormat) -> None:
 def _print_table(frame: pd.DataFrame, title: str) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in frame:
-        table.add_column(
-            str(column).replace("_", " "), justify="left" if frame[column].str.contains("[a-z]").any() else "right"
-        )
+        words = frame[column].str.contains("[a-z]").any()
+        table.add_column(str(column).replace("_", " "), justify="left" if words else "right", no_wrap=bool(words))
     for row in frame.itertuples(index=False):
         table.add_row(*row)
     out.print(table)
