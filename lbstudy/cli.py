@@ -16,11 +16,14 @@ from rich.progress import track as rich_track
 from rich.table import Table
 
 from lbstudy import __version__
+from lbstudy.lock import DriverLock
 from lbstudy.records import FINISHED, StudyFolder
 from lbstudy.study import StudyError, StudySpec, find_study, load_study, parse_override
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lbstudy.datasets import Dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(width=None if sys.stdout.isatty() else 200)
@@ -147,10 +150,25 @@ def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) ->
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     path = (storage / study.name).resolve()
-    StudyFolder.check(path)
+    StudyFolder.check(path, study)
     dataset = datasets.load(study.dataset, _track)
     datasets.check_batch_sizes(study, dataset)
+    with DriverLock(path, _notice):
+        _tune(study, path, dataset, address, verbose)
+    folder = StudyFolder.open(path)
+    _print_best(folder, TableFormat.table)
+    trials = folder.trials()
+    if failed := [t for t in trials if t.status == "failed"]:
+        err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
+        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
+    missing = len(study.list_cells()) * study.tuning.trials - sum(t.status in FINISHED for t in trials)
+    if missing:
+        err.print(f"{missing} trials are missing; to go on: lbstudy run {path}")
+    raise typer.Exit(1 if failed or missing else 0)
 
+
+def _tune(study: StudySpec, path: Path, dataset: Dataset, address: str | None, verbose: bool) -> None:
+    """Start Ray and run what is missing."""
     if address is not None:
         os.environ["RAY_ADDRESS"] = address  # before Ray is imported: it decides on authentication then
     from lbstudy import tuner
@@ -158,20 +176,23 @@ def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) ->
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
     tuner.connect(verbose)
-    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
-    folder = StudyFolder.create(path, planned.study)
-    cells = len(planned.epochs)
-    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
-    with Progress(study, err) as progress:
-        tuner.tune_study(folder, planned, progress.update, verbose)
-    tuner.disconnect()
-    _print_best(folder, TableFormat.table)
-    trials = folder.trials()
-    if failed := [t for t in trials if t.status == "failed"]:
-        err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
-        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
-    finished = sum(t.status in FINISHED for t in trials)
-    raise typer.Exit(1 if failed or finished < cells * study.tuning.trials else 0)
+    try:
+        planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+        folder = StudyFolder.create(path, planned.study)
+        cells = len(planned.epochs)
+        err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+        with Progress(study, err) as progress:
+            tuner.tune_study(folder, planned, progress.update, _notice, verbose)
+    except OSError as error:
+        raise StudyError(
+            f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
+        ) from error
+    finally:
+        tuner.disconnect()
+
+
+def _notice(message: str) -> None:
+    err.print(f"notice: {message}", markup=False)
 
 
 def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
