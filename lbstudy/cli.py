@@ -40,7 +40,7 @@ class TableFormat(StrEnum):
     latex = "latex"
 
 
-File = Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")]
+File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Folder = Annotated[Path, typer.Argument(help="a study's folder", metavar="STUDY")]
 Storage = Annotated[Path, typer.Option(help="the study's folder is made in this one")]
 Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
@@ -82,7 +82,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def demo(storage: Storage = Path("studies"), verbose: Verbose = False) -> None:
     """Tune LeNet-5 on handwritten digits, small against large batch: a whole study in a few minutes."""
     study = load_study(find_study("digits.yaml"))
-    _run(study, storage, None, verbose)
+    _run(study, storage / study.name, None, verbose)
 
 
 @app.command()
@@ -101,8 +101,10 @@ def run(
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Tune every cell of a study."""
-    _run(_resolve(file, name, trials, epochs, workers, data, set_), storage, address, verbose)
+    """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
+    study = _resolve(file, name, trials, epochs, workers, data, set_)
+    going_on = Path(file).is_dir() and name is None
+    _run(study, Path(file) if going_on else storage / study.name, address, verbose)
 
 
 @app.command()
@@ -144,12 +146,12 @@ def _resolve(
     return load_study(find_study(file), overrides)
 
 
-def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) -> None:
+def _run(study: StudySpec, path: Path, address: str | None, verbose: bool) -> None:
     from lbstudy import datasets
 
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    path = (storage / study.name).resolve()
+    path = path.resolve()
     StudyFolder.check(path, study)
     dataset = datasets.load(study.dataset, _track)
     datasets.check_batch_sizes(study, dataset)

@@ -261,8 +261,10 @@ class StudySpec(Spec):
 
 
 def find_study(file: str) -> Path:
-    """The path of a study file: as given, or else one of the shipped studies by its name."""
+    """The path of a study file: as given, or that of a study's folder, or else a shipped study by its name."""
     path = Path(file)
+    if (path / "study.yaml").is_file():
+        return path / "study.yaml"
     if path.is_file():
         return path
     name = path.name if path.suffix else f"{path.name}.yaml"
