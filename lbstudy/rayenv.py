@@ -13,6 +13,7 @@ import sys
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 only Tune's old output engine is silent
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would start every process with another `uv run`
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per lane
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside ours

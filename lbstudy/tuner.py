@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
+from ruamel.yaml import YAML
 
 from lbstudy.datasets import Dataset, training_samples
 from lbstudy.lane import Job, Lane, LaneNotStarted
@@ -31,6 +33,7 @@ from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, objective
 from lbstudy.study import Resources, StudyError, StudySpec
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
+BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
 
@@ -66,13 +69,23 @@ def with_gpus(resources: Resources, nodes: Sequence[dict[str, float]]) -> Resour
     return resources.model_copy(update={"gpus_per_worker": float(any(node.get("GPU", 0) >= 1 for node in nodes))})
 
 
-def cluster_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes of the cluster, and of those that its autoscaler may still add."""
+def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
+    """Resources of the nodes of the cluster, and of those that its autoscaler may still add.
+
+    Args:
+        bootstrap: the configuration that `ray up` leaves on the head, where the driver runs. Ray has no other way to
+            ask for an autoscaler's limits.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    config = ray._private.state.state.get_cluster_config()  # no public way to ask for the autoscaler's limits
-    for group in config.node_group_configs if config else []:
-        limit = group.max_count if group.max_count >= 0 else 1000
-        nodes += [dict(group.resources)] * max(0, limit - len(nodes) + 1)
+    if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
+        return nodes
+    config = YAML(typ="safe", pure=True).load(bootstrap.read_text(encoding="utf-8"))
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    room = int(config.get("max_workers", 0)) - (len(nodes) - 1)
+    for kind in workers.values():
+        alike = sum(all(node.get(r, 0) == amount for r, amount in kind["resources"].items()) for node in nodes)
+        more = max(0, min(room, int(kind.get("max_workers", 0)) - alike))
+        nodes, room = nodes + [dict(kind["resources"])] * more, room - more
     return nodes
 
 
