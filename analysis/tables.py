@@ -17,12 +17,11 @@ ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]
 Format = Literal["csv", "json", "markdown", "latex"]
 
 
-def best_trials(folder: StudyFolder, top: int = 1) -> pd.DataFrame:
+def best_trials(study: StudySpec, trials: pd.DataFrame, top: int = 1) -> pd.DataFrame:
     """The `top` completed trials of each cell, best first, by the study's metric after the last epoch.
 
     Pruned trials are left out: they have not had the budget that the comparison is about.
     """
-    study, trials = folder.study(), load.trials(folder)
     ascending = study.tuning.direction == "minimize"
     completed = trials[trials["status"] == "completed"]
     ranked = completed.sort_values([study.tuning.metric, "number"], ascending=[ascending, True], kind="stable")
@@ -36,7 +35,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     better value may lie outside. A cell without a completed trial has counts but no values.
     """
     study, trials = folder.study(), load.trials(folder)
-    best = best_trials(folder).set_index("cell")
+    best = best_trials(study, trials).set_index("cell")
     tuned = [
         n for n in Hyperparameters.names() if n in ALWAYS_SHOWN or any(n in study.ranges(c) for c in study.list_cells())
     ]
@@ -60,7 +59,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
 
 def progress(folder: StudyFolder) -> pd.DataFrame:
     """A row per cell: trials that have ended, of how many, how they ended, and the best value so far."""
-    study, trials, best = folder.study(), load.trials(folder), best_trials(folder).set_index("cell")
+    study, trials = folder.study(), load.trials(folder)
+    best = best_trials(study, trials).set_index("cell")
     rows = []
     for cell in study.list_cells():
         statuses = trials.loc[trials["cell"] == cell.name, "status"]

@@ -48,6 +48,7 @@ def take_up(
         if record.status in FINISHED and len(series) < record.epochs:
             notice(f"{folder.trial_folder(record)}: the series of epochs is damaged; the trial will be run again")
             record.status = "running"
+            folder.write_trial(record)
         if record.status not in FINISHED:
             kept = (_checkpoint(folder, record, notice) or (0, b""))[0]
             notice(f"{record.cell} trial {record.number} was interrupted; it goes on after epoch {kept}")

@@ -142,8 +142,7 @@ class StudyFolder:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(record))
-        _write(folder / "trial.json", json.dumps({"sha256": _digest(text.encode()), "record": text}).encode())
+        _write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
@@ -183,11 +182,8 @@ class StudyFolder:
         records, damaged = [], []
         for path in sorted((self.path / "trials").glob("*/*/trial.json")):
             try:
-                stored = json.loads(path.read_bytes())
-                if _digest(stored["record"].encode()) != stored["sha256"]:
-                    raise Damaged(str(path))
-                records.append(TrialRecord(**json.loads(stored["record"])))
-            except (Damaged, ValueError, KeyError, TypeError):
+                records.append(TrialRecord(**json.loads(_checked(path.read_bytes()))))
+            except (Damaged, ValueError, TypeError):
                 damaged.append(path)
         return records, damaged
 
@@ -227,6 +223,27 @@ def _essence(study: StudySpec) -> dict[str, Any]:
     for section, key in (("tuning", "trials"), ("dataset", "root"), ("dataset", "download")):
         dump[section].pop(key)
     return dump
+
+
+CHECKSUM_KEY = b'{"sha256": "'
+
+
+def _with_checksum(mapping: bytes) -> bytes:
+    """A JSON mapping with a first key added: the checksum of everything that follows it."""
+    rest = mapping[1:]
+    return CHECKSUM_KEY + _digest(rest).encode() + b'", ' + rest
+
+
+def _checked(mapping: bytes) -> bytes:
+    """The JSON mapping without its checksum.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    digest, rest = mapping[len(CHECKSUM_KEY) :][:64], mapping[len(CHECKSUM_KEY) + 64 + 3 :]
+    if not mapping.startswith(CHECKSUM_KEY) or _digest(rest).encode() != digest:
+        raise Damaged("checksum")
+    return b"{" + rest
 
 
 def _state_header(epoch: int, state: bytes) -> bytes:

@@ -1,14 +1,22 @@
 """What lies on disk."""
 
+import dataclasses
 import json
 import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.lock import DriverLock
+from lbstudy.records import LOCK, Damaged, StudyFolder, TrialRecord
 from lbstudy.study import StudyError
-from tests.conftest import tiny_study
+from tests.conftest import TINY_STUDY, tiny_study
 
 
 def record(**changes: object) -> TrialRecord:
@@ -57,3 +65,170 @@ def test_folder_must_be_new_and_writable(tmp_path: Path):
         StudyFolder.open(tmp_path / "nowhere")
     StudyFolder.check(tmp_path / "new" / "s", tiny_study())
     assert not (tmp_path / "new").exists()
+
+
+class Crash(BaseException):
+    """The driver dies here."""
+
+
+class CrashPoint:
+    """Makes the operation of one number crash, before or after it is done."""
+
+    def __init__(self, at: int, after: bool):
+        self.at, self.after, self.count = at, after, 0
+
+    def crashing(self, function: Callable[..., object]) -> Callable[..., object]:
+        def operation(*args: object, **keys: object) -> object:
+            self.count += 1
+            crash = self.count == self.at
+            if crash and not self.after:
+                raise Crash
+            result = function(*args, **keys)
+            if crash:
+                raise Crash
+            return result
+
+        return operation
+
+
+def script(folder: StudyFolder, written: list[TrialRecord]) -> None:
+    """A trial's life; `written` says which records were asked for."""
+    trial = record(number=0)
+    for epoch in range(1, 4):
+        trial = dataclasses.replace(trial, metrics={"epoch": epoch, "seconds": 1.0})
+        written.append(trial)
+        folder.write_trial(trial)
+        folder.append_epoch(trial, trial.metrics)
+        folder.write_state(trial, "checkpoint", epoch, bytes([epoch]) * 1000)
+    folder.keep_epochs(trial, 2)
+    written.append(dataclasses.replace(trial, status="completed"))
+    folder.write_state(trial, "model", 3, b"model")
+    folder.write_trial(written[-1])
+    folder.drop_state(trial, "checkpoint")
+
+
+OPERATIONS = [
+    (os, "replace"), (os, "fsync"), (os, "unlink"), (Path, "mkdir"), (Path, "open"), (tempfile, "NamedTemporaryFile"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the operation", "after it"])
+def test_a_crash_at_any_file_system_operation_leaves_a_readable_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+):
+    crashes = 0
+    for crash_at in range(1, 200):
+        point = CrashPoint(crash_at, after)
+        folder = StudyFolder.create(tmp_path / str(crash_at), tiny_study())
+        written: list[TrialRecord] = []
+        with monkeypatch.context() as patch:
+            for owner, name in OPERATIONS:
+                patch.setattr(owner, name, point.crashing(getattr(owner, name)))
+            try:
+                script(folder, written)
+            except Crash:
+                crashes += 1
+        found, damaged = folder.scan()
+        assert damaged == []
+        assert all(trial in written for trial in found)
+        assert len(found) <= 1
+        for trial in found:
+            assert [e["epoch"] for e in folder.epochs(trial)] in ([], [1], [1, 2], [1, 2, 3])
+            state = folder.read_state(trial, "checkpoint")
+            assert state is None or state == (state[0], bytes([state[0]]) * 1000)
+        if point.count < crash_at:
+            break
+    assert crashes > 30
+    assert found == [written[-1]]  # the last round did not crash
+
+
+def test_a_crash_in_the_middle_of_a_line_costs_that_line(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    folder.write_trial(record())
+    for epoch in (1, 2, 3):
+        folder.append_epoch(record(), {"epoch": epoch})
+    series = folder.trial_folder(record()) / "epochs.jsonl"
+    series.write_bytes(series.read_bytes()[:-4])
+    assert [e["epoch"] for e in folder.epochs(record())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-3], lambda b: b[:40], lambda b: b.replace(b"0.1", b"0.2"), lambda b: b""]
+)
+def test_damaged_record_is_found(tmp_path: Path, damage: Callable[[bytes], bytes]):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    folder.write_trial(record())
+    path = folder.trial_folder(record()) / "trial.json"
+    path.write_bytes(damage(path.read_bytes()))
+    assert folder.scan() == ([], [path])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:10], lambda b: b.replace(b" 7\n", b" 8\n"), lambda b: b""]
+)
+def test_damaged_checkpoint_is_found(tmp_path: Path, damage: Callable[[bytes], bytes]):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    folder.write_trial(record())
+    folder.write_state(record(), "checkpoint", 7, b"state")
+    assert folder.read_state(record(), "checkpoint") == (7, b"state")
+    path = folder.trial_folder(record()) / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(Damaged):
+        folder.read_state(record(), "checkpoint")
+
+
+EXTENSIONS = {
+    "more trials": ({"tuning": TINY_STUDY["tuning"] | {"trials": 9}}, None),
+    "more cells": ({"cells": TINY_STUDY["cells"] | {"batch_size": [32, 128, 256]}}, None),
+    "other resources": ({"resources": {"workers": 2}}, None),
+    "fewer trials": ({"tuning": TINY_STUDY["tuning"] | {"trials": 3}}, "trials: 3"),
+    "fewer cells": ({"cells": TINY_STUDY["cells"] | {"smoothing": ["none"]}}, "mixup"),
+    "another budget": ({"budget": {"epochs": 5}}, "epochs: 5"),
+    "another range": ({"search": TINY_STUDY["search"] | {"learning_rate": {"log_uniform": [1e-3, 1]}}}, "1000000"),
+    "another seed": ({"seed": 1}, "seed: 1"),
+}
+
+
+@pytest.mark.parametrize("case", EXTENSIONS)
+def test_a_study_may_grow_but_not_change(tmp_path: Path, case: str):
+    changes, difference = EXTENSIONS[case]
+    StudyFolder.create(tmp_path / "s", tiny_study())
+    if difference is None:
+        assert StudyFolder.create(tmp_path / "s", tiny_study(**changes)).study() == tiny_study(**changes)
+        return
+    with pytest.raises(StudyError, match="holds another study") as raised:
+        StudyFolder.check(tmp_path / "s", tiny_study(**changes))
+    assert difference in str(raised.value)
+    assert StudyFolder(tmp_path / "s").study() == tiny_study()
+
+
+class TestLock:
+    def test_second_driver_is_told_of_the_first(self, tmp_path: Path):
+        with DriverLock(tmp_path / "s", print):
+            with pytest.raises(StudyError, match=rf"host {platform.node()}, process {os.getpid()}, since 20"):
+                DriverLock(tmp_path / "s", print).__enter__()
+            (tmp_path / "s" / "study.yaml").write_text("")
+        assert [p.name for p in (tmp_path / "s").iterdir()] == ["study.yaml"]
+
+    def test_lock_of_a_dead_driver_is_taken_over(self, tmp_path: Path):
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        lock = tmp_path / LOCK
+        lock.write_text(json.dumps({"host": platform.node(), "pid": dead.pid, "created": 1.0, "since": "then"}))
+        notices: list[str] = []
+        with DriverLock(tmp_path, notices.append):
+            assert str(dead.pid) in notices[0]
+
+    def test_lock_of_another_host_is_stale_when_nobody_touches_it(self, tmp_path: Path):
+        lock = tmp_path / LOCK
+        lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "created": 1.0, "since": "then"}))
+        with pytest.raises(StudyError, match="host elsewhere, process 1, since then"):
+            DriverLock(tmp_path, print).__enter__()
+        os.utime(lock, (time.time() - 120,) * 2)
+        with DriverLock(tmp_path, lambda message: None):
+            pass
+
+    def test_unused_folder_is_removed_again(self, tmp_path: Path):
+        with DriverLock(tmp_path / "s", print):
+            pass
+        assert not (tmp_path / "s").exists()

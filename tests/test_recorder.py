@@ -1,0 +1,150 @@
+"""Taking up a study that was interrupted, without Ray."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from lbstudy.recorder import Recorder, take_up
+from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.search import Past, StudyPruner, StudySearch
+from lbstudy.study import Cell
+from tests.conftest import tiny_study
+
+CELL = Cell("sgd", 32, "none")
+STUDY = tiny_study(budget={"epochs": 8}, tuning={"trials": 4, "pruner": {"name": "asha", "grace_period": 2, "reduction_factor": 2}})  # fmt: skip
+EPOCHS = {cell.name: 8 for cell in STUDY.list_cells()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder.create(tmp_path / "s", STUDY)
+
+
+def write(folder: StudyFolder, number: int, status: str, accuracies: list[float], checkpoint: int = 0) -> TrialRecord:
+    """A trial with these accuracies after its epochs."""
+    record = TrialRecord(
+        CELL.name, number, "sgd", 32, "none", {"learning_rate": 0.1 + number}, number, {"seed": number}
+    )
+    record.status = status  # type: ignore[assignment]
+    folder.write_trial(record)
+    for epoch, accuracy in enumerate(accuracies, start=1):
+        record.metrics = {"epoch": epoch, "val_accuracy": accuracy, "val_loss": 1.0, "seconds": 1.0}
+        folder.append_epoch(record, record.metrics)
+        if epoch == checkpoint:
+            folder.write_state(record, "checkpoint", epoch, b"state")
+    if status == "running":
+        record.metrics = {}
+    folder.write_trial(record)
+    return record
+
+
+def taken(folder: StudyFolder) -> tuple[list[Past], list[str]]:
+    notices: list[str] = []
+    return take_up(folder, STUDY, notices.append)[0], notices
+
+
+def test_finished_trials_are_kept_as_they_are(folder: StudyFolder):
+    write(folder, 0, "completed", [0.1, 0.2, 0.3])
+    write(folder, 1, "diverged", [0.1, 0.5])
+    past, notices = taken(folder)
+    assert past == [
+        Past(CELL, 0, {"learning_rate": 0.1}, "completed", (0.1, 0.2, 0.3)),
+        Past(CELL, 1, {"learning_rate": 1.1}, "diverged", (0.1, 0.0)),
+    ]
+    assert notices == []
+
+
+@pytest.mark.parametrize("checkpoint", [0, 2, 3])
+def test_interrupted_trial_goes_on_from_its_checkpoint(folder: StudyFolder, checkpoint: int):
+    record = write(folder, 0, "running", [0.1, 0.2, 0.3], checkpoint)
+    past, notices = taken(folder)
+    assert past[0].values == (0.1, 0.2, 0.3)[:checkpoint]
+    assert len(folder.epochs(record)) == checkpoint
+    assert f"it goes on after epoch {checkpoint}" in notices[0]
+
+
+def test_checkpoint_ahead_of_a_damaged_series_is_not_used(folder: StudyFolder):
+    record = write(folder, 0, "running", [0.1, 0.2, 0.3], checkpoint=3)
+    series = folder.trial_folder(record) / "epochs.jsonl"
+    series.write_bytes(series.read_bytes()[:-5])
+    assert taken(folder)[0][0].values == ()
+
+
+def test_damaged_files_are_named_set_aside_and_run_again(folder: StudyFolder):
+    lost, torn = write(folder, 0, "completed", [0.1]), write(folder, 1, "running", [0.1, 0.2], checkpoint=2)
+    cut = write(folder, 2, "completed", [0.1, 0.2])
+    (folder.trial_folder(lost) / "trial.json").write_text("{")
+    (folder.trial_folder(torn) / "checkpoint.pt").write_bytes(b"x")
+    (folder.trial_folder(cut) / "epochs.jsonl").write_text("")
+    past, notices = taken(folder)
+    assert [(t.number, t.status, t.values) for t in past] == [(1, "running", ()), (2, "running", ())]
+    assert "trial.json is damaged; set aside as trial.json.damaged" in notices[0]
+    assert any("checkpoint.pt is damaged; set aside as checkpoint.pt.damaged" in n for n in notices)
+    assert (folder.trial_folder(lost) / "trial.json.damaged").exists()
+    assert len(taken(folder)[1]) == 2  # the second time only the two interrupted trials are news
+
+
+def test_trial_that_was_about_to_be_pruned_is_pruned(folder: StudyFolder):
+    write(folder, 0, "completed", [0.5] * 8)
+    write(folder, 1, "running", [0.4, 0.4], checkpoint=2)  # below the other one at the rung of epoch 2
+    write(folder, 2, "running", [0.6, 0.6], checkpoint=2)
+    past, records = take_up(folder, STUDY, print)
+    pruner = StudyPruner(STUDY, EPOCHS, past)
+    recorder = Recorder(folder, STUDY, EPOCHS, records, lambda record: None)
+    settled = recorder.settle_interrupted(past, pruner)
+    assert [t.status for t in settled] == ["completed", "pruned", "running"]
+    assert [r.status for r in folder.trials()] == ["completed", "pruned", "running"]
+
+
+def make_search(past: list[Past]) -> tuple[StudySearch, list[tuple[str, int, dict[str, float]]]]:
+    begun: list[tuple[str, int, dict[str, float]]] = []
+
+    def begin(trial_id: str, cell: Cell, number: int, params: dict[str, float], published: bool) -> dict[str, object]:
+        begun.append((cell.name, number, params))
+        return {"cell": cell.name, "number": number}
+
+    storage = optuna.storages.InMemoryStorage()
+    return StudySearch(STUDY, storage, past, begin, lambda trial_id: True), begun
+
+
+def test_search_taken_up_suggests_what_the_uninterrupted_one_does():
+    whole, begun = make_search([])
+    past: list[Past] = []
+    for n in range(10):
+        whole.suggest(str(n))
+        cell, number, params = begun[-1]
+        cut, again = make_search(list(past))  # as if the driver had died before this trial
+        cut.suggest("x")
+        assert again == [(cell, number, params)]
+        value = 0.1 * (n % 7)
+        status = "pruned" if n % 3 else "completed"
+        whole.on_trial_complete(str(n), {"epoch": 1, "objective": value, "outcome": status})
+        past.append(Past(Cell(*next((c.optimizer, c.batch_size, c.smoothing) for c in STUDY.list_cells() if c.name == cell)), number, params, status, (value,)))  # fmt: skip
+
+
+def test_interrupted_trials_come_first_with_their_own_values():
+    past = [
+        Past(CELL, 0, {"learning_rate": 0.3}, "completed", (0.5,)),
+        Past(CELL, 2, {"learning_rate": 0.7}, "running", (0.1,)),
+    ]
+    search, begun = make_search(past)
+    for n in range(15):
+        search.suggest(str(n))
+    assert begun[0] == (CELL.name, 2, {"learning_rate": 0.7})
+    assert sorted(number for cell, number, _ in begun if cell == CELL.name) == [1, 2, 3]
+    assert search.suggest("last") is None  # some are running and may yet need another try
+
+
+def test_failed_trial_is_tried_again_and_the_search_ends_when_all_have_ended():
+    search, begun = make_search([])
+    search.suggest("a")
+    search.on_trial_complete("a", error=True)
+    search.suggest("b")
+    assert begun[0] == begun[1]
+    for n in range(15):
+        search.suggest(str(n))
+    for trial in ["b", *map(str, range(15))]:
+        search.on_trial_complete(trial, {"epoch": 1, "objective": 0.5, "outcome": "completed"})
+    assert search.is_done()
+    assert search.suggest("end") == "FINISHED"
