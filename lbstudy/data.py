@@ -38,6 +38,9 @@ class ImageData:
     """A dataset on a device: training and validation split, test set, and the training images' mean and deviation."""
 
     train: Images
+    augmentable: (
+        Tensor  # the training images padded for cropping, and their mirror images after them, as augmentation asks
+    )
     validation: Images
     test: Images
     classes: int
@@ -53,7 +56,7 @@ class ImageData:
         """Images with zero mean and unit deviation per channel, over the training split."""
         scale = (1 / self.std).to(dtype).view(-1, 1, 1)
         shift = (-self.mean / self.std).to(dtype).view(-1, 1, 1)
-        return torch.addcmul(shift, images.to(dtype), scale)
+        return images.to(dtype).mul_(scale).add_(shift)
 
 
 def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.device | str = "cpu") -> ImageData:
@@ -78,8 +81,15 @@ def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.de
     def put(images: np.ndarray, labels: np.ndarray) -> Images:
         return Images(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
+    training = put(dataset.train_images[train], dataset.train_labels[train])
+    augmentable = training.images
+    if "crop" in spec.augment:
+        augmentable = torch.nn.functional.pad(augmentable, (PAD, PAD, PAD, PAD))
+    if "flip" in spec.augment:
+        augmentable = torch.cat([augmentable, augmentable.flip(-1)])
     return ImageData(
-        train=put(dataset.train_images[train], dataset.train_labels[train]),
+        train=training,
+        augmentable=augmentable,
         validation=put(dataset.train_images[validation], dataset.train_labels[validation]),
         test=put(dataset.test_images, dataset.test_labels),
         classes=dataset.classes,
@@ -126,7 +136,7 @@ class EpochImages:
             return torch.from_numpy(draw.integers(high, size=count)).to(device)
 
         self._crop = (integers(2 * PAD + 1), integers(2 * PAD + 1)) if "crop" in spec.augment else None
-        self._flip = integers(2).bool() if "flip" in spec.augment else None
+        self._flip = integers(2) if "flip" in spec.augment else None
         self._cutout = (integers(height), integers(width)) if "cutout" in spec.augment else None
 
     def labels(self, positions: Tensor) -> Tensor:
@@ -135,23 +145,25 @@ class EpochImages:
 
     def images(self, positions: Tensor) -> Tensor:
         """Augmented, normalised images of these positions of the epoch."""
-        images = self._data.train.images[self.order[positions]]
+        index = self.order[positions]
         if self._flip is not None:
-            images = torch.where(self._flip[positions].view(-1, 1, 1, 1), images.flip(-1), images)
+            index = index + len(self.order) * self._flip[positions]
         if self._crop is not None:
-            images = crop(images, self._crop[0][positions], self._crop[1][positions])
+            tops, lefts = (offsets[positions] for offsets in self._crop)
+            images = crop(self._data.augmentable, index, tops, lefts)
+        else:
+            images = self._data.augmentable[index]
         images = self._data.normalise(images, self._dtype)
         if self._cutout is not None:
             images = cutout(images, self._cutout[0][positions], self._cutout[1][positions])
         return images
 
 
-def crop(images: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
-    """Pad with PAD black pixels on each side, then cut each image to its size at its own offset (0 to 2 PAD)."""
-    samples, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD))
+def crop(padded: Tensor, index: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
+    """Cut each of the indexed images to its size without padding, at its own offset (0 to 2 PAD)."""
+    height, width = (size - 2 * PAD for size in padded.shape[2:])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: N, C, 2 PAD + 1, 2 PAD + 1, H, W
-    return windows[torch.arange(samples, device=images.device), :, tops, lefts]
+    return windows[index, :, tops, lefts]
 
 
 def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lbstudy.runspec import DatasetSpec, RunSpec
 from lbstudy.study import Resources
@@ -130,7 +131,8 @@ class Lane:
         from ray.train import LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer  # imports torch: seconds that the driver need not spend
 
-        self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._error: BaseException | None = None
         self._job: Job | None = None
         self._reports = 0
@@ -242,6 +244,7 @@ def _serve(config: dict[str, Any]) -> None:
             if ray.train.get_context().get_world_size() > 1:
                 raise  # the others may be waiting in a collective operation: only a new group is sound
         gc.collect()
+        gc.freeze()  # imports have left so many objects that collecting them would take longer than a short trial
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -141,11 +141,25 @@ def test_epoch_is_a_function_of_seed_and_epoch():
 def test_crop_shifts_by_its_offset():
     images = torch.randint(1, 255, (5, 2, 6, 6), dtype=torch.uint8)
     offsets = torch.tensor([0, 1, PAD, PAD + 1, 2 * PAD])
-    result = crop(images, offsets, offsets.flip(0))
+    padded = torch.zeros(5, 2, 6 + 2 * PAD, 6 + 2 * PAD, dtype=torch.uint8)
+    padded[:, :, PAD:-PAD, PAD:-PAD] = images
+    order = torch.tensor([3, 1, 0, 4, 2])
+    result = crop(padded, order, offsets, offsets.flip(0))
     for index, (top, left) in enumerate(zip(offsets.tolist(), offsets.flip(0).tolist(), strict=True)):
-        padded = torch.zeros(2, 6 + 2 * PAD, 6 + 2 * PAD, dtype=torch.uint8)
-        padded[:, PAD:-PAD, PAD:-PAD] = images[index]
-        assert torch.equal(result[index], padded[:, top : top + 6, left : left + 6])
+        assert torch.equal(result[index], padded[order[index], :, top : top + 6, left : left + 6])
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    spec = DatasetSpec(name="digits", augment=("flip",))
+    data = place(datasets.load(spec), spec, 0)
+    everything = torch.arange(len(data.train))
+    epoch = EpochImages(data, spec, 0, 1, torch.float32)
+    plain = EpochImages(data, DatasetSpec(name="digits"), 0, 1, torch.float32).images(everything)
+    result = epoch.images(everything)
+    same = (result == plain).flatten(1).all(1)
+    mirrored = (result == plain.flip(-1)).flatten(1).all(1)
+    assert (same | mirrored).all()
+    assert 0.4 < mirrored.double().mean() < 0.6
 
 
 def test_cutout_erases_a_square_that_may_leave_the_image():
