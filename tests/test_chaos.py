@@ -40,8 +40,10 @@ STUDY = {
 class Driver:
     """`lbstudy run` in a process of its own, which may be killed and started again."""
 
-    def __init__(self, folder: Path, address: str | None = None, **resources: object):
-        study = {**STUDY, "resources": {**STUDY["resources"], **resources}}  # type: ignore[dict-item]
+    def __init__(
+        self, folder: Path, address: str | None = None, study: dict[str, object] | None = None, **resources: object
+    ):
+        study = {**STUDY, **(study or {}), "resources": {**STUDY["resources"], **resources}}  # type: ignore[dict-item]
         self._file = folder / "chaos.yaml"
         self._file.write_text(json.dumps(study))
         self._storage, self._address = folder, address
@@ -186,6 +188,29 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(tmp_path: Path, no_stray_
         cluster.shutdown()
         Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
     assert_whole(driver.folder)
+
+
+def test_simulated_cluster_gives_the_table_of_one_node(tmp_path: Path, no_stray_processes: None):
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    searched = {"tuning": {"trials": 3, "sampler": "random", "pruner": "none"}}  # suggestions must not depend on timing
+    tables = []
+    for name, head_cpus, nodes in (("one", 2, 0), ("three", 0, 2)):
+        (tmp_path / name).mkdir()
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": True})
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1)
+        driver = Driver(tmp_path / name, cluster.address, study=searched)
+        try:
+            driver.start()
+            assert driver.finish() == 0
+        finally:
+            cluster.shutdown()
+            Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
+        tables.append([essence(record) for record in driver.folder.trials()])
+    assert len(tables[0]) == 12
+    assert tables[0] == tables[1]
 
 
 def test_hung_worker_is_a_failure_and_the_study_ends(tmp_path: Path, no_stray_processes: None):
