@@ -6,19 +6,23 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track as rich_track
 from rich.table import Table
 
 from lbstudy import __version__
 from lbstudy.lock import DriverLock
 from lbstudy.records import FINISHED, StudyFolder
-from lbstudy.study import StudyError, StudySpec, find_study, load_study, parse_override
+from lbstudy.study import StudyError, StudySpec, check_study, find_study
+from lbstudy.study_checks import notices
+from lbstudy.study_file import KeyProblems, StudyFile, parse_override
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +85,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 @app.command()
 def demo(storage: Storage = Path("studies"), verbose: Verbose = False) -> None:
     """Tune LeNet-5 on handwritten digits, small against large batch: a whole study in a few minutes."""
-    study = load_study(find_study("digits.yaml"))
-    _run(study, storage / study.name, None, verbose)
+    source = StudyFile(find_study("digits.yaml"))
+    study = check_study(source)
+    _run(study, source, _folder(storage, study), None, verbose)
 
 
 @app.command()
@@ -91,8 +96,8 @@ def plan(
     data: Data = None, set_: Sets = None,
 ) -> None:  # fmt: skip
     """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing."""
-    study = _resolve(file, name, trials, epochs, workers, data, set_)
-    _print_plan(study)
+    study, source = _resolve(file, name, trials, epochs, workers, data, set_)
+    _print_plan(study, source)
 
 
 @app.command()
@@ -102,9 +107,31 @@ def run(
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
-    study = _resolve(file, name, trials, epochs, workers, data, set_)
+    study, source = _resolve(file, name, trials, epochs, workers, data, set_)
     going_on = Path(file).is_dir() and name is None
-    _run(study, Path(file) if going_on else storage / study.name, address, verbose)
+    _run(study, source, Path(file) if going_on else _folder(storage, study), address, verbose)
+
+
+@app.command("doctor")
+def examine(
+    file: Annotated[str | None, typer.Argument(help="a study that shall run here")] = None,
+    storage: Storage = Path("studies"), address: Address = None,
+) -> None:  # fmt: skip
+    """Check Ray, its nodes and the storage, and whether a study fits; exit code 2 if something is wrong."""
+    study, dataset = None, None
+    if file is not None:
+        study, source = _resolve(file, None, None, None, None, None, None)
+        dataset = _load_data(study, source)
+    _require_local(storage)
+    _set_address(address)
+    from lbstudy import doctor
+
+    failed = False
+    for finding in doctor.examine(study, dataset, storage):
+        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
+        out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
+        failed |= not finding.ok
+    raise typer.Exit(2 if failed else 0)
 
 
 @app.command()
@@ -133,7 +160,7 @@ def schema() -> None:
 def _resolve(
     file: str, name: str | None, trials: int | None, epochs: int | None, workers: int | None, data: str | None,
     sets: list[str] | None,
-) -> StudySpec:  # fmt: skip
+) -> tuple[StudySpec, StudyFile]:  # fmt: skip
     overrides = dict(parse_override(text) for text in sets or [])
     flags = {
         "name": name,
@@ -143,20 +170,55 @@ def _resolve(
         "dataset.root": data,
     }
     overrides |= {key: value for key, value in flags.items() if value is not None}
-    return load_study(find_study(file), overrides)
+    source = StudyFile(find_study(file), overrides)
+    return check_study(source, written_by_hand=not Path(file).is_dir()), source
 
 
-def _run(study: StudySpec, path: Path, address: str | None, verbose: bool) -> None:
+def _folder(storage: Path, study: StudySpec) -> Path:
+    _require_local(storage)
+    return storage / study.name
+
+
+def _require_local(storage: Path) -> None:
+    """An address such as s3://bucket would silently become the local folder `s3:`."""
+    if storage.parts and storage.parts[0].endswith(":"):
+        raise StudyError(f"--storage {storage}: must be a folder that this machine can write to, not an address")
+
+
+def _set_address(address: str | None) -> None:
+    """Before Ray is imported: it decides on authentication then."""
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+
+
+def _load_data(study: StudySpec, source: StudyFile) -> Dataset:
+    """Read a study's data and make sure that they fit each other."""
     from lbstudy import datasets
 
+    try:
+        dataset = datasets.load(study.dataset, _track)
+        datasets.check(study, dataset)
+    except KeyProblems as error:
+        raise source.error(error.problems) from error
+    return dataset
+
+
+def _run(study: StudySpec, source: StudyFile, path: Path, address: str | None, verbose: bool) -> None:
+    for message in notices(study):
+        _notice(message)
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     path = path.resolve()
     StudyFolder.check(path, study)
-    dataset = datasets.load(study.dataset, _track)
-    datasets.check_batch_sizes(study, dataset)
-    with DriverLock(path, _notice):
-        _tune(study, path, dataset, address, verbose)
+    dataset = _load_data(study, source)
+    storage_is_new = not path.parent.exists()
+    try:
+        with DriverLock(path, _notice):
+            _tune(study, path, dataset, address, verbose)
+    finally:
+        if storage_is_new:  # and still empty, where the study could not begin
+            with suppress(OSError):
+                path.parent.rmdir()
     folder = StudyFolder.open(path)
     _print_best(folder, TableFormat.table)
     trials = folder.trials()
@@ -171,15 +233,15 @@ def _run(study: StudySpec, path: Path, address: str | None, verbose: bool) -> No
 
 def _tune(study: StudySpec, path: Path, dataset: Dataset, address: str | None, verbose: bool) -> None:
     """Start Ray and run what is missing."""
-    if address is not None:
-        os.environ["RAY_ADDRESS"] = address  # before Ray is imported: it decides on authentication then
-    from lbstudy import tuner
+    _set_address(address)
+    from lbstudy import doctor, tuner
     from lbstudy.progress import Progress
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
     tuner.connect(verbose)
     try:
         planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+        doctor.require(doctor.before_a_run(planned, path))
         folder = StudyFolder.create(path, planned.study)
         cells = len(planned.epochs)
         err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
@@ -201,7 +263,7 @@ def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
     return rich_track(files, "decoding the images, once", total=count, console=err)
 
 
-def _print_plan(study: StudySpec) -> None:
+def _print_plan(study: StudySpec, source: StudyFile) -> None:
     from lbstudy import datasets
     from lbstudy.tuner import count_lanes, with_gpus
 
@@ -210,9 +272,9 @@ def _print_plan(study: StudySpec) -> None:
     for heading in ("cell", "steps per epoch", *names, "published"):
         table.add_column(heading)
     try:
-        samples: int | None = datasets.training_samples(study.dataset, datasets.load(study.dataset, _track))
+        samples: int | None = datasets.training_samples(study.dataset, _load_data(study, source))
     except StudyError as error:
-        err.print(f"the data cannot be read here: {error}", markup=False)
+        err.print(f"the study cannot run here: {error}", markup=False)
         samples = None
     for cell in study.list_cells():
         ranges = study.ranges(cell)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from lbstudy.randomness import stream
 from lbstudy.runspec import DatasetSpec
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.study import StudySpec
+from lbstudy.study_file import KeyProblems, Keys, Problem
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 DEFAULT_ROOT = Path.home() / ".cache" / "lbstudy"
@@ -32,6 +34,11 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
     "mnist": ("MNIST", 10, (1, 28, 28), ["MNIST/raw"]),
     "fashion_mnist": ("FashionMNIST", 10, (1, 28, 28), ["FashionMNIST/raw"]),
 }
+
+SMALLEST_IMAGE = {"lenet5": 16}
+"""Pixels a side that a model needs: LeNet-5's two unpadded 5x5 convolutions, each followed by a pool, eat up less."""
+
+ROOT: Keys = ("dataset", "root")
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps the decoding of an image tree to show progress: (files, count) -> files."""
@@ -63,14 +70,24 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
     if spec.name == "synthetic":
         return _synthetic(spec.samples)
     root = Path(spec.root).expanduser() if spec.root else DEFAULT_ROOT
-    if _is_tree(root):
-        dataset = _image_tree(root, spec.image_size, track)
-        if spec.name in TORCHVISION:
-            _check_shape(spec.name, root, dataset)
-        return dataset
-    if spec.name == "image_folder":
-        raise StudyError(f"dataset.root: no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
-    return _torchvision(spec.name, root, spec.download)
+    try:
+        if not _is_tree(root):
+            if spec.name == "image_folder":
+                raise _wrong(f"no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
+            dataset = _torchvision(spec.name, root, spec.download)
+        else:
+            dataset = _image_tree(root, spec.image_size, track)
+            if spec.name in TORCHVISION:
+                _check_shape(spec.name, root, dataset)
+    except OSError as error:
+        raise _wrong(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
+    _check_labels(root, dataset)
+    return dataset
+
+
+def _wrong(message: str) -> KeyProblems:
+    """Something is wrong with the files."""
+    return KeyProblems(Problem(ROOT, message))
 
 
 def validation_samples(spec: DatasetSpec, train_samples: int) -> int:
@@ -82,10 +99,8 @@ def validation_samples(spec: DatasetSpec, train_samples: int) -> int:
     size = spec.validation_size
     count = round(size * train_samples) if size < 1 else int(size)
     if not 0 < count < train_samples:
-        raise StudyError(
-            f"dataset.validation_size: {size} asks for {count} of {train_samples} training samples; "
-            "it must leave some on both sides"
-        )
+        reason = f"{size} asks for {count} of {train_samples} training samples; it must leave some on both sides"
+        raise KeyProblems(Problem(("dataset", "validation_size"), reason))
     return count
 
 
@@ -94,19 +109,35 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
     return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
 
 
-def check_batch_sizes(study: StudySpec, dataset: Dataset) -> None:
-    """Make sure that every mini-batch can be filled.
+def check(study: StudySpec, dataset: Dataset) -> None:
+    """Make sure that a study's cells and model can work with its data.
 
     Raises:
-        StudyError: a batch size is larger than the training split.
+        KeyProblems: a batch size is larger than the training split, a split too small for its classes, or the images
+            too small for the model.
     """
+    problems: list[Problem] = []
     samples = training_samples(study.dataset, dataset)
-    for cell in study.list_cells():
-        if cell.batch_size > samples:
-            raise StudyError(
-                f"cells.batch_size: {cell.batch_size} is more than the {samples} training samples "
-                f"that dataset {study.dataset.name} has beside its validation samples"
-            )
+    validating = len(dataset.train_labels) - samples
+    if min(samples, validating) < dataset.classes:
+        reason = (
+            f"leaves {samples} samples to train and {validating} to validate; a stratified split needs at least one "
+            f"of each of the {dataset.classes} classes on both sides; got {study.dataset.validation_size}"
+        )
+        problems.append(Problem(("dataset", "validation_size"), reason))
+    if large := sorted({cell.batch_size for cell in study.list_cells() if cell.batch_size > samples}):
+        reason = (
+            f"{', '.join(map(str, large))} is more than the {samples} training samples "
+            f"that dataset {study.dataset.name} has beside its validation samples"
+        )
+        problems.append(Problem(("cells", "batch_size"), reason))
+    height, width = dataset.train_images.shape[2:]
+    smallest = SMALLEST_IMAGE.get(study.model, 1)
+    if min(height, width) < smallest:
+        reason = f"{study.model} needs images of at least {smallest}x{smallest} pixels, but these are {height}x{width}"
+        problems.append(Problem(("model",), reason))
+    if problems:
+        raise KeyProblems(*problems)
 
 
 def _digits() -> Dataset:
@@ -149,12 +180,14 @@ def _torchvision(name: str, root: Path, download: bool) -> Dataset:
     reader = getattr(torchvision.datasets, class_name)
     try:
         sets = [reader(root=str(root), train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # torchvision's readers unpickle, assert and parse: a damaged file raises anything
         looked_for = ", ".join(str(root / file) for file in files)
-        raise StudyError(
-            f"dataset.root: {name} is not in {root}: looked for {looked_for} (torchvision's files) and for "
+        if any((root / file).exists() for file in files) and "not found" not in str(error):
+            raise _wrong(f"{name} in {looked_for} is damaged: {_one_line(error)}") from error
+        raise _wrong(
+            f"{name} is not in {root}: looked for {looked_for} (torchvision's files) and for "
             f"{root / 'train'}, {root / 'test'} (an image tree). Point --data at a copy, or set dataset.download "
-            f"to true to let torchvision fetch it ({error})"
+            f"to true to let torchvision fetch it ({_one_line(error)})"
         ) from error
     arrays: list[Any] = []
     for part in sets:
@@ -163,12 +196,34 @@ def _torchvision(name: str, root: Path, download: bool) -> Dataset:
     return Dataset(arrays[0], arrays[1], arrays[2], arrays[3], classes)
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_labels(root: Path, dataset: Dataset) -> None:
+    """Make sure that every image has a label of a known class, and that both parts hold the same kind of image."""
+    parts = {
+        "training": (dataset.train_images, dataset.train_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }
+    for part, (images, labels) in parts.items():
+        if len(images) != len(labels):
+            raise _wrong(f"the {part} set in {root} has {len(images)} images, but {len(labels)} labels")
+        if not len(labels) or labels.min() < 0 or labels.max() >= dataset.classes:
+            found = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+            raise _wrong(f"the {part} labels in {root} should be 0 to {dataset.classes - 1}; got {found}")
+    shapes = [images.shape[1:] for images, _ in parts.values()]
+    if shapes[0] != shapes[1]:
+        first, second = ("x".join(map(str, shape)) for shape in shapes)
+        raise _wrong(f"the training images in {root} are {first}, but the test images {second}")
+
+
 def _check_shape(name: str, root: Path, dataset: Dataset) -> None:
     _, classes, shape, _ = TORCHVISION[name]
     found = dataset.train_images.shape[1:]
     if (dataset.classes, found) != (classes, shape):
-        raise StudyError(
-            f"dataset.root: the image tree in {root} is not {name}: it has {dataset.classes} classes of "
+        raise _wrong(
+            f"the image tree in {root} is not {name}: it has {dataset.classes} classes of "
             f"{'x'.join(map(str, found))}, not {classes} of {'x'.join(map(str, shape))}"
         )
 
@@ -176,25 +231,29 @@ def _check_shape(name: str, root: Path, dataset: Dataset) -> None:
 def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
     """Decode `train/<class>/*` and `test/<class>/*`; labels follow the alphabetical order of the class names."""
     names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    if len(names) < 2:
+        raise _wrong(
+            f"{root / 'train'} needs a folder for each of two classes or more; got {', '.join(names) or 'none'}"
+        )
     files: dict[str, list[tuple[Path, int]]] = {}
     for part in ("train", "test"):
         found = sorted(folder.name for folder in (root / part).iterdir() if folder.is_dir())
         if found != names:
             odd = sorted(set(found) ^ set(names))
-            raise StudyError(f"dataset.root: {root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
+            raise _wrong(f"{root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
         files[part] = [
             (file, label)
             for label, name in enumerate(names)
             for file in sorted((root / part / name).iterdir())
             if file.suffix.lower() in IMAGE_SUFFIXES
         ]
+        if empty := sorted(set(names) - {file.parent.name for file, _ in files[part]}) if files[part] else []:
+            raise _wrong(f"class {empty[0]} has no images in {root / part}")
         if not files[part]:
-            raise StudyError(
-                f"dataset.root: no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
+            raise _wrong(f"no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     cache = DEFAULT_ROOT / "decoded" / f"{_tree_digest(root, files, size)}.npz"
     if cache.is_file():
-        with np.load(cache, allow_pickle=False) as stored:
+        with suppress(Exception), np.load(cache, allow_pickle=False) as stored:  # a damaged cache is made again
             return Dataset(**stored, classes=len(names))
     listed = files["train"] + files["test"]
     tracked = track(listed, len(listed)) if track else listed
@@ -202,12 +261,21 @@ def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
     labels = np.array([label for _, label in listed], dtype=np.int64)
     split = len(files["train"])
     dataset = Dataset(images[:split], labels[:split], images[split:], labels[split:], classes=len(names))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
-        arrays = {field.name: getattr(dataset, field.name) for field in fields(Dataset) if field.name != "classes"}
-        np.savez(out, **arrays)
-    os.replace(out.name, cache)
+    with suppress(OSError):  # without room for it, or the right to write it, the next run decodes again
+        _write_cache(cache, dataset)
     return dataset
+
+
+def _write_cache(cache: Path, dataset: Dataset) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {field.name: getattr(dataset, field.name) for field in fields(Dataset) if field.name != "classes"}
+    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
+        try:
+            np.savez(out, **arrays)
+        except OSError:
+            os.unlink(out.name)
+            raise
+    os.replace(out.name, cache)
 
 
 def _tree_digest(root: Path, files: dict[str, list[tuple[Path, int]]], size: int | None) -> str:
@@ -219,7 +287,7 @@ def _tree_digest(root: Path, files: dict[str, list[tuple[Path, int]]], size: int
 
 
 def _decode(files: Iterable[tuple[Path, int]], size: int | None) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     images: list[NDArray[np.uint8]] = []
     for file, _ in files:
@@ -227,12 +295,12 @@ def _decode(files: Iterable[tuple[Path, int]], size: int | None) -> NDArray[np.u
             with Image.open(file) as stored:
                 image = stored.convert("L" if stored.mode in ("1", "L", "I;16") else "RGB")
             pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
-        except (UnidentifiedImageError, OSError) as error:
-            raise StudyError(f"dataset.root: {file} is no readable image: {error}") from error
+        except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError and more on a damaged file
+            raise _wrong(f"{file} is no readable image: {_one_line(error)}") from error
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if images and pixels.shape != images[0].shape:
-            raise StudyError(
-                f"dataset.root: {file} is {'x'.join(map(str, pixels.shape))}, the images before it are "
+            raise _wrong(
+                f"{file} is {'x'.join(map(str, pixels.shape))}, the images before it are "
                 f"{'x'.join(map(str, images[0].shape))}; set dataset.image_size to resize them all"
             )
         images.append(pixels)

@@ -25,7 +25,7 @@ class Condition(Spec):
     @classmethod
     def _scalars_are_lists_of_one(cls, value: object) -> object:
         if isinstance(value, dict):
-            return {key: v if isinstance(v, list) else [v] for key, v in value.items()}
+            return {key: v if isinstance(v, list | dict) else [v] for key, v in value.items()}
         return value
 
     @model_validator(mode="after")
@@ -33,7 +33,7 @@ class Condition(Spec):
         known = {"none", "mixup", "noise", "mixup+noise"}
         unknown = [s for s in self.smoothing if s not in known]
         if unknown:
-            raise ValueError(f"smoothing {unknown[0]!r} is not one of {', '.join(sorted(known))}")
+            raise ValueError(f"smoothing should be one of {', '.join(sorted(known))}; got {unknown[0]!r}")
         return self
 
     def matches(self, optimizer: str, batch_size: int, smoothing: str) -> bool:
@@ -61,8 +61,8 @@ class Range(Spec):
         if len(given) != 1:
             raise ValueError(f"give exactly one of log_uniform, uniform, int, choice; got {', '.join(given) or 'none'}")
         if self.choice is not None:
-            if len(set(self.choice)) < 2:
-                raise ValueError(f"`choice` needs at least two different values, but got {self.choice}")
+            if len(set(self.choice)) < 2 or not all(map(isfinite, self.choice)):
+                raise ValueError(f"`choice` needs at least two different finite numbers, but got {self.choice}")
             return self
         low, high = self.bounds
         if not (isfinite(low) and isfinite(high) and low < high):

@@ -7,9 +7,7 @@ same number of trials. This module imports neither torch nor ray.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from itertools import product
@@ -18,11 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
 
 from lbstudy.randomness import derive_seed
 from lbstudy.runspec import (
-    USED_BY_SMOOTHING,
     BatchNormSpec,
     Budget,
     DatasetSpec,
@@ -35,17 +31,16 @@ from lbstudy.runspec import (
     Schedule,
     SmoothingName,
     Spec,
-    batch_norm_problem,
     is_used,
 )
 from lbstudy.space import Condition, Range
+from lbstudy.study_checks import contradictions, never_apply
+from lbstudy.study_file import StudyError, StudyFile, explain, nearest, parse_override, show, truths_as_numbers
+
+__all__ = ["StudyError", "StudyFile", "parse_override"]  # from study_file, for the modules that read studies
 
 SHIPPED_STUDIES = [Path(__file__).parent / "search_spaces", Path(__file__).parent.parent / "search_spaces"]
 """Where the shipped study files lie: in the installed package, or in the source tree."""
-
-
-class StudyError(Exception):
-    """A study that cannot be run as it stands. The message is meant for the person who wrote it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class CellsSpec(Spec):
     @classmethod
     def _no_repeats(cls, values: list[Any]) -> list[Any]:
         if len(set(values)) != len(values):
-            raise ValueError(f"each value once, but got {values}")
+            raise ValueError(f"each value once, but got {show(values)}")
         return values
 
     @field_validator("batch_size")
@@ -267,166 +262,56 @@ def find_study(file: str) -> Path:
         return path / "study.yaml"
     if path.is_file():
         return path
+    if path.is_dir():
+        raise StudyError(f"{file}: no study here; a study's folder holds a study.yaml")
     name = path.name if path.suffix else f"{path.name}.yaml"
     for folder in SHIPPED_STUDIES:
         if path.parent == Path() and (folder / name).is_file():
             return folder / name
     shipped = sorted({p.name for folder in SHIPPED_STUDIES for p in folder.glob("*.yaml")})
-    raise StudyError(f"{file}: no such study file; the shipped studies are {', '.join(shipped)}")
+    hint = nearest(name, shipped, known_at_most=0)
+    raise StudyError(f"{file}: no such study file{hint}; the shipped studies are {', '.join(shipped)}")
 
 
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudySpec:
-    """Read and check a study file.
+    """Read and check a study file; see `check_study`."""
+    return check_study(StudyFile(path, overrides))
+
+
+def check_study(file: StudyFile, written_by_hand: bool = False) -> StudySpec:
+    """The study that a file describes.
 
     Args:
-        path: the YAML file.
-        overrides: values that replace those of the file, by dotted key (`tuning.trials`).
+        file: the file, read.
+        written_by_hand: conditions that no cell meets are errors too, unless the command line changes the cells.
 
     Raises:
         StudyError: all problems found, one a line, each with file, line, key and what is allowed.
     """
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise StudyError(f"{path}: a study file is a mapping of keys, but this is {type(raw).__name__}")
-    for key, value in (overrides or {}).items():
-        _override(raw, key, value)
+    problems = list(truths_as_numbers(file.content, StudySpec))
+    broken = {str(problem.keys[0]) for problem in problems}
     try:
-        study = StudySpec.model_validate(raw)
+        study = StudySpec.model_validate(file.content)
     except ValidationError as error:
-        problems = [(tuple(e["loc"]), _explain(e)) for e in error.errors()]
-    else:
-        problems = list(_problems(study))
-        if not problems:
-            return study
-    first_of_each_key = dict(reversed(problems))
-    lines = [_located(path, raw, loc, message) for loc, message in reversed(first_of_each_key.items())]
-    raise StudyError("\n".join(dict.fromkeys(lines)))
+        problems += explain(error, file.content, StudySpec)
+        broken |= {str(entry["loc"][0]) for entry in error.errors()}
+        sound = {name: file.content[name] for name in StudySpec.model_fields if name in {*file.content} - broken}
+        study = StudySpec.model_validate(STAND_INS | sound)
+    problems += contradictions(study, broken)
+    if written_by_hand and not file.changes("cells") and not {"cells", "search"} & broken:
+        problems += never_apply(study)
+    if problems:
+        raise file.error(problems)
+    return study
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse YAML 1.2, where 1e-3 is a number; duplicate keys are errors. Values keep their line numbers."""
-    try:
-        return YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise StudyError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read: {error}") from error
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`KEY=VALUE` of --set: a dotted key and a YAML value."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise StudyError(f"--set {text}: must be KEY=VALUE, such as --set tuning.sampler=random")
-    try:
-        return key.strip(), YAML(typ="safe", pure=True).load(value)
-    except MarkedYAMLError as error:
-        raise StudyError(f"--set {text}: the value is not valid YAML: {error.problem}") from error
-
-
-def _override(raw: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    node: Any = raw
-    for depth, part in enumerate(parents):
-        if not isinstance(node.get(part, {}), dict):
-            raise StudyError(f"--set {key}: `{'.'.join(parents[: depth + 1])}` is not a mapping, but {node[part]!r}")
-        node = node.setdefault(part, {})
-    node[last] = value
-
-
-def _problems(study: StudySpec) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """What single keys cannot tell: contradictions between the parts of a study."""
-    if not study.list_cells():
-        yield ("cells", "exclude"), "leaves no cell at all"
-    if any(cell.optimizer == "kfac" for cell in study.list_cells()):
-        yield (
-            ("cells", "optimizer"),
-            "K-FAC is not part of this version yet; leave its cells out: --set 'cells.exclude=[{optimizer: kfac}]'",
-        )
-    for name, entries in study.search.items():
-        if name not in Hyperparameters.names():
-            yield ("search", name), f"not a hyper-parameter{_nearest(name, Hyperparameters.names())}"
-            continue
-        for index, entry in enumerate(entries):
-            low, high = entry.bounds
-            for value in (low, high):
-                try:
-                    Hyperparameters.model_validate({name: value})
-                except ValidationError as error:
-                    yield ("search", name, index), f"{value:g} is not allowed: {error.errors()[0]['msg'].lower()}"
-                    break
-    for cell in study.list_cells():
-        for name in study.ranges(cell):
-            if not is_used(name, cell.optimizer, cell.smoothing):
-                yield ("search", name), f"has no effect in cell {cell.name}; restrict it with `when`"
-        for name in ("learning_rate", *(n for n, m in USED_BY_SMOOTHING.items() if m in cell.smoothing.split("+"))):
-            if name not in study.ranges(cell) and getattr(study.fixed, name) is None:
-                yield ("search", name), f"cell {cell.name} needs it, in `search` or in `fixed`"
-    uses_noise = any("noise" in cell.smoothing for cell in study.list_cells())
-    conflict = batch_norm_problem(
-        study.model, study.batch_norm, study.resources.micro_batch_size, study.fixed.noise if uses_noise else None
-    )
-    if conflict:
-        yield ("batch_norm",), conflict
-    yield from _published_problems(study)
-
-
-def _published_problems(study: StudySpec) -> Iterator[tuple[tuple[Any, ...], str]]:
-    for index, entry in enumerate(study.published):
-        where: tuple[Any, ...] = ("published", index)
-        if entry.cell not in study.all_cells():
-            yield where, f"{entry.cell.name} is no cell of this study"
-            continue
-        ranges = study.ranges(entry.cell)
-        for name, value in entry.params.items():
-            if name not in ranges:
-                yield (*where, "params", name), f"is not tuned in cell {entry.cell.name}"
-            elif not ranges[name].contains(value):
-                yield (*where, "params", name), f"{value:g} lies outside the search range {ranges[name]}"
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    key = str(error["loc"][-1]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        return f"unknown key{_nearest(key, _known_keys())}"
-    if error["type"] == "missing":
-        return "is required, but missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "string_pattern_mismatch":
-        message = "only letters, digits, '.', '_' and '-', and a letter or digit first"
-    message = message[0].lower() + message[1:]
-    value = error["input"]
-    plain = isinstance(value, str | int | float | bool) or value is None
-    return f"{message}; got {value!r}" if plain and "got " not in message else message
-
-
-def _known_keys() -> list[str]:
-    def specs(base: type[Spec]) -> Iterator[type[Spec]]:
-        for spec in base.__subclasses__():
-            yield spec
-            yield from specs(spec)
-
-    return sorted({field.alias or name for spec in specs(Spec) for name, field in spec.model_fields.items()})
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}" if len(known) < 12 else ""
-
-
-def _located(path: Path, raw: Any, loc: tuple[Any, ...], message: str) -> str:
-    """`file:line: key.path: message`. Parts of `loc` that are pydantic's own (union members) are skipped."""
-    node, line, keys = raw, None, []
-    for part in loc:
-        inside = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int))
-        if inside and (not isinstance(node, list) or part < len(node)):
-            position = getattr(node, "lc", None)
-            with suppress(AttributeError, KeyError, TypeError):  # an overriding value has no line of its own
-                line = position.key(part)[0] if isinstance(node, dict) else position.item(part)[0]  # type: ignore[union-attr]
-            node = node[part]
-            keys.append(str(part))
-        elif part == loc[-1] and isinstance(node, dict):
-            keys.append(str(part))
-    where = f"{path}:{line + 1}" if line is not None else str(path)
-    return f"{where}: {'.'.join(keys) or 'study'}: {message}"
+# For required sections that are broken, so that the sound ones can be checked; no check looks at these.
+STAND_INS: dict[str, Any] = {
+    "name": "broken",
+    "model": "lenet5",
+    "dataset": {"name": "digits"},
+    "budget": {"epochs": 1},
+    "cells": {"optimizer": ["sgd"], "batch_size": [1], "smoothing": ["none"]},
+    "search": {"learning_rate": [{"uniform": [1, 2]}]},
+    "tuning": {"trials": 1},
+}

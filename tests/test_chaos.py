@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,13 @@ STUDY = {
     "tuning": {"trials": 6, "startup_trials": 2, "pruner": {"name": "asha", "grace_period": 3, "reduction_factor": 2}},
     "resources": {"checkpoint_minutes": 0.01, "max_failures": 20},
 }
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Driver:
@@ -162,7 +170,9 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(tmp_path: Path, no_stray_
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+    )
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     driver, draw = Driver(tmp_path, cluster.address, timeout_minutes=2), random.Random(1)
     try:
@@ -198,7 +208,10 @@ def test_simulated_cluster_gives_the_table_of_one_node(tmp_path: Path, no_stray_
     tables = []
     for name, head_cpus, nodes in (("one", 2, 0), ("three", 0, 2)):
         (tmp_path / name).mkdir()
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": True})
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": head_cpus, "include_dashboard": True, "dashboard_port": free_port()},
+        )
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)
         driver = Driver(tmp_path / name, cluster.address, study=searched)

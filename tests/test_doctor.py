@@ -1,0 +1,137 @@
+"""The start-up check: on a real Ray, and what it says of each thing that can be wrong."""
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lbstudy import cli, datasets, doctor, tuner
+from lbstudy.doctor import NodeReport, own_versions
+from lbstudy.models import build
+from lbstudy.study import Resources, StudyError
+from tests.conftest import tiny_study
+
+
+@pytest.fixture
+def joined(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's Ray stays, whatever doctor and run do."""
+    monkeypatch.setattr(tuner, "connect", lambda verbose=False: None)
+    monkeypatch.setattr(tuner, "disconnect", lambda: None)
+
+
+def report(**changes: object) -> NodeReport:
+    return NodeReport(**{"host": "n1", "resources": {"CPU": 2.0}, "versions": own_versions(), **changes})  # type: ignore[arg-type]
+
+
+def test_a_sound_machine(joined: None, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lbstudy", "doctor", "digits", "--storage", str(tmp_path / "studies")])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    text = capsys.readouterr().out
+    assert not exit_.value.code, text
+    assert [line.split(":")[0].split()[1] for line in text.splitlines()] == [
+        "versions", "State", "node", "resources", "storage",
+    ]  # fmt: skip
+    assert "✗" not in text
+    assert not (tmp_path / "studies").exists()
+
+
+def test_what_a_run_checks_passes_here(joined: None, tmp_path: Path):
+    study = tiny_study()
+    plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
+    assert [finding.name for finding in doctor.before_a_run(plan, tmp_path)] == ["State API", "storage"]
+    doctor.require(doctor.before_a_run(plan, tmp_path))
+
+
+def test_impossible_resources_are_answered_at_once(joined: None, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lbstudy", "run", "digits", "--set", "resources.cpus_per_worker=9999"])
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert time.monotonic() - began < 5
+    assert exit_.value.code == 2
+    assert "a worker needs 9999 CPU, but the most that a node has is" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_findings_stop_a_run_all_at_once():
+    bad = [
+        doctor.Finding("a", False, "is bad"),
+        doctor.Finding("b", True, "is good"),
+        doctor.Finding("c", False, "too"),
+    ]
+    with pytest.raises(StudyError, match=r"^a: is bad\nc: too$"):
+        doctor.require(bad)
+    doctor.require(bad[1:2])
+
+
+def test_versions_that_differ_are_named_with_their_node():
+    assert doctor.check_versions([report(), report(host="n2")]).ok
+    finding = doctor.check_versions([report(), report(host="n2", versions={**own_versions(), "Python": "3.9.1"})])
+    assert not finding.ok
+    assert "n2 has Python 3.9.1" in finding.sentence
+    silent = doctor.check_versions([report(host="n3", versions={}, error="no answer within 60 s")])
+    assert not silent.ok
+    assert "n3: no answer within 60 s" in silent.sentence
+
+
+def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
+    import ray
+    import ray.util.state
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError("Could not reach the dashboard\nand more")
+
+    monkeypatch.setattr(ray.util.state, "list_actors", refuse)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    finding = doctor.check_state_api()
+    assert not finding.ok
+    assert "Could not reach the dashboard; start the head node with --include-dashboard=true" in finding.sentence
+
+
+def test_devices():
+    assert doctor.check_devices(report()).sentence == "2 CPU, 0 GPU"
+    gpus = {"CPU": 8.0, "GPU": 2.0}
+    listed = ["GPU 0: NVIDIA H200 (UUID: GPU-1)", "GPU 1: NVIDIA H200 (UUID: GPU-2)"]
+    assert doctor.check_devices(report(resources=gpus, gpus=listed)).sentence == "8 CPU, 2 GPU (NVIDIA H200)"
+    assert doctor.check_devices(report(resources=gpus)).ok  # no nvidia-smi: nobody to ask
+    lost = doctor.check_devices(report(resources=gpus, gpus=listed[:1]))
+    assert not lost.ok
+    assert "Ray counts 8 CPU, 2 GPU, but nvidia-smi lists 1 GPUs" in lost.sentence
+
+
+def test_resources():
+    nodes = [{"CPU": 4.0}, {"CPU": 3.0}]
+    assert (
+        doctor.check_resources(Resources(cpus_per_worker=2, gpus_per_worker=0), nodes).sentence
+        == "room for 3 trials at a time"
+    )
+    assert not doctor.check_resources(Resources(cpus_per_worker=5, gpus_per_worker=0), nodes).ok
+
+
+def test_storage(tmp_path: Path):
+    fine = doctor.check_storage(tmp_path / "new" / "study", 1000)
+    assert fine.ok
+    assert not list(tmp_path.iterdir())
+    full = doctor.check_storage(tmp_path, 10**18)
+    assert not full.ok
+    assert "but the study may need 1000000000.0 GB" in full.sentence
+    (tmp_path / "file").touch()
+    assert "cannot be written" in doctor.check_storage(tmp_path / "file" / "study", 0).sentence
+
+
+@pytest.mark.parametrize("model", ["lenet5", "vgg9", "resnet18"])
+@pytest.mark.parametrize(("shape", "classes"), [((3, 32, 32), 10), ((1, 28, 20), 100)])
+def test_parameters_are_those_of_the_model(model, shape: tuple[int, int, int], classes: int):
+    assert doctor.parameters(model, shape, classes) == sum(p.numel() for p in build(model, shape, classes).parameters())
+
+
+def test_plan_of_the_disk_grows_with_the_study():
+    study = tiny_study()
+    dataset = datasets.load(study.dataset)
+    planned = doctor.planned_bytes(study, dataset, lanes=2)
+    assert 1e6 < planned < 1e7
+    assert doctor.planned_bytes(tiny_study(model="resnet18"), dataset, lanes=2) > 100 * planned
