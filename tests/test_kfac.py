@@ -1,7 +1,8 @@
 """K-FAC against brute force over single samples, against curvlinops, and against itself in other divisions of work."""
 
 import copy
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -14,11 +15,10 @@ from lbstudy.batch_norm import BatchNorm
 from lbstudy.optim import KFAC
 from lbstudy.optim import kfac_exchange as exchange
 from lbstudy.optim import kfac_factors as factors
-from lbstudy.runspec import RunSpec
+from lbstudy.runspec import KfacSpec
 from lbstudy.smoothing import mixed_cross_entropy
-from lbstudy.train import train
-from tests.parallel import run_workers
-from tests.test_train import MODELS, SMOOTHINGS, digits, final_parameters, make_run
+from lbstudy.train import EpochReport, Snapshot, train
+from tests.test_train import digits, make_run
 
 CLASSES = 3
 
@@ -454,3 +454,37 @@ def test_inversions_are_assigned_by_cost():
     assert exchange.assign([3.0, 1.0, 1.0, 1.0], 3) == [0, 1, 2, 1]
 
 
+
+
+def test_a_resumed_run_is_the_uninterrupted_one():
+    # the snapshot lies between two updates of the inverses, and travels through a file
+    dataset, data = digits(300)
+    run = make_run(
+        dataset, optimizer="kfac", model="lenet5", smoothing="mixup+noise", budget={"epochs": 3},
+        hyper={"learning_rate": 3e-3, "factor_interval": 2, "inverse_interval": 5}, kfac={"fisher": "monte_carlo"},
+    )  # fmt: skip
+    torch.set_default_dtype(torch.float32)
+    files = []
+
+    def keep(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
+        files.append(io.BytesIO())
+        torch.save(snapshot(), files[-1])
+        return False
+
+    whole = train(run, data, on_epoch=keep)
+    assert train(run, data).fingerprint == whole.fingerprint
+    for file in files[:2]:
+        file.seek(0)
+        assert train(run, data, resume=torch.load(file)).fingerprint == whole.fingerprint
+    other = run.model_copy(update={"kfac": KfacSpec()})
+    assert train(other, data).fingerprint != whole.fingerprint
+
+
+@pytest.mark.slow
+def test_compiled_model_trains_like_the_plain_one():
+    torch.set_default_dtype(torch.float32)
+    dataset, data = digits(300)
+    hyper = {"learning_rate": 1e-3, "factor_interval": 2}
+    run = make_run(dataset, optimizer="kfac", batch_size=16, hyper=hyper)
+    plain, compiled = train(run, data), train(run.model_copy(update={"compile": True}), data)
+    assert compiled.last.train_loss == pytest.approx(plain.last.train_loss, rel=1e-3)

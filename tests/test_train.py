@@ -98,7 +98,7 @@ class TestBattery:
         dataset, data = digits(augment=["crop"])
         run = make_run(
             dataset, optimizer=optimizer, smoothing=smoothing, budget={"epochs": 6}, nesterov=True, batch_size=32,
-            schedule={"name": "cosine", "warmup": 1}, hyper={"learning_rate": {"sgd": 0.05, "lars": 3, "adamw": 3e-3, "kfac": 0.01}[optimizer]},
+            schedule={"name": "cosine", "warmup": 1}, hyper={"learning_rate": {"sgd": 0.05, "lars": 3, "adamw": 3e-3, "kfac": 3e-3}[optimizer]},
         )  # fmt: skip
         reports: list[EpochReport] = []
         snapshots = []
