@@ -52,4 +52,5 @@ def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         damping_form=run.kfac.damping_form,
         batch_norm=run.kfac.batch_norm,
         seed=run.seed,
+        compiled=run.compile,
     )

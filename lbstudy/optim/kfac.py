@@ -11,7 +11,7 @@ every gradient, without which G would be too small by N^2 and the step would tur
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,8 @@ class KFAC(torch.optim.Optimizer):
         damping_form: `pi` or `eigen`, see `KroneckerBlock`.
         batch_norm: `unitwise` 2 x 2 blocks or the `plain` gradient.
         seed: of the drawn labels.
+        compiled: the passes run a compiled form of the model; where statistics are collected they then do not, since
+            compiled code skips the hooks.
 
     Raises:
         ValueError: the model has a convolution of an unsupported kind.
@@ -72,6 +74,7 @@ class KFAC(torch.optim.Optimizer):
         damping_form: DampingForm = "pi",
         batch_norm: Literal["unitwise", "plain"] = "unitwise",
         seed: int = 0,
+        compiled: bool = False,
     ):
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping,
@@ -80,6 +83,7 @@ class KFAC(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(model.parameters(), defaults)
         self._model, self._fisher, self._damping_form, self._seed = model, fisher, damping_form, seed
+        self._compiled = compiled
         self._blocks = blocks_of(model, damping_form, batch_norm == "unitwise")
         self._sums: dict[Statistic, Tensor] = {}  # of this step's passes so far, over this worker's samples
         self._pending: list[tuple[list[Statistic], PendingSum]] = []
@@ -102,7 +106,7 @@ class KFAC(torch.optim.Optimizer):
 
         The loss inside must be sum_n l_n * workers / (size * copies) over the samples n of this pass, so that
         averages over workers of the sum of all passes are the mean loss. Hooks are on the model within the block
-        and nowhere else; a compiled model runs uncompiled there.
+        and nowhere else.
 
         Args:
             size: samples of the global mini-batch.
@@ -130,7 +134,7 @@ class KFAC(torch.optim.Optimizer):
         hooks = [block.layer.register_forward_hook(listener.hook(block)) for block in self._blocks]
         hooks.append(self._model.register_forward_hook(after_forward))
         try:
-            with torch.compiler.set_stance("force_eager"):
+            with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
                 yield
         finally:
             for hook in hooks:

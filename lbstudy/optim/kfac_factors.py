@@ -68,22 +68,25 @@ def _shifted_products(images: Tensor, kernel: tuple[int, ...], rows: int) -> Ten
     """sum of a_t a_t^T for stride 1, where patches overlap: the same products of image rows serve many entries.
 
     An entry of the result joins kernel rows i and i + d. It is the sum over output rows t of products of image
-    rows t + i and t + i + d, so products are made once for each pair of image rows at distance d, and summed over
-    windows. Of kh^2 pairs of kernel rows only kh distances cost arithmetic.
+    rows t + i and t + i + d, so each image row is multiplied once by itself and the kh - 1 rows below it, and the
+    products are summed over windows. Of kh^2 pairs of kernel rows only kh distances cost arithmetic.
     """
     channels, height = images.shape[1:3]
     kernel_rows, kernel_columns = kernel
-    width = channels * kernel_columns
-    products = [images.new_zeros(height - d, width, width) for d in range(kernel_rows)]
-    columns = images.shape[3] - kernel_columns + 1
+    width, columns = channels * kernel_columns, images.shape[3] - kernel_columns + 1
+    products = images.new_zeros(height, width, kernel_rows * width)
     for part in images.split(max(1, CHUNK[images.device.type] // (height * width * columns))):
-        unfolded = part.unfold(3, kernel_columns, 1).permute(2, 1, 4, 0, 3).reshape(height, width, -1)
-        for d, product in enumerate(products):
-            product.baddbmm_(unfolded[: height - d], unfolded[d:].mT)
+        unfolded = part.new_zeros(height + kernel_rows - 1, channels, kernel_columns, len(part), columns)
+        unfolded[:height] = part.unfold(3, kernel_columns, 1).permute(2, 1, 4, 0, 3)
+        unfolded = unfolded.view(-1, width, len(part) * columns)
+        step = unfolded.stride(0)
+        below = unfolded.as_strided((height, kernel_rows * width, unfolded.shape[2]), (step, unfolded.stride(1), 1))
+        products.baddbmm_(unfolded[:height], below.mT)
     result = images.new_empty(channels, kernel_rows, kernel_columns, channels, kernel_rows, kernel_columns)
-    for d, product in enumerate(products):
-        for i in range(kernel_rows - d):
-            block = product[i : i + rows].sum(0).view(channels, kernel_columns, channels, kernel_columns)
+    for i in range(kernel_rows):
+        window = products[i : i + rows].sum(0).view(channels, kernel_columns, kernel_rows, channels, kernel_columns)
+        for d in range(kernel_rows - i):
+            block = window[:, :, d]
             result[:, i, :, :, i + d] = block
             result[:, i + d, :, :, i] = block.permute(2, 3, 0, 1)
     order = width * kernel_rows
