@@ -101,12 +101,22 @@ def render(table: pd.DataFrame, style: Format) -> str:
     )
 
 
-def for_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text for people: four digits, and a dash where there is nothing to say."""
+def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
+    """The best configurations, narrow enough for a terminal: three digits, the four counts in one column (`c/p/d/f`:
+    completed, pruned, diverged, failed), and no column that is empty."""
+    shown = for_reading(configs, digits=3)
+    counts = shown[COUNTS].agg("/".join, axis=1)
+    shown = shown.drop(columns=COUNTS)
+    shown.insert(list(shown).index("trials") + 1, "c/p/d/f", counts)
+    return shown.loc[:, [c for c in shown if c == "edge" or (shown[c] != "-").any()]]
+
+
+def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
+    """The table as text for people: so many significant digits, and a dash where there is nothing to say."""
 
     def text(value: object) -> str:
         if value is None or value is pd.NA or value != value or value == "":
             return "-"
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
     return table.map(text)

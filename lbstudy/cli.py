@@ -16,11 +16,14 @@ from rich.progress import track as rich_track
 from rich.table import Table
 
 from lbstudy import __version__
+from lbstudy.lock import DriverLock
 from lbstudy.records import FINISHED, StudyFolder
 from lbstudy.study import StudyError, StudySpec, find_study, load_study, parse_override
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lbstudy.datasets import Dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 out = Console(width=None if sys.stdout.isatty() else 200)
@@ -37,7 +40,7 @@ class TableFormat(StrEnum):
     latex = "latex"
 
 
-File = Annotated[str, typer.Argument(help="a study file, or the name of a shipped study")]
+File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Folder = Annotated[Path, typer.Argument(help="a study's folder", metavar="STUDY")]
 Storage = Annotated[Path, typer.Option(help="the study's folder is made in this one")]
 Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
@@ -79,7 +82,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def demo(storage: Storage = Path("studies"), verbose: Verbose = False) -> None:
     """Tune LeNet-5 on handwritten digits, small against large batch: a whole study in a few minutes."""
     study = load_study(find_study("digits.yaml"))
-    _run(study, storage, None, verbose)
+    _run(study, storage / study.name, None, verbose)
 
 
 @app.command()
@@ -98,8 +101,10 @@ def run(
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Tune every cell of a study."""
-    _run(_resolve(file, name, trials, epochs, workers, data, set_), storage, address, verbose)
+    """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
+    study = _resolve(file, name, trials, epochs, workers, data, set_)
+    going_on = Path(file).is_dir() and name is None
+    _run(study, Path(file) if going_on else storage / study.name, address, verbose)
 
 
 @app.command()
@@ -141,16 +146,31 @@ def _resolve(
     return load_study(find_study(file), overrides)
 
 
-def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) -> None:
+def _run(study: StudySpec, path: Path, address: str | None, verbose: bool) -> None:
     from lbstudy import datasets
 
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    path = (storage / study.name).resolve()
-    StudyFolder.check(path)
+    path = path.resolve()
+    StudyFolder.check(path, study)
     dataset = datasets.load(study.dataset, _track)
     datasets.check_batch_sizes(study, dataset)
+    with DriverLock(path, _notice):
+        _tune(study, path, dataset, address, verbose)
+    folder = StudyFolder.open(path)
+    _print_best(folder, TableFormat.table)
+    trials = folder.trials()
+    if failed := [t for t in trials if t.status == "failed"]:
+        err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
+        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
+    missing = len(study.list_cells()) * study.tuning.trials - sum(t.status in FINISHED for t in trials)
+    if missing:
+        err.print(f"{missing} trials are missing; to go on: lbstudy run {path}")
+    raise typer.Exit(1 if failed or missing else 0)
 
+
+def _tune(study: StudySpec, path: Path, dataset: Dataset, address: str | None, verbose: bool) -> None:
+    """Start Ray and run what is missing."""
     if address is not None:
         os.environ["RAY_ADDRESS"] = address  # before Ray is imported: it decides on authentication then
     from lbstudy import tuner
@@ -158,20 +178,23 @@ def _run(study: StudySpec, storage: Path, address: str | None, verbose: bool) ->
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
     tuner.connect(verbose)
-    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
-    folder = StudyFolder.create(path, planned.study)
-    cells = len(planned.epochs)
-    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
-    with Progress(study, err) as progress:
-        tuner.tune_study(folder, planned, progress.update, verbose)
-    tuner.disconnect()
-    _print_best(folder, TableFormat.table)
-    trials = folder.trials()
-    if failed := [t for t in trials if t.status == "failed"]:
-        err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
-        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
-    finished = sum(t.status in FINISHED for t in trials)
-    raise typer.Exit(1 if failed or finished < cells * study.tuning.trials else 0)
+    try:
+        planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+        folder = StudyFolder.create(path, planned.study)
+        cells = len(planned.epochs)
+        err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+        with Progress(study, err) as progress:
+            tuner.tune_study(folder, planned, progress.update, _notice, verbose)
+    except OSError as error:
+        raise StudyError(
+            f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
+        ) from error
+    finally:
+        tuner.disconnect()
+
+
+def _notice(message: str) -> None:
+    err.print(f"notice: {message}", markup=False)
 
 
 def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
@@ -232,12 +255,8 @@ def _print_best(folder: StudyFolder, style: TableFormat) -> None:
         print(tables.render(configs, style.value))  # type: ignore[arg-type]
         return
     study = folder.study()
-    shown = tables.for_reading(configs)
-    _print_table(
-        shown.loc[:, [c for c in shown if (shown[c] != "-").any() or c == "edge"]],
-        title=f"{study.name}: best configurations",
-    )
-    out.print(tables.budget_sentence(study, configs))
+    _print_table(tables.for_terminal(configs), title=f"{study.name}: best configurations")
+    out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
 
@@ -245,9 +264,8 @@ def _print_best(folder: StudyFolder, style: TableFormat) -> None:
 def _print_table(frame: pd.DataFrame, title: str) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in frame:
-        table.add_column(
-            str(column).replace("_", " "), justify="left" if frame[column].str.contains("[a-z]").any() else "right"
-        )
+        words = frame[column].str.contains("[a-z]").any()
+        table.add_column(str(column).replace("_", " "), justify="left" if words else "right", no_wrap=bool(words))
     for row in frame.itertuples(index=False):
         table.add_row(*row)
     out.print(table)

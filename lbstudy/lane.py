@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
+import io
+import math
 import threading
+import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less per lane
-os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 
@@ -34,10 +36,15 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 END_SECONDS = 30.0
+START_SECONDS = 300.0
 
 
 class LaneError(RuntimeError):
-    """The worker group of a lane ended although nobody asked it to."""
+    """The worker group of a lane ended, or fell silent, although nobody asked it to."""
+
+
+class LaneNotStarted(LaneError):
+    """The worker group never came up: no trial is to blame."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Job:
     key: str  # unique within the lane
     run: dict[str, Any]  # RunSpec as plain data
     rungs: list[int]  # epochs after which the workers wait for a verdict
+    resume: Sequence[ray.ObjectRef] = ()  # a checkpoint to go on from, if any
+    checkpoint_seconds: float = math.inf  # how often a report brings a checkpoint
 
 
 @ray.remote(num_cpus=0)
@@ -57,6 +66,7 @@ class Mailbox:
         self._jobs: list[Job | None] = []  # None: the lane ends
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._taken: dict[str, int] = {}  # reports that the lane has asked for, by job
+        self._asked = False
         self._changed = asyncio.Condition()
 
     async def put_job(self, job: Job | None) -> None:
@@ -69,6 +79,7 @@ class Mailbox:
 
     async def job(self, number: int) -> Job | None:
         """Wait for the job of this number; jobs that were abandoned before they began are still handed out."""
+        self._asked = True
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._jobs) > number)
             return self._jobs[number]
@@ -93,6 +104,10 @@ class Mailbox:
             except TimeoutError:
                 return None
             return self._reports[key][number]
+
+    async def workers_are_up(self) -> bool:
+        """Whether the worker group has come up and asked for its first job."""
+        return self._asked
 
     async def goes_on(self, key: str, reports: int) -> bool:
         """Wait for the verdict on a job that has posted so many reports: True once the next one is asked for."""
@@ -119,6 +134,7 @@ class Lane:
         self._error: BaseException | None = None
         self._job: Job | None = None
         self._reports = 0
+        self._up = self._lost = False
         gpus = float(resources.gpus_per_worker)
         per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
@@ -141,31 +157,55 @@ class Lane:
         except BaseException as error:  # kept for the trial that waits for a report
             self._error = error
 
+    def is_alive(self) -> bool:
+        """Whether the worker group is there, or still on its way."""
+        return self._thread.is_alive() and not self._lost
+
     def begin(self, job: Job) -> None:
         """Train this job; a job still in training is abandoned at its rung."""
         self._job, self._reports = job, 0
         ray.get(self._mailbox.put_job.remote(job))
 
-    def next_report(self) -> dict[str, Any]:
+    def next_report(self, timeout: float = math.inf) -> dict[str, Any]:
         """The next epoch's report of the present job. The last one has an `outcome`.
 
+        Args:
+            timeout: seconds to wait for a worker group that is up.
+
         Raises:
-            LaneError: the worker group has died.
+            LaneNotStarted: the worker group has not come up in time, for want of resources most likely.
+            LaneError: the worker group has died, or has not reported in time.
         """
         assert self._job is not None
+        began = time.monotonic()
         while True:
-            report = ray.get(self._mailbox.report.remote(self._job.key, self._reports, POLL_SECONDS))
+            try:
+                report = ray.get(self._mailbox.report.remote(self._job.key, self._reports, POLL_SECONDS))
+                up = report is not None or self._up or ray.get(self._mailbox.workers_are_up.remote())
+            except ray.exceptions.RayActorError as error:
+                raise LaneError(f"the lane's mailbox has died: {error}") from error
             if report is not None:
+                self._up = True
                 self._reports += 1
                 return report
+            if up and not self._up:
+                self._up, began = True, time.monotonic()
+            waited = time.monotonic() - began
             if not self._thread.is_alive():
-                raise LaneError(f"the lane's worker group has ended: {self._error}") from self._error
+                kind = LaneError if self._up else LaneNotStarted
+                raise kind(f"the lane's worker group has ended: {self._error}") from self._error
+            if self._up and waited > timeout:
+                self._lost = True
+                raise LaneError(f"no report for {waited:.0f} s; resources.timeout_minutes allows {timeout / 60:g} min")
+            if not self._up and waited > START_SECONDS:
+                raise LaneNotStarted(f"the worker group has not come up in {waited:.0f} s: are its resources there?")
 
     def end(self) -> None:
-        """Let the workers go and wait until they have."""
+        """Let the workers go and wait until they have; a group that does not answer dies with this process."""
+        if not (self._up and self.is_alive()):
+            return
         ray.get(self._mailbox.put_job.remote(None))
         self._thread.join(END_SECONDS)
-        ray.kill(self._mailbox)
 
 
 def process_group_backend(resources: Resources) -> str | None:
@@ -177,6 +217,7 @@ def process_group_backend(resources: Resources) -> str | None:
 def _serve(config: dict[str, Any]) -> None:
     """The workers' side of a lane: jobs until there are no more."""
     import ray.train.torch
+    import torch
 
     from lbstudy import data
 
@@ -193,11 +234,16 @@ def _serve(config: dict[str, Any]) -> None:
         try:
             run = RunSpec.model_validate(job.run)
             _train(job, run, placed(run.dataset, run.split_seed), mailbox)
-        except Exception:
-            ray.get(mailbox.post.remote(job.key, {"outcome": "failed", "error": traceback.format_exc()}))
+        except Exception as error:
+            trace = traceback.format_exc()
+            if isinstance(error, torch.OutOfMemoryError):
+                trace += f"out of memory with batch_size {job.run.get('batch_size')}: set resources.micro_batch_size\n"
+            ray.get(mailbox.post.remote(job.key, {"outcome": "failed", "error": trace}))
             if ray.train.get_context().get_world_size() > 1:
                 raise  # the others may be waiting in a collective operation: only a new group is sound
         gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
@@ -205,13 +251,13 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     import torch
     from ray.train import get_context
 
-    from lbstudy.train import EpochReport, minibatch_starts, train
+    from lbstudy.train import EpochReport, Snapshot, minibatch_starts, train
 
     rank, device = get_context().get_world_rank(), data.train.images.device
     epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = f"{get_context().get_world_size()} x {kind}"
-    posted = 0
+    posted, saved = 0, time.monotonic()
 
     def post(report: dict[str, Any]) -> None:
         nonlocal posted
@@ -219,13 +265,29 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
         if rank == 0:
             ray.get(mailbox.post.remote(job.key, report | {"device": machine}))
 
-    def on_epoch(report: EpochReport, snapshot: Any) -> bool:
+    def on_epoch(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
+        nonlocal saved
         if report.epoch == epochs or report.diverged:
             return True  # posted below, together with the outcome
-        post(asdict(report))
+        message: dict[str, Any] = asdict(report)
+        if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
+            message["checkpoint"], saved = [ray.put(_to_bytes(snapshot()))], time.monotonic()
+        post(message)
         return report.epoch in job.rungs and not ray.get(mailbox.goes_on.remote(job.key, posted))
 
-    outcome = train(run, data, on_epoch=on_epoch)
+    resume = None
+    if job.resume:
+        resume = torch.load(io.BytesIO(ray.get(job.resume[0])), map_location=device, weights_only=True)
+    outcome = train(run, data, on_epoch=on_epoch, resume=resume)
     if outcome.last.epoch == epochs or outcome.diverged:
-        ended = "diverged" if outcome.diverged else "completed"
-        post(asdict(outcome.last) | {"outcome": ended, "fingerprint": outcome.fingerprint})
+        ended = {"outcome": "diverged" if outcome.diverged else "completed", "fingerprint": outcome.fingerprint}
+        model = [ray.put(_to_bytes(outcome.model.state_dict()))] if rank == 0 else []
+        post(asdict(outcome.last) | ended | {"model": model})
+
+
+def _to_bytes(state: Any) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -1,34 +1,27 @@
-"""What a study leaves on disk; the only code that reads and writes it.
+"""What a study leaves on disk; the only code that reads and writes it. docs/study-folder.md shows what lies where.
 
-    STUDY/study.yaml                 the resolved study
-    STUDY/environment.json           versions, commit and machine
-    STUDY/optuna.journal             one Optuna study per cell, for optuna-dashboard
-    STUDY/trials/CELL/0007/trial.json    configuration, status, last metrics (written atomically)
-    STUDY/trials/CELL/0007/epochs.jsonl  one line of metrics per epoch
-
-A trial is its cell and number. This module imports neither torch nor ray.
+A trial is its cell and number. Its record (`trial.json`) and its checkpoint are replaced in one step and carry a
+checksum; its series (`epochs.jsonl`) grows by a line per epoch, and a line cut short by a crash does not count. So a
+driver that dies between any two operations leaves a readable study. This module imports neither torch nor ray.
 """
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from lbstudy.provenance import environment
 from lbstudy.study import StudyError, StudySpec, load_study
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
+StateName = Literal["checkpoint", "model"]
 FINISHED: tuple[Status, ...] = ("completed", "pruned", "diverged", "failed")
-PACKAGES = ["lbstudy", "ray", "torch", "torchvision", "optuna", "numpy", "pandas"]
 
 
 @dataclass
@@ -50,12 +43,20 @@ class TrialRecord:
     device: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
-    error: str = ""  # traceback of a failed trial
+    failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
+    error: str = ""  # traceback of the last failure
 
     @property
     def epochs(self) -> int:
         """Epochs trained."""
         return int(self.metrics.get("epoch", 0))
+
+
+LOCK = "driver.lock"
+
+
+class Damaged(Exception):
+    """A file whose content is not what was written."""
 
 
 class StudyFolder:
@@ -64,16 +65,19 @@ class StudyFolder:
     def __init__(self, path: Path):
         self.path = path
 
-    @staticmethod
-    def check(path: Path) -> None:
-        """Make sure that a study can begin here; leaves nothing behind.
+    @classmethod
+    def check(cls, path: Path, study: StudySpec) -> None:
+        """Make sure that a study can begin, or go on, in this folder; leaves nothing behind.
 
         Raises:
-            StudyError: the folder holds something already, or cannot be written.
+            StudyError: the folder holds something else, or a study of which `study` is no extension, or cannot be
+                written.
         """
         try:
-            if path.exists() and any(path.iterdir()):
-                raise StudyError(f"{path} is not empty; choose another --storage or --name, or remove it")
+            if (path / "study.yaml").is_file():
+                cls(path).require_extension(study)
+            elif path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
+                raise StudyError(f"{path} is not empty and holds no study; choose another --storage or --name")
             above = next(folder for folder in (path, *path.parents) if folder.exists())
             with tempfile.TemporaryFile(dir=above):
                 pass
@@ -82,17 +86,17 @@ class StudyFolder:
 
     @classmethod
     def create(cls, path: Path, study: StudySpec) -> StudyFolder:
-        """Begin a study in a new or empty folder.
+        """Begin a study in a new or empty folder, or take up the one that lies there.
 
         Raises:
-            StudyError: the folder holds something already, or cannot be written.
+            StudyError: the folder cannot be used, or holds a study that differs in more than `study` may extend.
         """
-        cls.check(path)
+        cls.check(path, study)
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder = cls(path)
-            _write(path / "study.yaml", study.to_yaml())
-            _write(path / "environment.json", json.dumps(environment(), indent=2))
+            _write(path / "study.yaml", study.to_yaml().encode())
+            _write(path / "environment.json", json.dumps(environment(), indent=2).encode())
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
         return folder
@@ -109,8 +113,25 @@ class StudyFolder:
         return cls(path)
 
     def study(self) -> StudySpec:
-        """The study as it was resolved when it began."""
+        """The study as it was resolved when it began, or was last extended."""
         return load_study(self.path / "study.yaml")
+
+    def require_extension(self, study: StudySpec) -> None:
+        """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.
+
+        Raises:
+            StudyError: with a diff of the two.
+        """
+        old = self.study()
+        shrunk = set(old.list_cells()) - set(study.list_cells()) or study.tuning.trials < old.tuning.trials
+        if not shrunk and _essence(old) == _essence(study):
+            return
+        texts = (old.to_yaml().splitlines(), study.to_yaml().splitlines())
+        diff = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]
+        raise StudyError(
+            f"{self.path} holds another study; it may get more trials, more cells and other resources, and nothing "
+            "else. Choose another --name, or take back:\n" + "\n".join(line for line in diff if line[0] in "+-")
+        )
 
     @property
     def journal(self) -> Path:
@@ -119,70 +140,107 @@ class StudyFolder:
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
-        folder = self._trial_folder(record)
+        folder = self.trial_folder(record)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "trial.json", json.dumps(asdict(record)))
+        text = json.dumps(asdict(record))
+        _write(folder / "trial.json", json.dumps({"sha256": _digest(text.encode()), "record": text}).encode())
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
-        with (self._trial_folder(record) / "epochs.jsonl").open("a", encoding="utf-8") as out:
+        with (self.trial_folder(record) / "epochs.jsonl").open("a", encoding="utf-8") as out:
             out.write(json.dumps(report) + "\n")
 
+    def keep_epochs(self, record: TrialRecord, count: int) -> None:
+        """Cut a trial's series to its first epochs, for the rest will be redone."""
+        lines = [json.dumps(entry) + "\n" for entry in self.epochs(record)[:count]]
+        _write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
+
+    def write_state(self, record: TrialRecord, name: StateName, epoch: int, state: bytes) -> None:
+        """Keep a trial's state after an epoch: its latest checkpoint, or its final model."""
+        _write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
+
+    def read_state(self, record: TrialRecord, name: StateName) -> tuple[int, bytes] | None:
+        """A trial's state and its epoch, or None if there is none.
+
+        Raises:
+            Damaged: it is not what was written.
+        """
+        path = self.trial_folder(record) / f"{name}.pt"
+        if not path.exists():
+            return None
+        header, _, state = path.read_bytes().partition(b"\n")
+        epoch = header.partition(b" ")[2]
+        if not epoch.isdigit() or _state_header(int(epoch), state) != header + b"\n":
+            raise Damaged(str(path))
+        return int(epoch), state
+
+    def drop_state(self, record: TrialRecord, name: StateName) -> None:
+        """Remove a trial's state."""
+        (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
+
+    def scan(self) -> tuple[list[TrialRecord], list[Path]]:
+        """All trials by cell and number, and the records that cannot be trusted."""
+        records, damaged = [], []
+        for path in sorted((self.path / "trials").glob("*/*/trial.json")):
+            try:
+                stored = json.loads(path.read_bytes())
+                if _digest(stored["record"].encode()) != stored["sha256"]:
+                    raise Damaged(str(path))
+                records.append(TrialRecord(**json.loads(stored["record"])))
+            except (Damaged, ValueError, KeyError, TypeError):
+                damaged.append(path)
+        return records, damaged
+
     def trials(self) -> list[TrialRecord]:
-        """All trials, by cell and number."""
-        return [TrialRecord(**json.loads(path.read_text(encoding="utf-8"))) for path in self._trial_files()]
+        """All trials with a sound record, by cell and number."""
+        return self.scan()[0]
 
     def epochs(self, record: TrialRecord) -> list[dict[str, Any]]:
-        """A trial's metrics, an entry per epoch."""
-        path = self._trial_folder(record) / "epochs.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        """A trial's metrics, an entry per epoch; what follows a damaged line does not count."""
+        path = self.trial_folder(record) / "epochs.jsonl"
+        entries: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                entry = None
+            if entry is None or entry.get("epoch") != len(entries) + 1:
+                break
+            entries.append(entry)
+        return entries
 
-    def _trial_files(self) -> Iterator[Path]:
-        yield from sorted((self.path / "trials").glob("*/*/trial.json"))
-
-    def _trial_folder(self, record: TrialRecord) -> Path:
+    def trial_folder(self, record: TrialRecord) -> Path:
+        """Where a trial's files lie."""
         return self.path / "trials" / record.cell / f"{record.number:04d}"
 
 
-def utc_now() -> str:
-    """The present time, as records hold it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that it can be looked at but is not read again; returns its new path."""
+    aside = path.with_name(path.name + ".damaged")
+    path.replace(aside)
+    return aside
 
 
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine: what else a result may depend on."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "started": utc_now(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "packages": versions,
-        "commit": _commit(),
-        "machine": {"host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
-    }
+def _essence(study: StudySpec) -> dict[str, Any]:
+    """What of a study must not change once trials exist."""
+    dump = study.model_dump(mode="json", exclude={"cells": True, "published": True, "resources": True})
+    for section, key in (("tuning", "trials"), ("dataset", "root"), ("dataset", "download")):
+        dump[section].pop(key)
+    return dump
 
 
-def _commit() -> str | None:
-    """The commit of the source tree that runs, marked where it has uncommitted changes; None outside a checkout."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
+def _state_header(epoch: int, state: bytes) -> bytes:
+    return f"{_digest(b'%d ' % epoch + state)} {epoch}\n".encode()
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old text or the new, never a part."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as out:
-        out.write(text)
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step: readers see the old content or the new, never a part."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
+        out.write(content)
         out.flush()
         os.fsync(out.fileno())
     os.replace(out.name, path)

@@ -1,15 +1,19 @@
 """What a study tries next: one Optuna study and one ASHA per cell, behind the interfaces of Ray Tune.
 
 `StudySearch` hands out trials, cells taking turns, and tells Optuna how each ended: pruned trials as PRUNED with
-their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value.
-`StudyPruner` keeps a separate ASHA for each cell, so that cells are not compared while they are being tuned.
+their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. `StudyPruner`
+keeps a separate ASHA for each cell. Both are rebuilt from the records when a study goes on; neither keeps a truth of
+its own.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import optuna
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -17,8 +21,12 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from lbstudy.randomness import derive_seed
+from lbstudy.records import FINISHED
 from lbstudy.space import Range
 from lbstudy.study import Asha, Cell, StudySpec
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -31,6 +39,17 @@ def objective(metric: str, report: dict[str, Any], outcome: str | None) -> float
     if outcome == "diverged":
         return 0.0 if metric == "val_accuracy" else WORST_LOSS
     return min(report[metric], WORST_LOSS)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A trial that the records hold: how it stands, and its objective after each epoch that counts."""
+
+    cell: Cell
+    number: int
+    params: dict[str, float]
+    status: str
+    values: tuple[float, ...]
 
 
 def distribution(entry: Range) -> optuna.distributions.BaseDistribution:
@@ -58,9 +77,16 @@ def make_sampler(study: StudySpec, cell: Cell, number: int) -> optuna.samplers.B
 
 
 class CellSearch(OptunaSearch):
-    """Optuna's study of one cell."""
+    """Optuna's study of one cell; its trials go by their numbers.
 
-    def __init__(self, study: StudySpec, cell: Cell, storage: optuna.storages.BaseStorage):
+    Args:
+        study: the study.
+        cell: the cell.
+        storage: of the Optuna study, which must be new.
+        past: the cell's trials so far.
+    """
+
+    def __init__(self, study: StudySpec, cell: Cell, storage: optuna.storages.BaseStorage, past: Sequence[Past]):
         self._spec, self._cell = study, cell
         self._ot_study: Any
         super().__init__(
@@ -71,74 +97,116 @@ class CellSearch(OptunaSearch):
             storage=storage,
             sampler=make_sampler(study, cell, 0),
         )
-        for params in study.published_params(cell):  # may leave tuned values open, which OptunaSearch would refuse
-            self._ot_study.enqueue_trial(params, user_attrs={"published": True})
+        for trial in sorted(past, key=lambda trial: trial.number):
+            self.ask(trial.number, trial.params)
+            for epoch, value in enumerate(trial.values, start=1):
+                self.report(trial.number, epoch, value)
+            if trial.status in FINISHED:
+                self.tell(trial.number, trial.status, trial.values[-1] if trial.values else None)
 
-    def ask(self, trial_id: str, number: int) -> tuple[dict[str, float], bool]:
-        """The tuned values of the cell's next trial, and whether they were published."""
+    def ask(self, number: int, params: dict[str, float] | None = None) -> tuple[dict[str, float], bool]:
+        """Begin a trial.
+
+        Args:
+            number: of the trial in its cell.
+            params: its tuned values, where they are known already.
+
+        Returns:
+            The tuned values, and whether they were published.
+        """
+        published = self._spec.published_params(self._cell)
+        known = params or (published[number] if number < len(published) else None)
+        if known is not None:  # may leave tuned values open: those are sampled
+            self._ot_study.enqueue_trial(known)
         self._ot_study.sampler = make_sampler(self._spec, self._cell, number)
-        params = self.suggest(trial_id)
-        assert params is not None
-        return params, bool(self._ot_trials[trial_id].user_attrs.get("published", False))
+        suggested = self.suggest(str(number))
+        assert suggested is not None
+        return suggested, number < len(published)
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch's value; Optuna's step is our epoch."""
-        self._ot_trials[trial_id].report(result[OBJECTIVE], result["epoch"])
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """A running trial's value after an epoch; Optuna's step is our epoch. A repeated epoch changes nothing."""
+        trial = self._ot_trials[str(number)]
+        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, epoch)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """How the trial ended."""
-        trial, states = self._ot_trials.pop(trial_id), optuna.trial.TrialState
-        outcome = "failed" if error or not result else result.get("outcome", "pruned")
-        if outcome == "failed":
-            self._ot_study.tell(trial, state=states.FAIL)
-            return
-        assert result is not None
-        trial.report(result[OBJECTIVE], result["epoch"])
-        if outcome == "pruned":
-            self._ot_study.tell(trial, state=states.PRUNED)
+    def tell(self, number: int, status: str, value: float | None) -> None:
+        """How a trial ended."""
+        trial, states = self._ot_trials.pop(str(number)), optuna.trial.TrialState
+        if status in ("completed", "diverged"):
+            self._ot_study.tell(trial, value)
         else:
-            self._ot_study.tell(trial, result[OBJECTIVE])
+            self._ot_study.tell(trial, state=states.PRUNED if status == "pruned" else states.FAIL)
 
 
 class StudySearch(Searcher):
-    """All cells of a study: gives each its trials, one after the other.
+    """All cells of a study: gives each its trials, one after the other, interrupted ones first.
 
     Args:
         study: the study.
-        storage: of all cells' Optuna studies.
-        begin: makes a trial's configuration of its id, cell, number, tuned values and whether they were published.
+        storage: of all cells' Optuna studies, which must be new.
+        past: what the records hold.
+        begin: makes a trial's configuration of Tune's id for it, cell, number, tuned values and whether these were
+            published.
+        try_again: is told that a trial has failed (by Tune's id) and says whether it gets another try.
     """
 
     def __init__(
         self,
         study: StudySpec,
         storage: optuna.storages.BaseStorage,
+        past: Sequence[Past],
         begin: Callable[[str, Cell, int, dict[str, float], bool], dict[str, Any]],
+        try_again: Callable[[str], bool],
     ):
         super().__init__(metric=OBJECTIVE, mode=study.tuning.direction[:3])
-        self._study, self._begin = study, begin
-        self._searches = {cell: CellSearch(study, cell, storage) for cell in study.list_cells()}
-        self._suggested = dict.fromkeys(self._searches, 0)
-        self._cell_of: dict[str, Cell] = {}
+        self._study, self._begin, self._try_again = study, begin, try_again
+        cells = study.list_cells()
+        self._searches = {
+            cell: CellSearch(study, cell, storage, [trial for trial in past if trial.cell == cell]) for cell in cells
+        }
+        self._open = {cell: list(range(study.tuning.trials)) for cell in cells}  # numbers that have not begun
+        self._waiting: list[tuple[Cell, int, dict[str, float], bool]] = []  # trials to go on with
+        self._running: dict[str, tuple[Cell, int, dict[str, float], bool]] = {}  # by Tune's id
+        for trial in past:
+            self._open[trial.cell].remove(trial.number)
+            if trial.status not in FINISHED:
+                published = trial.number < len(study.published_params(trial.cell))
+                self._waiting.append((trial.cell, trial.number, trial.params, published))
+
+    def is_done(self) -> bool:
+        """Whether there is nothing left to begin or to go on with."""
+        return not self._waiting and not self._running and not any(self._open.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, of the cell that has begun the fewest."""
-        cell = min(self._suggested, key=self._suggested.__getitem__)
-        number = self._suggested[cell]
-        if number >= self._study.tuning.trials:
-            return Searcher.FINISHED
-        self._suggested[cell] += 1
-        self._cell_of[trial_id] = cell
-        params, published = self._searches[cell].ask(trial_id, number)
-        return self._begin(trial_id, cell, number, params, published)
+        """The next trial: one to go on with, or else a new one of the cell that has begun the fewest."""
+        if self._waiting:
+            trial = self._waiting.pop(0)
+        else:
+            cell = max(self._open, key=lambda cell: len(self._open[cell]))
+            if not self._open[cell]:
+                return None if self._running else Searcher.FINISHED
+            number = self._open[cell].pop(0)
+            trial = (cell, number, *self._searches[cell].ask(number))
+        self._running[trial_id] = trial
+        return self._begin(trial_id, *trial)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an epoch's value on to the cell."""
-        self._searches[self._cell_of[trial_id]].on_trial_result(trial_id, result)
+        """An epoch's value."""
+        cell, number, *_ = self._running[trial_id]
+        self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass the end of a trial on to the cell."""
-        self._searches[self._cell_of[trial_id]].on_trial_complete(trial_id, result, error)
+        """The end of a trial; one that failed may get another try."""
+        trial = self._running.pop(trial_id)
+        cell, number, *_ = trial
+        if error or not result or result.get("outcome") == "failed":
+            if self._try_again(trial_id):
+                self._waiting.append(trial)
+            else:
+                self._searches[cell].tell(number, "failed", None)
+            return
+        self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
+        self._searches[cell].tell(number, result.get("outcome", "pruned"), result[OBJECTIVE])
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles the search into a snapshot that nobody reads
@@ -156,9 +224,10 @@ class StudyPruner(FIFOScheduler):
     Args:
         study: the study.
         epochs: of a whole run, by cell name.
+        past: what the records hold; finished trials fill the rungs.
     """
 
-    def __init__(self, study: StudySpec, epochs: dict[str, int]):
+    def __init__(self, study: StudySpec, epochs: dict[str, int], past: Sequence[Past]):
         super().__init__()
         pruner = study.tuning.pruner
         self._cells: dict[str, AsyncHyperBandScheduler] = {}
@@ -172,29 +241,47 @@ class StudyPruner(FIFOScheduler):
                     grace_period=min(pruner.grace_period, longest),
                     reduction_factor=pruner.reduction_factor,
                 )
+        for trial in past:
+            if trial.status in FINISHED:
+                self.replay(trial.cell.name, trial.number, trial.values)
+
+    def replay(self, cell: str, number: int, values: Sequence[float]) -> bool:
+        """Enter a trial's values into its cell's rungs; returns whether its last one prunes it."""
+        action, controller = TrialScheduler.CONTINUE, cast("TuneController", None)  # ASHA does not look at it
+        if cell in self._cells and values:
+            trial = _identity(cell, number)
+            self._cells[cell].on_trial_add(controller, trial)
+            for epoch, value in enumerate(values, start=1):
+                action = self._cells[cell].on_trial_result(controller, trial, {"epoch": epoch, OBJECTIVE: value})
+        return action == TrialScheduler.STOP
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The cells' schedulers already know both."""
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial begins in its cell."""
-        if trial.config["cell"] in self._cells:
-            self._cells[trial.config["cell"]].on_trial_add(tune_controller, trial)
+        """A trial begins in its cell, or goes on."""
+        cell, number = trial.config["cell"], trial.config["number"]
+        if cell in self._cells:
+            self._cells[cell].on_trial_add(tune_controller, _identity(cell, number))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        if trial.config["cell"] not in self._cells:
+        cell, number = trial.config["cell"], trial.config["number"]
+        if cell not in self._cells:
             return TrialScheduler.CONTINUE
-        return self._cells[trial.config["cell"]].on_trial_result(tune_controller, trial, result)
+        return self._cells[cell].on_trial_result(tune_controller, _identity(cell, number), result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The trial's last value still counts for the rungs it reached; a failed trial's does not."""
-        if trial.config["cell"] in self._cells:
-            finite = math.isfinite(result.get(OBJECTIVE, math.nan))
-            self._cells[trial.config["cell"]].on_trial_complete(tune_controller, trial, result if finite else {})
+        """The last value of a trial that ended by itself still counts for the rung it reached."""
+        cell, number = trial.config["cell"], trial.config["number"]
+        if cell in self._cells and OBJECTIVE in result:
+            self._cells[cell].on_trial_complete(tune_controller, _identity(cell, number), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """The trial is gone before it ended."""
-        if trial.config["cell"] in self._cells:
-            self._cells[trial.config["cell"]].on_trial_remove(tune_controller, trial)
+        """The trial is gone before it ended; its rungs keep what they have."""
+
+
+def _identity(cell: str, number: int) -> Any:
+    """What ASHA knows a trial by: the same after an interruption, unlike Tune's own id."""
+    return SimpleNamespace(trial_id=f"{cell} {number}")

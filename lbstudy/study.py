@@ -147,7 +147,7 @@ class Tuning(Spec):
 
 
 class Resources(Spec):
-    """What one trial occupies, and how it uses it."""
+    """What one trial occupies, how it uses it, and what happens when something breaks. Changes no result."""
 
     workers: int = Field(1, gt=0, description="data-parallel workers of a trial")
     cpus_per_worker: float = Field(1, gt=0)
@@ -156,6 +156,12 @@ class Resources(Spec):
     )
     micro_batch_size: int | None = Field(None, gt=0, description="samples per forward pass, to save memory")
     compile: bool = Field(False, description="torch.compile the model")
+    checkpoint_minutes: float = Field(
+        5, ge=0, description="a running trial's state is saved this often; 0: every epoch"
+    )
+    keep_best: int = Field(1, ge=0, description="final models kept per cell")
+    timeout_minutes: float = Field(60, gt=0, description="a trial that reports no epoch for so long has failed")
+    max_failures: int = Field(3, ge=0, description="times that a failed trial is tried again")
 
 
 class StudySpec(Spec):
@@ -258,8 +264,10 @@ class StudySpec(Spec):
 
 
 def find_study(file: str) -> Path:
-    """The path of a study file: as given, or else one of the shipped studies by its name."""
+    """The path of a study file: as given, or that of a study's folder, or else a shipped study by its name."""
     path = Path(file)
+    if (path / "study.yaml").is_file():
+        return path / "study.yaml"
     if path.is_file():
         return path
     name = path.name if path.suffix else f"{path.name}.yaml"

@@ -7,9 +7,7 @@ Tune schedules; it keeps no truth. The driver writes every report into the study
 from __future__ import annotations
 
 import logging
-import math
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,31 +15,25 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables stay silent with verbose=0 only in the old engine
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & set(os.environ):
-    # Ray's servers listen on all network interfaces, and who reaches them can run code. A private Ray therefore asks
-    # for a token that only this process and its children know. Ray reads both when it is imported.
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no CSV, JSON and TensorBoard files beside ours
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshots are not used
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has no value
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
+from ruamel.yaml import YAML
 
 from lbstudy.datasets import Dataset, training_samples
-from lbstudy.lane import Job, Lane
-from lbstudy.records import StudyFolder, TrialRecord, utc_now
+from lbstudy.lane import Job, Lane, LaneNotStarted
+from lbstudy.recorder import Recorder, take_up
+from lbstudy.records import StudyFolder, TrialRecord
 from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, objective
-from lbstudy.study import Cell, Resources, StudyError, StudySpec
+from lbstudy.study import Resources, StudyError, StudySpec
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
+BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
 
@@ -77,13 +69,23 @@ def with_gpus(resources: Resources, nodes: Sequence[dict[str, float]]) -> Resour
     return resources.model_copy(update={"gpus_per_worker": float(any(node.get("GPU", 0) >= 1 for node in nodes))})
 
 
-def cluster_nodes() -> list[dict[str, float]]:
-    """Resources of the nodes of the cluster, and of those that its autoscaler may still add."""
+def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
+    """Resources of the nodes of the cluster, and of those that its autoscaler may still add.
+
+    Args:
+        bootstrap: the configuration that `ray up` leaves on the head, where the driver runs. Ray has no other way to
+            ask for an autoscaler's limits.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    config = ray._private.state.state.get_cluster_config()  # no public way to ask for the autoscaler's limits
-    for group in config.node_group_configs if config else []:
-        limit = group.max_count if group.max_count >= 0 else 1000
-        nodes += [dict(group.resources)] * max(0, limit - len(nodes) + 1)
+    if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
+        return nodes
+    config = YAML(typ="safe", pure=True).load(bootstrap.read_text(encoding="utf-8"))
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    room = int(config.get("max_workers", 0)) - (len(nodes) - 1)
+    for kind in workers.values():
+        alike = sum(all(node.get(r, 0) == amount for r, amount in kind["resources"].items()) for node in nodes)
+        more = max(0, min(room, int(kind.get("max_workers", 0)) - alike))
+        nodes, room = nodes + [dict(kind["resources"])] * more, room - more
     return nodes
 
 
@@ -143,15 +145,23 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Start the worker group; it comes up while the first trial waits for its first report."""
         self._metric, self._jobs = config["lane"]["metric"], count()
-        resources = Resources.model_validate(config["lane"]["resources"])
-        dataset, storage = config["lane"]["dataset"][0], config["lane"]["storage"]
-        self._lane = Lane(resources, dataset, storage, name=f"lane-{self.trial_id}")
+        self._resources = Resources.model_validate(config["lane"]["resources"])
+        self._lane: Lane | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another trial in the same lane."""
-        key = f"{next(self._jobs)} {new_config['cell']} {new_config['number']}"
-        self._lane.begin(Job(key, new_config["run"], new_config["rungs"]))
+        """Begin another trial, in the same lane unless its worker group is gone."""
+        if self._lane is None or not self._lane.is_alive():
+            dataset, storage = new_config["lane"]["dataset"][0], new_config["lane"]["storage"]
+            self._lane = Lane(self._resources, dataset, storage, name=f"lane-{uuid4().hex[:8]}")
+        job = Job(
+            key=f"{next(self._jobs)} {new_config['cell']} {new_config['number']}",
+            run=new_config["run"],
+            rungs=new_config["rungs"],
+            resume=new_config["resume"],
+            checkpoint_seconds=60 * self._resources.checkpoint_minutes,
+        )
+        self._lane.begin(job)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -160,9 +170,14 @@ class TrialActor(tune.Trainable):
         Raises:
             LaneError: the worker group has died; Tune ends this actor and gives the next trial a new lane.
         """
-        report = self._lane.next_report()
+        try:
+            assert self._lane is not None
+            report = self._lane.next_report(60 * self._resources.timeout_minutes)
+        except LaneNotStarted as error:  # no trial is to blame, and the cluster may grow again
+            return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
         outcome = report.pop("outcome", None)
         result = {"report": report, "device": report.pop("device", ""), "done": outcome is not None}
+        result |= {name: report.pop(name) for name in ("checkpoint", "model") if name in report}
         if outcome is not None:
             result["outcome"] = outcome
         if outcome != "failed":
@@ -171,7 +186,8 @@ class TrialActor(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the worker group."""
-        self._lane.end()
+        if self._lane is not None:
+            self._lane.end()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for one; a trial's state is its workers' business."""
@@ -180,89 +196,36 @@ class TrialActor(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-class Recorder(tune.Callback):
-    """Writes what Tune tells into the study's records, and shows it."""
-
-    def __init__(self, folder: StudyFolder, plan: Plan, show: Callable[[TrialRecord], None]):
-        self._folder, self._plan, self._show = folder, plan, show
-        self._records: dict[str, TrialRecord] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles callbacks into a snapshot that nobody reads
-
-    def begin(
-        self, trial_id: str, cell: Cell, number: int, params: dict[str, float], published: bool
-    ) -> dict[str, Any]:
-        """A trial that the search suggests: make its record, and the configuration for its lane."""
-        study = self._plan.study
-        seed = study.trial_seed(cell, number)
-        run = study.run_spec(cell, params, seed).model_dump(mode="json")
-        self._records[trial_id] = TrialRecord(
-            cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published
-        )
-        rungs = study.tuning.rungs(self._plan.epochs[cell.name])
-        return {"cell": cell.name, "number": number, "run": run, "rungs": rungs}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial has a lane."""
-        record = self._records[trial.trial_id]
-        record.started = utc_now()
-        self._write(record)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """An epoch, or the news that the trial has failed."""
-        record = self._records[trial.trial_id]
-        record.device = result["device"]
-        record.status = result.get("outcome", "running")
-        if record.status == "failed":
-            record.error = result["report"]["error"]
-            return
-        report = dict(result["report"])
-        record.fingerprint = report.pop("fingerprint", "")
-        record.metrics = {name: value if math.isfinite(value) else None for name, value in report.items()}
-        record.seconds += report["seconds"]
-        self._folder.append_epoch(record, record.metrics)
-        if record.status == "running":
-            self._show(record)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial has ended by itself, or the pruner ended it."""
-        record = self._records.pop(trial.trial_id)
-        if record.status == "running":
-            record.status = "pruned"
-        self._write(record)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial's lane has died."""
-        record = self._records.pop(trial.trial_id)
-        record.status = "failed"
-        record.error = Path(trial.error_file).read_text() if trial.error_file else "the lane died"
-        self._write(record)
-
-    def _write(self, record: TrialRecord) -> None:
-        self._folder.write_trial(record)
-        self._show(record)
-
-
-def tune_study(folder: StudyFolder, plan: Plan, show: Callable[[TrialRecord], None], verbose: bool = False) -> None:
-    """Run all trials of a study on the connected Ray.
+def tune_study(
+    folder: StudyFolder,
+    plan: Plan,
+    show: Callable[[TrialRecord], None],
+    notice: Callable[[str], None],
+    verbose: bool = False,
+) -> None:
+    """Run what is missing of a study on the connected Ray.
 
     Args:
-        folder: where the records go.
+        folder: the study's folder; what it holds already is not run again.
         plan: the study, checked.
         show: is told of every change of a trial.
+        notice: is told of damaged files and interrupted trials found in the folder.
         verbose: let Tune print.
     """
     study = plan.study
-    recorder = Recorder(folder, plan, show)
+    pruner_past, records = take_up(folder, study, notice)
+    pruner = StudyPruner(study, plan.epochs, pruner_past)
+    recorder = Recorder(folder, study, plan.epochs, records, show)
+    past = recorder.settle_interrupted(pruner_past, pruner)
+    folder.journal.unlink(missing_ok=True)  # rebuilt from the records
     storage = JournalStorage(JournalFileBackend(str(folder.journal)))
-    lane_storage = folder.path / ".lanes"
+    search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
+    if search.is_done():
+        return
     lane = {
         "resources": study.resources.model_dump(),
         "metric": study.tuning.metric,
-        "storage": str(lane_storage.resolve()),
+        "storage": str((folder.path / ".lanes").resolve()),
         "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
     }
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
@@ -271,9 +234,9 @@ def tune_study(folder: StudyFolder, plan: Plan, show: Callable[[TrialRecord], No
                 tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
                 param_space={"lane": lane},
                 tune_config=tune.TuneConfig(
-                    num_samples=len(plan.epochs) * study.tuning.trials,
-                    search_alg=StudySearch(study, storage, recorder.begin),
-                    scheduler=StudyPruner(study, plan.epochs),
+                    num_samples=-1,  # the search says when it has no more
+                    search_alg=search,
+                    scheduler=pruner,
                     max_concurrent_trials=plan.lanes,
                     reuse_actors=True,
                 ),
@@ -282,4 +245,4 @@ def tune_study(folder: StudyFolder, plan: Plan, show: Callable[[TrialRecord], No
                 ),
             ).fit()
         finally:
-            shutil.rmtree(lane_storage, ignore_errors=True)
+            shutil.rmtree(folder.path / ".lanes", ignore_errors=True)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
+
 import pytest
 import torch
 
@@ -45,6 +47,7 @@ class RanStudy:
     folder: StudyFolder
     lanes: int
     shown: list[str] = field(default_factory=list)  # statuses
+    notices: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="session")
@@ -70,5 +73,5 @@ def run_tiny(path: Path, study: StudySpec) -> RanStudy:
     folder = StudyFolder.create(path, study)
     plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
     ran = RanStudy(folder, plan.lanes)
-    tuner.tune_study(folder, plan, lambda record: ran.shown.append(record.status))
+    tuner.tune_study(folder, plan, lambda record: ran.shown.append(record.status), ran.notices.append)
     return ran

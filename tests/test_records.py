@@ -52,8 +52,8 @@ def test_folder_must_be_new_and_writable(tmp_path: Path):
     with pytest.raises(StudyError, match="is not empty"):
         StudyFolder.create(tmp_path, tiny_study())
     with pytest.raises(StudyError, match="cannot be written"):
-        StudyFolder.check(tmp_path / "something" / "s")
+        StudyFolder.check(tmp_path / "something" / "s", tiny_study())
     with pytest.raises(StudyError, match="no study here"):
         StudyFolder.open(tmp_path / "nowhere")
-    StudyFolder.check(tmp_path / "new" / "s")
+    StudyFolder.check(tmp_path / "new" / "s", tiny_study())
     assert not (tmp_path / "new").exists()

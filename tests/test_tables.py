@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> StudyFolder:
         metrics = {"epoch": 4, "step": 40, "val_accuracy": accuracy, "val_loss": 0.5, "train_loss": 0.4}
         trial = record(number=number, status=status, params={"learning_rate": rate}, metrics=metrics, **changes)
         folder.write_trial(trial)
-        folder.append_epoch(trial, metrics)
+        folder.append_epoch(trial, metrics | {"epoch": 1})
 
     add(0, "completed", 1.0, 0.7)
     add(1, "completed", 9e5, 0.9)

@@ -188,7 +188,7 @@ def test_last_minibatch_counts_by_its_size_or_is_dropped():
 
 def test_bf16_trains_close_to_fp32():
     dataset, data = digits()
-    run = make_run(dataset, budget={"epochs": 4})
+    run = make_run(dataset, budget={"epochs": 10}, batch_size=32)
     outcome = train(run.model_copy(update={"precision": "bf16"}), data)
     assert abs(outcome.last.val_accuracy - train(run, data).last.val_accuracy) < 0.1
     assert all(p.dtype == torch.float32 for p in outcome.model.parameters())

@@ -18,7 +18,7 @@ from lbstudy.records import TrialRecord
 from lbstudy.runspec import RunSpec
 from lbstudy.study import Resources, StudyError
 from lbstudy.train import train
-from lbstudy.tuner import count_lanes, with_gpus
+from lbstudy.tuner import cluster_nodes, count_lanes, with_gpus
 from tests.conftest import RanStudy, run_tiny, tiny_study
 
 EPOCHS = 4
@@ -172,3 +172,15 @@ def test_workers_that_share_a_gpu_use_gloo():
     assert process_group_backend(Resources(workers=2, gpus_per_worker=0.5)) == "gloo"
     assert process_group_backend(Resources(workers=2, gpus_per_worker=1)) is None
     assert process_group_backend(Resources(workers=1, gpus_per_worker=0.5)) is None
+
+
+def test_nodes_that_an_autoscaler_may_add_count(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bootstrap = tmp_path / "ray_bootstrap_config.yaml"
+    bootstrap.write_text(
+        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 0}}\n"
+        "  big: {resources: {CPU: 64, GPU: 8}, max_workers: 2}\n  small: {resources: {CPU: 8}, max_workers: 9}\n"
+    )
+    assert len(cluster_nodes(bootstrap)) == 1  # a private Ray has no autoscaler
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster_nodes(bootstrap)[1:] == [{"CPU": 64, "GPU": 8}, {"CPU": 64, "GPU": 8}, {"CPU": 8}]
