@@ -44,6 +44,7 @@ class EpochReport:
     val_accuracy: float  # 0 to 1
     learning_rate: float  # of the epoch's last step
     gradient_norm: float  # Euclidean, before clipping, mean over the epoch's steps
+    fallbacks: int  # kfac: inversions since the beginning whose matrix was not positive definite at first
     images_per_second: float  # training samples through the whole mini-batch loop, all workers together
     seconds: float  # training and validation
 
@@ -152,6 +153,7 @@ def train(
             val_accuracy=val_accuracy,
             learning_rate=rate,
             gradient_norm=sums[1] / steps,
+            fallbacks=optimizer.fallbacks if isinstance(optimizer, optim.KFAC) else 0,
             images_per_second=samples / trained,
             seconds=time.perf_counter() - began,
         )
