@@ -109,8 +109,13 @@ def assert_factors(found: list[tuple[Tensor, Tensor]], true: list[tuple[Tensor, 
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("geometry", [(1, 1, 1), (1, 0, 1), (2, 1, 1), (1, 1, 2), (1, "same", 1)])
-def test_factors_are_those_of_single_samples(geometry: tuple, bias: bool):
+def test_factors_are_those_of_single_samples(
+    geometry: tuple, bias: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(factors, "WIDE", 1 if wide else 10**9)
+    monkeypatch.setitem(factors.CHUNK, "cpu", 1000)  # several chunks of samples
     if geometry[1] == "same" and not bias:
         pytest.skip("same padding is told apart by one case")
     model, (images, labels) = convolutional(*geometry, bias=bias), samples()

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 LARGE = 2048
 """Factors of a higher order keep their Cholesky factor instead of an inverse, at a third of the cost."""
 
+WIDE = 32
+"""Convolutions of at least so many input channels share products between kernel columns too."""
+
 CHUNK = {"cpu": 2**21, "cuda": 2**27}
 """Numbers of unfolded input held at a time, by device: about a cache, and half a gigabyte."""
 
@@ -36,8 +39,12 @@ def convolution_input_sum(images: Tensor, layer: nn.Conv2d) -> Tensor:
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
     span = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     rows, columns = ((n - s) // step + 1 for n, s, step in zip(images.shape[2:], span, stride, strict=True))
-    shifted = tuple(stride) == tuple(dilation) == (1, 1)
-    products = _shifted_products(images, kernel, rows) if shifted else _patch_products(images, layer, rows, columns)
+    if not tuple(stride) == tuple(dilation) == (1, 1):
+        products = _patch_products(images, layer, rows, columns)
+    elif layer.in_channels < WIDE or columns < kernel[1] - 1:
+        products = _shifted_products(images, kernel, rows)
+    else:
+        products = _wide_products(images, kernel, rows, columns)
     if layer.bias is None:
         return products
     total = images.sum(0)  # a patch entry, summed over positions, is a sum over a window of this
@@ -90,6 +97,46 @@ def _shifted_products(images: Tensor, kernel: tuple[int, ...], rows: int) -> Ten
             result[:, i, :, :, i + d] = block
             result[:, i + d, :, :, i] = block.permute(2, 3, 0, 1)
     order = width * kernel_rows
+    return result.view(order, order)
+
+
+def _wide_products(images: Tensor, kernel: tuple[int, ...], rows: int, columns: int) -> Tensor:
+    """As `_shifted_products`, with products shared between kernel columns as well as between kernel rows.
+
+    An entry that joins kernel columns j and j + b is a sum over image columns j to j + columns - 1 of products at
+    distance b. The columns common to all j are multiplied in one piece, the few at the edges one by one, so nothing
+    is subtracted and the sum stays as accurate as the direct one.
+    """
+    channels, height, breadth = images.shape[1:]
+    kernel_rows, kernel_columns = kernel
+    pieces = {}  # of each distance b: ranges of image columns
+    for b in range(1 - kernel_columns, kernel_columns):
+        first, spare = max(0, -b), kernel_columns - 1 - abs(b)
+        edges = [*range(first, first + spare), *range(first + columns, first + columns + spare)]
+        pieces[b] = [(first + spare, first + columns), *((x, x + 1) for x in edges)]
+    products = {
+        (b, piece): images.new_zeros(height, channels, kernel_rows * channels) for b in pieces for piece in pieces[b]
+    }
+    for part in images.split(max(1, CHUNK[images.device.type] // (height * channels * breadth))):
+        samples = len(part)
+        lines = part.new_zeros(height + kernel_rows - 1, channels, breadth, samples)
+        lines[:height] = part.permute(2, 1, 3, 0)
+        lines = lines.view(-1, channels, breadth * samples)
+        for (b, (start, stop)), product in products.items():
+            shape = (height, kernel_rows * channels, (stop - start) * samples)
+            below = lines.as_strided(shape, lines.stride(), (start + b) * samples)
+            product.baddbmm_(lines[:height, :, start * samples : stop * samples], below.mT)
+    result = images.new_empty(channels, kernel_rows, kernel_columns, channels, kernel_rows, kernel_columns)
+    for b in pieces:
+        first, spare = max(0, -b), kernel_columns - 1 - abs(b)
+        for j in range(first, first + spare + 1):
+            total = sum(products[b, (start, stop)] for start, stop in pieces[b] if j <= start and stop <= j + columns)
+            for i in range(kernel_rows):
+                window = total[i : i + rows].sum(0).view(channels, kernel_rows, channels)  # type: ignore[index]
+                for d in range(kernel_rows - i):
+                    result[:, i, j, :, i + d, j + b] = window[:, d]
+                    result[:, i + d, j + b, :, i, j] = window[:, d].mT
+    order = channels * kernel_rows * kernel_columns
     return result.view(order, order)
 
 
