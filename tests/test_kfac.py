@@ -15,6 +15,7 @@ from lbstudy.batch_norm import BatchNorm
 from lbstudy.optim import KFAC
 from lbstudy.optim import kfac_exchange as exchange
 from lbstudy.optim import kfac_factors as factors
+from lbstudy.optim.kfac_blocks import KroneckerBlock
 from lbstudy.runspec import KfacSpec
 from lbstudy.smoothing import mixed_cross_entropy
 from lbstudy.train import EpochReport, Snapshot, train
@@ -122,6 +123,10 @@ def test_factors_are_those_of_single_samples(
     optimizer = kfac(model)
     observe(optimizer, model, images, labels)
     take_step(optimizer)
+    empty = model[0](images[:0])
+    block = KroneckerBlock(model[0], "0", "pi")
+    assert torch.equal(block.input_sum(images[:0]), block.zeros("input_factor"))
+    assert torch.equal(block.gradient_sum(empty), block.zeros("gradient_factor"))
     if geometry[1] == "same":  # 3 x 2 kernel: one row above and below, one column to the right
         images, model[0].padding = F.pad(images, (0, 1, 1, 1)), (0, 0)
     assert_factors(factors_of(optimizer, model), brute_force(model, images, labels))

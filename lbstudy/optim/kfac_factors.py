@@ -85,7 +85,7 @@ def _shifted_products(images: Tensor, kernel: tuple[int, ...], rows: int) -> Ten
     for part in images.split(max(1, CHUNK[images.device.type] // (height * width * columns))):
         unfolded = part.new_zeros(height + kernel_rows - 1, channels, kernel_columns, len(part), columns)
         unfolded[:height] = part.unfold(3, kernel_columns, 1).permute(2, 1, 4, 0, 3)
-        unfolded = unfolded.view(-1, width, len(part) * columns)
+        unfolded = unfolded.view(height + kernel_rows - 1, width, len(part) * columns)
         step = unfolded.stride(0)
         below = unfolded.as_strided((height, kernel_rows * width, unfolded.shape[2]), (step, unfolded.stride(1), 1))
         products.baddbmm_(unfolded[:height], below.mT)
@@ -121,7 +121,7 @@ def _wide_products(images: Tensor, kernel: tuple[int, ...], rows: int, columns: 
         samples = len(part)
         lines = part.new_zeros(height + kernel_rows - 1, channels, breadth, samples)
         lines[:height] = part.permute(2, 1, 3, 0)
-        lines = lines.view(-1, channels, breadth * samples)
+        lines = lines.view(height + kernel_rows - 1, channels, breadth * samples)
         for (b, (start, stop)), product in products.items():
             shape = (height, kernel_rows * channels, (stop - start) * samples)
             below = lines.as_strided(shape, lines.stride(), (start + b) * samples)
