@@ -60,6 +60,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return torch.cat(parts).to(kind) if len(parts) > 1 else parts[0].to(kind)
 
     @torch.no_grad()
+    def normalised(self, input: Tensor) -> Tensor:
+        """The input of the latest training pass as it was normalised there, before weight and bias."""
+        if not len(input):
+            return input
+        view = [1, -1] + [1] * (input.ndim - 2)
+        parts = input.split(self.ghost or len(input))
+        normalised = []
+        for part, kept in zip(parts, self._pending[-len(parts) :], strict=True):
+            mean, unbiased = (kept[:-1] / kept[-1]).chunk(2)
+            variance = unbiased * ((kept[-1] - 1).clamp(min=1) / kept[-1])
+            normalised.append((part - mean.view(view)) * (variance + self.eps).rsqrt().view(view))
+        return torch.cat(normalised)
+
+    @torch.no_grad()
     def _keep(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         unbiased = variance * (count / (count - 1).clamp(min=1))
         self._pending.append(torch.cat([mean.detach() * count, unbiased.detach() * count, count.detach().view(1)]))

@@ -12,7 +12,9 @@ from zlib import crc32
 
 import numpy as np
 
-Purpose = Literal["trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "synthetic"]
+Purpose = Literal[
+    "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic"
+]
 
 
 def stream(seed: int, purpose: Purpose, *coordinates: int | str) -> np.random.Generator:

@@ -126,6 +126,20 @@ class NoiseSpec(Spec):
         return self
 
 
+class KfacSpec(Spec):
+    """K-FAC (Martens & Grosse 2015) beyond its numbers."""
+
+    fisher: Literal["empirical", "monte_carlo"] = Field(
+        "empirical", description="with the labels, or with one drawn from each prediction (a second backward pass)"
+    )
+    damping_form: Literal["pi", "eigen"] = Field(
+        "pi", description="pi: split over both factors, Cholesky; eigen: exact, by eigenvectors, far slower for VGG9"
+    )
+    batch_norm: Literal["unitwise", "plain"] = Field(
+        "unitwise", description="unitwise: a 2 x 2 Fisher block per channel; plain: the gradient as it is"
+    )
+
+
 class GhostBatchNorm(Spec):
     """Statistics of ghost batches of `ghost` samples (Hoffer et al. 2017)."""
 
@@ -145,6 +159,11 @@ class Hyperparameters(Spec):
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global norm of the gradient")
     trust_coefficient: float = Field(1e-3, gt=0, description="lars: eta in You et al. 2017")
+    damping: float = Field(3e-2, gt=0, description="kfac: added to the Fisher matrix")
+    past_weight: float = Field(0.95, ge=0, lt=1, description="kfac: of the past in the averages of the statistics")
+    factor_interval: int = Field(1, gt=0, description="kfac: steps between updates of the statistics")
+    inverse_interval: int = Field(10, gt=0, description="kfac: steps between inversions, the dearer part")
+    kl_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="kfac: largest lr^2 <step, gradient>")
 
     @classmethod
     def names(cls) -> list[str]:
@@ -153,7 +172,11 @@ class Hyperparameters(Spec):
 
 
 # Hyper-parameters that change nothing unless the run uses the optimizer or smoothing named here.
-USED_BY_OPTIMIZER = {"momentum": ("sgd", "lars", "kfac"), "trust_coefficient": ("lars",)}
+USED_BY_OPTIMIZER = {
+    "momentum": ("sgd", "lars", "kfac"),
+    "trust_coefficient": ("lars",),
+    **dict.fromkeys(("damping", "past_weight", "factor_interval", "inverse_interval", "kl_clip"), ("kfac",)),
+}
 USED_BY_SMOOTHING = {"mixup_alpha": "mixup", "noise_magnitude": "noise"}
 
 
@@ -178,6 +201,7 @@ class RunSpec(Spec):
     nesterov: bool = False
     mixup: MixupSpec = MixupSpec()
     noise: NoiseSpec = NoiseSpec()
+    kfac: KfacSpec = KfacSpec()
     budget: Budget
     schedule: Schedule = Schedule()
     batch_norm: BatchNormSpec = "sync"

@@ -23,6 +23,7 @@ from lbstudy.runspec import (
     Budget,
     DatasetSpec,
     Hyperparameters,
+    KfacSpec,
     MixupSpec,
     ModelName,
     NoiseSpec,
@@ -81,11 +82,12 @@ class CellsSpec(Spec):
 
 
 class Fixed(Hyperparameters):
-    """Hyper-parameters that are not tuned, and the settings of the smoothing methods."""
+    """Hyper-parameters that are not tuned, and the settings of the smoothing methods and of K-FAC."""
 
     nesterov: bool = False
     mixup: MixupSpec = MixupSpec()
     noise: NoiseSpec = NoiseSpec()
+    kfac: KfacSpec = KfacSpec()
 
 
 class Published(Spec):
@@ -238,6 +240,7 @@ class StudySpec(Spec):
             nesterov=self.fixed.nesterov,
             mixup=self.fixed.mixup,
             noise=self.fixed.noise,
+            kfac=self.fixed.kfac,
             budget=self.budget,
             schedule=self.schedule,
             batch_norm=self.batch_norm,

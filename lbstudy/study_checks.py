@@ -88,11 +88,6 @@ def _meets_no_cell(condition: Condition, study: StudySpec) -> str | None:
 def _no_cells(study: StudySpec) -> Iterator[Problem]:
     if not study.list_cells():
         yield Problem(("cells", "exclude"), "leaves no cell at all")
-    if any(cell.optimizer == "kfac" for cell in study.list_cells()):
-        yield Problem(
-            ("cells", "optimizer"),
-            "K-FAC is not part of this version yet; leave its cells out: --set 'cells.exclude=[{optimizer: kfac}]'",
-        )
 
 
 def _ranges(study: StudySpec) -> Iterator[Problem]:

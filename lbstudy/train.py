@@ -44,6 +44,7 @@ class EpochReport:
     val_accuracy: float  # 0 to 1
     learning_rate: float  # of the epoch's last step
     gradient_norm: float  # Euclidean, before clipping, mean over the epoch's steps
+    fallbacks: int  # kfac: inversions since the beginning whose matrix was not positive definite at first
     images_per_second: float  # training samples through the whole mini-batch loop, all workers together
     seconds: float  # training and validation
 
@@ -90,7 +91,7 @@ def train(
     workers, device, dtype = Workers.current(), data.train.images.device, DTYPES[run.precision]
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model, data.shape, data.classes, run.ghost_samples).to(device, dtype)
-    optimizer = optim.build(run, model.parameters())
+    optimizer = optim.build(run, model)
     noise = None
     if run.uses("noise"):
         assert run.hyper.noise_magnitude is not None
@@ -128,7 +129,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             for forward in forward_passes(run, size, workers):
                 positions = torch.arange(start + forward.part.start, start + forward.part.stop, device=device)
-                with _noisy(noise, run, step, forward), forward.gradient_sync(network):
+                statistics = _capture(optimizer, forward, size)
+                with _noisy(noise, run, step, forward), forward.gradient_sync(network), statistics:
                     loss = _loss_sum(network, images, positions, start, mixing and mixing.part(forward.part), run)
                     loss = loss / forward.copies
                     (loss * (workers.size / size)).backward()  # DistributedDataParallel averages; we want the sum
@@ -151,6 +153,7 @@ def train(
             val_accuracy=val_accuracy,
             learning_rate=rate,
             gradient_norm=sums[1] / steps,
+            fallbacks=optimizer.fallbacks if isinstance(optimizer, optim.KFAC) else 0,
             images_per_second=samples / trained,
             seconds=time.perf_counter() - began,
         )
@@ -224,6 +227,12 @@ def _noisy(noise: ParameterNoise | None, run: RunSpec, step: int, forward: Forwa
     if noise is None or not run.noise.denoise:
         return nullcontext()
     return noise.perturbed(step, forward.ghost_batch, forward.copy)
+
+
+def _capture(optimizer: torch.optim.Optimizer, forward: ForwardPass, size: int) -> AbstractContextManager[None]:
+    if not isinstance(optimizer, optim.KFAC):
+        return nullcontext()
+    return optimizer.capture(size, forward.part, forward.copy, forward.copies, forward.last)
 
 
 def _loss_sum(

@@ -90,7 +90,7 @@ def test_micro_batches_change_nothing(model: str, batch_norm: object, smoothing:
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "kfac"])
 class TestBattery:
     """What every optimizer must do with every smoothing."""
 
@@ -98,7 +98,7 @@ class TestBattery:
         dataset, data = digits(augment=["crop"])
         run = make_run(
             dataset, optimizer=optimizer, smoothing=smoothing, budget={"epochs": 6}, nesterov=True, batch_size=32,
-            schedule={"name": "cosine", "warmup": 1}, hyper={"learning_rate": {"sgd": 0.05, "lars": 3, "adamw": 3e-3}[optimizer]},
+            schedule={"name": "cosine", "warmup": 1}, hyper={"learning_rate": {"sgd": 0.05, "lars": 3, "adamw": 3e-3, "kfac": 3e-3}[optimizer]},
         )  # fmt: skip
         reports: list[EpochReport] = []
         snapshots = []

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
+from lbstudy.optim.kfac import KFAC
 from lbstudy.optim.lars import LARS
 from lbstudy.runspec import RunSpec
 
+__all__ = ["KFAC", "LARS", "build"]
 
-def build(run: RunSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+
+def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     """The run's optimizer. Weight decay applies to all parameters, batch norm and biases included, as in the sources.
 
     Its learning rate is a placeholder: `train()` sets it before each step.
     """
-    hyper = run.hyper
+    hyper, parameters = run.hyper, model.parameters()
     rate = hyper.learning_rate
     assert rate is not None
     if run.optimizer == "sgd":
@@ -37,4 +38,19 @@ def build(run: RunSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optim
         )
     if run.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=hyper.weight_decay)
-    raise ValueError(f"no optimizer called {run.optimizer!r} in this version")
+    return KFAC(
+        model,
+        lr=rate,
+        momentum=hyper.momentum,
+        weight_decay=hyper.weight_decay,
+        damping=hyper.damping,
+        past_weight=hyper.past_weight,
+        factor_interval=hyper.factor_interval,
+        inverse_interval=hyper.inverse_interval,
+        kl_clip=hyper.kl_clip,
+        fisher=run.kfac.fisher,
+        damping_form=run.kfac.damping_form,
+        batch_norm=run.kfac.batch_norm,
+        seed=run.seed,
+        compiled=run.compile,
+    )

@@ -1,0 +1,115 @@
+"""K-FAC on several workers takes the same path as on one: factors, inverses and drawn labels are shared out."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lbstudy.batch_norm import BatchNorm, commit_statistics
+from lbstudy.data import place, worker_slice
+from lbstudy.datasets import load
+from lbstudy.optim import KFAC
+from lbstudy.runspec import DatasetSpec, RunSpec
+from lbstudy.train import train
+from lbstudy.workers import Workers
+from tests.parallel import run_workers
+from tests.test_train import MODELS, SMOOTHINGS, digits, final_parameters, make_run
+
+
+def kfac_runs(samples: int | None, model: str, batch_size: int, **keys: object) -> dict[str, RunSpec]:
+    """A run for each smoothing."""
+    dataset, _ = digits(samples, augment=["crop"])
+    return {
+        f"{model} {smoothing} {keys}": make_run(
+            dataset, optimizer="kfac", model=model.split("-")[0], batch_norm=MODELS[model], smoothing=smoothing,
+            precision="fp64", batch_size=batch_size, hyper={"learning_rate": 1e-3, "inverse_interval": 4}, **keys,
+        )
+        for smoothing in SMOOTHINGS
+    }  # fmt: skip
+
+
+Case = tuple[int | None, str, str]
+
+
+def small_trajectory(ghost: int | None, fisher: str, form: str) -> Tensor:
+    """Parameters after some steps of a small network with batch norm, on however many workers there are."""
+    torch.manual_seed(1)
+    workers = Workers.current()
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), BatchNorm(3, ghost), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3), BatchNorm(3, ghost),
+    ).double()  # fmt: skip
+    network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if workers.size > 1 else model
+    optimizer = KFAC(model, lr=0.01, inverse_interval=2, fisher=fisher, damping_form=form)  # type: ignore[arg-type]
+    for step in range(4):
+        size = 6 if step == 3 else 20  # the last one leaves workers without samples
+        images, labels = torch.randn(size, 2, 8, 8, dtype=torch.float64), torch.randint(3, (size,))
+        part = worker_slice(size, workers.rank, workers.size, ghost or 1)
+        optimizer.zero_grad()
+        with optimizer.capture(size, part):
+            loss = F.cross_entropy(network(images[part]), labels[part], reduction="sum")
+            (loss * workers.size / size).backward()
+        optimizer.step()
+        commit_statistics(model, workers)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def results(runs: dict[str, RunSpec], samples: int | None, cases: list[Case]) -> dict[str, Tensor]:
+    """Of all runs and small networks, in one set of processes."""
+    return final_parameters(runs, samples) | {str(case): small_trajectory(*case) for case in cases}
+
+
+def assert_workers_agree(
+    runs: dict[str, RunSpec], samples: int | None, cases: list[Case], runs_of_four: dict[str, RunSpec]
+) -> None:
+    one = results(runs, samples, cases)
+    for size, some in ((2, runs), (4, runs_of_four)):
+        several = run_workers(size, results, some, samples, cases)
+        for name in several:
+            torch.testing.assert_close(
+                several[name], one[name], rtol=0, atol=1e-8, msg=lambda m, n=name, s=size: f"{s} workers, {n}: {m}"
+            )
+
+
+def test_one_worker_and_several_give_the_same_parameters():
+    runs = kfac_runs(300, "lenet5", 64)
+    shared = kfac_runs(300, "lenet5", 64, noise={"copies": 3, "ghost": 16}, kfac={"fisher": "monte_carlo"})
+    eigen = kfac_runs(300, "lenet5", 64, micro_batch_size=10, kfac={"damping_form": "eigen"})
+    runs |= dict([*list(shared.items())[-1:], *list(eigen.items())[-1:]])
+    cases = [(None, "empirical", "pi"), (5, "empirical", "eigen"), (None, "monte_carlo", "pi"), (5, "monte_carlo", "pi")]
+    assert_workers_agree(runs, 300, cases, {"lenet5 mixup+noise {}": runs["lenet5 mixup+noise {}"]})
+
+
+@pytest.mark.slow
+def test_one_worker_and_several_agree_on_all_digits():
+    runs = kfac_runs(None, "lenet5", 128)
+    assert_workers_agree(runs, None, [], runs)
+
+
+def vgg9_parameters(runs: dict[str, RunSpec]) -> dict[str, Tensor]:
+    """Parameters after each run on random images.
+
+    Not on the digits: on their even background rounding decides which of several equal outputs max-pooling takes, and
+    with it which channels share a position in G. That differs between slices of a mini-batch, in the fourth digit.
+    """
+    spec = next(iter(runs.values())).dataset
+    data = place(load(spec), spec, 0)
+    return {name: torch.cat([p.detach().flatten() for p in train(run, data).model.parameters()]) for name, run in runs.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vgg9-sync", "vgg9-ghost"])
+def test_one_worker_and_several_agree_with_vgg9(model: str):
+    # 80 training samples in mini-batches of 32: the last one of 16 leaves workers without samples
+    dataset = DatasetSpec(name="synthetic", samples=100, validation_size=20)
+    runs = {name: run.model_copy(update={"dataset": dataset}) for name, run in kfac_runs(None, model, 32).items()}
+    one = vgg9_parameters(runs)
+    for size in (2, 4):
+        several = run_workers(size, vgg9_parameters, runs)
+        for name in one:
+            torch.testing.assert_close(several[name], one[name], rtol=0, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_micro_batches_change_nothing():
+    run = kfac_runs(300, "lenet5", 64)["lenet5 mixup+noise {}"]
+    result = final_parameters({"whole": run, "parts": run.model_copy(update={"micro_batch_size": 10})}, 300)
+    torch.testing.assert_close(result["parts"], result["whole"], rtol=0, atol=1e-8)
