@@ -160,9 +160,9 @@ class Hyperparameters(Spec):
     gradient_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global norm of the gradient")
     trust_coefficient: float = Field(1e-3, gt=0, description="lars: eta in You et al. 2017")
     damping: float = Field(3e-2, gt=0, description="kfac: added to the Fisher matrix")
-    past_weight: float = Field(0.95, ge=0, lt=1, description="kfac: of the past in the averages of the statistics")
+    past_weight: float = Field(0.5, ge=0, lt=1, description="kfac: of the past in the averages of the statistics")
     factor_interval: int = Field(1, gt=0, description="kfac: steps between updates of the statistics")
-    inverse_interval: int = Field(10, gt=0, description="kfac: steps between inversions, the dearer part")
+    inverse_interval: int = Field(1, gt=0, description="kfac: steps between inversions, the dearer part")
     kl_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="kfac: largest lr^2 <step, gradient>")
 
     @classmethod

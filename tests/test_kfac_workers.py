@@ -75,7 +75,12 @@ def test_one_worker_and_several_give_the_same_parameters():
     shared = kfac_runs(300, "lenet5", 64, noise={"copies": 3, "ghost": 16}, kfac={"fisher": "monte_carlo"})
     eigen = kfac_runs(300, "lenet5", 64, micro_batch_size=10, kfac={"damping_form": "eigen"})
     runs |= dict([*list(shared.items())[-1:], *list(eigen.items())[-1:]])
-    cases = [(None, "empirical", "pi"), (5, "empirical", "eigen"), (None, "monte_carlo", "pi"), (5, "monte_carlo", "pi")]
+    cases = [
+        (None, "empirical", "pi"),
+        (5, "empirical", "eigen"),
+        (None, "monte_carlo", "pi"),
+        (5, "monte_carlo", "pi"),
+    ]
     assert_workers_agree(runs, 300, cases, {"lenet5 mixup+noise {}": runs["lenet5 mixup+noise {}"]})
 
 
@@ -93,7 +98,10 @@ def vgg9_parameters(runs: dict[str, RunSpec]) -> dict[str, Tensor]:
     """
     spec = next(iter(runs.values())).dataset
     data = place(load(spec), spec, 0)
-    return {name: torch.cat([p.detach().flatten() for p in train(run, data).model.parameters()]) for name, run in runs.items()}
+    return {
+        name: torch.cat([p.detach().flatten() for p in train(run, data).model.parameters()])
+        for name, run in runs.items()
+    }
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ class KFAC(torch.optim.Optimizer):
         momentum: of the preconditioned gradient.
         weight_decay: see above.
         damping: added to the Fisher matrix.
-        past_weight: weight of the past in the running averages of the statistics; the first ones count whole.
+        past_weight: weight of the past in the running averages of the statistics; the first ones count whole. A long
+            memory suits small mini-batches; at large ones an epoch has few steps, and old statistics mislead.
         factor_interval: steps from one update of the statistics to the next.
         inverse_interval: steps from one inversion to the next.
         kl_clip: largest lr^2 <d, F d> of a step, where F d = g; d is scaled down to it (Ba et al. 2017).
@@ -66,9 +67,9 @@ class KFAC(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         damping: float = 3e-2,
-        past_weight: float = 0.95,
+        past_weight: float = 0.5,
         factor_interval: int = 1,
-        inverse_interval: int = 10,
+        inverse_interval: int = 1,
         kl_clip: float | None = None,
         fisher: Literal["empirical", "monte_carlo"] = "empirical",
         damping_form: DampingForm = "pi",

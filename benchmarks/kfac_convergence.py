@@ -1,0 +1,98 @@
+"""Epochs and seconds to a training loss: K-FAC against SGD on a large mini-batch, both tuned with the same budget.
+
+LeNet-5, no smoothing. Each optimizer's configurations come from the same quasi-random points: learning rate for both,
+damping for K-FAC. They train for a few epochs, and the one with the lowest training loss then trains with three
+fresh seeds until it reaches the target or the epochs end. Test accuracy is taken once, at the end. The optimizers
+take turns, so that whatever else the machine does hits both.
+
+    uv run python benchmarks/kfac_convergence.py --data ROOT    # CIFAR-10; about 20 minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import date
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+
+from lbstudy import datasets
+from lbstudy.data import ImageData, place
+from lbstudy.runspec import DatasetSpec, RunSpec
+from lbstudy.train import EpochReport, evaluate, train
+
+RANGES = {"learning_rate": (1e-3, 0.5), "damping": (1e-3, 1.0)}
+
+
+def make_run(dataset: DatasetSpec, optimizer: str, params: dict[str, float], options: argparse.Namespace) -> RunSpec:
+    """A run of the benchmark."""
+    hyper = {"momentum": 0.9, "weight_decay": 1e-4, **params}
+    return RunSpec.model_validate(
+        {
+            "model": "lenet5", "dataset": dataset, "batch_size": options.batch, "optimizer": optimizer,
+            "hyper": hyper, "budget": {"epochs": options.epochs}, "seed": 0,
+        }
+    )  # fmt: skip
+
+
+def tune(dataset: DatasetSpec, data: ImageData, optimizer: str, options: argparse.Namespace) -> dict[str, float]:
+    """The configuration with the lowest training loss after a few epochs."""
+    points = qmc.Sobol(2, rng=0).random(options.trials)
+    names = ["learning_rate"] if optimizer == "sgd" else ["learning_rate", "damping"]
+    found: list[tuple[float, dict[str, float]]] = []
+    for point in points:
+        params = {
+            name: float(np.exp(np.interp(u, [0, 1], np.log(RANGES[name]))))
+            for name, u in zip(names, point, strict=False)
+        }
+        run = make_run(dataset, optimizer, params, options)
+        last = train(run, data, on_epoch=lambda report, _: report.epoch == options.tuning_epochs).last
+        loss = float("inf") if last.diverged else last.train_loss
+        found.append((loss, params))
+        shown = " ".join(f"{name} {value:.2g}" for name, value in params.items())
+        print(f"  {optimizer:5} {shown}: train loss {loss:.3f}", flush=True)
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def main() -> None:
+    """Tune, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10: torchvision's files or an image tree")
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--tuning-epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--target", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dataset = DatasetSpec(name="cifar10", root=options.data, validation_size=5000)
+    data = place(datasets.load(dataset), dataset, 0)
+    print(f"{os.cpu_count()} CPU cores, {options.threads} threads, torch {torch.__version__}, {date.today()}")
+    best = {optimizer: tune(dataset, data, optimizer, options) for optimizer in ("sgd", "kfac")}
+    for seed in range(1, options.seeds + 1):
+        for optimizer, params in best.items():
+            reports: list[EpochReport] = []
+
+            def until_target(report: EpochReport, _: object, reports: list[EpochReport] = reports) -> bool:
+                reports.append(report)
+                return report.train_loss <= options.target
+
+            run = make_run(dataset, optimizer, params, options).model_copy(update={"seed": seed})
+            outcome = train(run, data, on_epoch=until_target)
+            reached = outcome.last.train_loss <= options.target
+            test_accuracy = evaluate(outcome.model, data, data.test)[1]
+            print(
+                f"{optimizer:5} seed {seed}: {'' if reached else 'not '}reached after {len(reports)} epochs, "
+                f"{sum(r.seconds for r in reports):.0f} s; train loss {outcome.last.train_loss:.3f}, "
+                f"test accuracy {test_accuracy:.4f}",
+                flush=True,
+            )
+    print("chosen:", best)
+
+
+if __name__ == "__main__":
+    main()
