@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -257,7 +257,11 @@ def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
             return Dataset(**stored, classes=len(names))
     listed = files["train"] + files["test"]
     tracked = track(listed, len(listed)) if track else listed
-    images = _decode(tracked, size)
+    try:
+        images = _decode(tracked, size)
+    finally:
+        if isinstance(tracked, Generator):
+            tracked.close()  # ends the progress bar here, and not in whichever thread collects the garbage
     labels = np.array([label for _, label in listed], dtype=np.int64)
     split = len(files["train"])
     dataset = Dataset(images[:split], labels[:split], images[split:], labels[split:], classes=len(names))
