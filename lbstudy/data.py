@@ -6,7 +6,7 @@ each worker asks for its own positions of the *global* mini-batch: no result dep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,14 +38,22 @@ class ImageData:
     """A dataset on a device: training and validation split, test set, and the training images' mean and deviation."""
 
     train: Images
-    augmentable: (
-        Tensor  # the training images padded for cropping, and their mirror images after them, as augmentation asks
-    )
     validation: Images
     test: Images
     classes: int
     mean: Tensor  # C, in units of a pixel (0 to 255), float64
     std: Tensor
+    _augmentable: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    def augmentable(self, augment: tuple[str, ...]) -> Tensor:
+        """The training images as these augmentations want them, made once: padded for cropping, and followed by their
+        mirror images for flipping."""
+        if augment not in self._augmentable:
+            images = self.train.images
+            if "crop" in augment:
+                images = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD))
+            self._augmentable[augment] = torch.cat([images, images.flip(-1)]) if "flip" in augment else images
+        return self._augmentable[augment]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,15 +89,8 @@ def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.de
     def put(images: np.ndarray, labels: np.ndarray) -> Images:
         return Images(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
-    training = put(dataset.train_images[train], dataset.train_labels[train])
-    augmentable = training.images
-    if "crop" in spec.augment:
-        augmentable = torch.nn.functional.pad(augmentable, (PAD, PAD, PAD, PAD))
-    if "flip" in spec.augment:
-        augmentable = torch.cat([augmentable, augmentable.flip(-1)])
     return ImageData(
-        train=training,
-        augmentable=augmentable,
+        train=put(dataset.train_images[train], dataset.train_labels[train]),
         validation=put(dataset.train_images[validation], dataset.train_labels[validation]),
         test=put(dataset.test_images, dataset.test_labels),
         classes=dataset.classes,
@@ -127,7 +128,7 @@ class EpochImages:
 
     def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
         device, count = data.train.images.device, len(data.train)
-        self._data, self._dtype = data, dtype
+        self._data, self._dtype, self._source = data, dtype, data.augmentable(spec.augment)
         self.order = torch.from_numpy(stream(seed, "order", epoch).permutation(count)).to(device)
         draw = stream(seed, "augmentation", epoch)
         height, width = data.shape[1:]
@@ -150,9 +151,9 @@ class EpochImages:
             index = index + len(self.order) * self._flip[positions]
         if self._crop is not None:
             tops, lefts = (offsets[positions] for offsets in self._crop)
-            images = crop(self._data.augmentable, index, tops, lefts)
+            images = crop(self._source, index, tops, lefts)
         else:
-            images = self._data.augmentable[index]
+            images = self._source[index]
         images = self._data.normalise(images, self._dtype)
         if self._cutout is not None:
             images = cutout(images, self._cutout[0][positions], self._cutout[1][positions])
