@@ -104,7 +104,7 @@ def require(findings: Iterable[Finding]) -> None:
 
 
 def ask_nodes(nodes: Sequence[dict[str, Any]] | None = None) -> list[NodeReport]:
-    """Run a small task on each node of the cluster, all at once."""
+    """Run a small task on each node of the cluster, all at once; a node that dies meanwhile is left out."""
     chosen = [node for node in ray.nodes() if node["Alive"]] if nodes is None else nodes
     task = ray.remote(num_cpus=0, max_retries=0)(_look_around)
     asked = [
@@ -113,7 +113,10 @@ def ask_nodes(nodes: Sequence[dict[str, Any]] | None = None) -> list[NodeReport]
     ]
     ray.wait(asked, num_returns=len(asked), timeout=NODE_SECONDS)
     reports = []
+    gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
     for node, answer in zip(chosen, asked, strict=True):
+        if node["NodeID"] in gone:
+            continue
         host = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
             versions, gpus = ray.get(answer, timeout=0.1)
