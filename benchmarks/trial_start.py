@@ -47,6 +47,7 @@ def one_step_study(trials: int) -> StudySpec:
         {
             "budget": {"steps": 1},
             "schedule": {"name": "constant"},
+            "cells.optimizer": ["sgd"],
             "cells.batch_size": [32],
             "cells.smoothing": ["none"],
             "search": {"learning_rate": {"log_uniform": [0.01, 1]}},
