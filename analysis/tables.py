@@ -7,11 +7,11 @@ from typing import Literal
 import pandas as pd
 
 from analysis import load
-from lbstudy.records import StudyFolder
+from lbstudy.records import FINISHED, StudyFolder
 from lbstudy.runspec import Hyperparameters
 from lbstudy.study import StudySpec
 
-COUNTS = ["completed", "pruned", "diverged", "failed"]
+COUNTS = list(FINISHED)
 ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]
 
 Format = Literal["csv", "json", "markdown", "latex"]
