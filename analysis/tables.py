@@ -1,18 +1,27 @@
-"""Tables of a study: the best configuration of each cell, the best trials, how far each cell has come."""
+"""Tables of a study: the best configuration of each cell, the best trials, how far each cell has come.
+
+And how any table becomes text. What compares cells is in `gaps`, `targets` and `health`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from math import inf
+from typing import Any, Literal
 
 import pandas as pd
 
-from analysis import load
+from analysis import load, stats
 from lbstudy.records import FINISHED, StudyFolder
 from lbstudy.runspec import Hyperparameters
 from lbstudy.study import StudySpec
 
 COUNTS = list(FINISHED)
 ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]
+CONFIRMED: dict[str, Any] = {  # columns of the best configurations where runs have been confirmed
+    "test_accuracy": float, "test_sd": float, "n": "Int64", "test_low": float, "test_high": float,
+    "confirmed_diverged": "Int64", "confirmed_unfinished": "Int64",
+}  # fmt: skip
 
 Format = Literal["csv", "json", "markdown", "latex"]
 
@@ -32,9 +41,11 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     """A row per cell: its best configuration and result, how its trials ended, and an edge flag.
 
     `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a
-    better value may lie outside. A cell without a completed trial has counts but no values.
+    better value may lie outside. A cell without a completed trial has counts but no values. Once runs have been
+    confirmed there is the best configuration's test accuracy too: mean, standard deviation and 95 % interval of the
+    `n` runs that completed, and how many diverged or have not ended well.
     """
-    study, trials = folder.study(), load.trials(folder)
+    study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
     best = best_trials(study, trials).set_index("cell")
     tuned = [
         n for n in Hyperparameters.names() if n in ALWAYS_SHOWN or any(n in study.ranges(c) for c in study.list_cells())
@@ -48,13 +59,16 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         params = {} if found is None else {n: float(found[f"params.{n}"]) for n in study.ranges(cell)}  # type: ignore[arg-type]
         row |= {name: params.get(name) for name in tuned}
         row |= {name: None if found is None else found[name] for name in ("val_accuracy", "val_loss", "epochs")}
-        statuses = trials.loc[trials["cell"] == cell.name, "status"]
-        row["trials"] = int(statuses.isin(COUNTS).sum())
-        row |= {status: int((statuses == status).sum()) for status in COUNTS}
+        if len(confirmed):
+            row |= _confirmed_result(confirmed, cell.name)
+        counts = count_statuses(trials, cell.name)
+        row["trials"] = counts["ended"]
+        row |= {status: counts[status] for status in COUNTS}
         edges = {name: study.ranges(cell)[name].edge(value) for name, value in params.items()}
         row["edge"] = " ".join(f"{name}:{end}" for name, end in edges.items() if end)
         rows.append(row)
-    return pd.DataFrame(rows).astype({"epochs": "Int64", **dict.fromkeys([*tuned, "val_accuracy", "val_loss"], float)})
+    types: dict[str, Any] = {"epochs": "Int64", **dict.fromkeys([*tuned, "val_accuracy", "val_loss"], float)}
+    return pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
 
 
 def progress(folder: StudyFolder) -> pd.DataFrame:
@@ -63,15 +77,37 @@ def progress(folder: StudyFolder) -> pd.DataFrame:
     best = best_trials(study, trials).set_index("cell")
     rows = []
     for cell in study.list_cells():
-        statuses = trials.loc[trials["cell"] == cell.name, "status"]
-        row: dict[str, object] = {
-            "cell": cell.name, "done": int(statuses.isin(COUNTS).sum()), "of": study.tuning.trials,
-            "running": int((statuses == "running").sum()),
-        }  # fmt: skip
-        row |= {status: int((statuses == status).sum()) for status in COUNTS}
+        counts = count_statuses(trials, cell.name)
+        row: dict[str, object] = {"cell": cell.name, "done": counts["ended"], "of": study.tuning.trials}
+        row |= {status: counts[status] for status in ("running", *COUNTS)}
         row[f"best {study.tuning.metric}"] = best[study.tuning.metric].get(cell.name)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def count_statuses(runs: pd.DataFrame, cell: str) -> dict[str, int]:
+    """How many of a cell's trials, or confirmed runs, have each status; `ended`: in whichever way."""
+    statuses = runs.loc[runs["cell"] == cell, "status"]
+    counts = {status: int((statuses == status).sum()) for status in ("running", *COUNTS)}
+    return counts | {"ended": sum(counts[status] for status in COUNTS)}
+
+
+def winners(confirmed: pd.DataFrame) -> pd.DataFrame:
+    """Of confirmed runs, or their epochs, those that repeat what is now their cell's best configuration."""
+    return confirmed[confirmed["rank"].eq(0).fillna(False)]
+
+
+def accuracy_by_repeat(confirmed: pd.DataFrame, cell: str) -> pd.Series:
+    """Test accuracies of a cell's best configuration, by repeat: those of the confirmed runs that completed."""
+    runs = winners(confirmed)
+    runs = runs[(runs["cell"] == cell) & (runs["status"] == "completed")]
+    return runs.set_index("repeat")["test_accuracy"].astype(float).dropna()
+
+
+def _confirmed_result(confirmed: pd.DataFrame, cell: str) -> dict[str, object]:
+    mean = stats.mean(accuracy_by_repeat(confirmed, cell))
+    counts = count_statuses(winners(confirmed), cell)
+    return dict(zip(CONFIRMED, (*mean, counts["diverged"], counts["running"] + counts["failed"]), strict=True))
 
 
 def budget_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
@@ -88,23 +124,38 @@ def budget_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
 
 
 def render(table: pd.DataFrame, style: Format) -> str:
-    """A table as text. CSV and JSON hold full precision, markdown and LaTeX (booktabs) four digits."""
+    """A table as text, whatever characters its text holds.
+
+    CSV and JSON hold full precision (JSON has no infinity: it is the string "Infinity"). Markdown and LaTeX
+    (booktabs) are for reading, see `for_reading`.
+    """
     if style == "csv":
         return table.to_csv(index=False).rstrip("\n")
     if style == "json":
-        return table.to_json(orient="records", indent=2, double_precision=15)
+        finite = table.astype({c: object for c in table.select_dtypes(float) if table[c].abs().eq(inf).any()})
+        finite = finite.replace({inf: "Infinity", -inf: "-Infinity"})
+        return finite.to_json(orient="records", indent=2, double_precision=15)
     shown = for_reading(table)
     if style == "markdown":
-        return shown.to_markdown(index=False, disable_numparse=True)
+        return shown.map(_markdown).rename(columns=_markdown).to_markdown(index=False, disable_numparse=True)
     return (
         shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(hrules=True)
     )
 
 
+def _markdown(text: str) -> str:
+    """Text as it is: no HTML, no emphasis, no code, no link, no mathematics, no end of a table's cell."""
+    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;"}
+    text = "".join(entities.get(character, character) for character in text)
+    text = re.sub(r"[|*`~$]|\[(?=.*\]\()|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", text)
+    return " ".join(text.split())
+
+
 def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
     """The best configurations, narrow enough for a terminal: three digits, the four counts in one column (`c/p/d/f`:
-    completed, pruned, diverged, failed), and no column that is empty."""
-    shown = for_reading(configs, digits=3)
+    completed, pruned, diverged, failed), test accuracy with its interval, and no column that is empty."""
+    configs = configs.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
+    shown = for_reading(configs.drop(columns="test_sd", errors="ignore"), digits=3)
     counts = shown[COUNTS].agg("/".join, axis=1)
     shown = shown.drop(columns=COUNTS)
     shown.insert(list(shown).index("trials") + 1, "c/p/d/f", counts)
@@ -112,11 +163,18 @@ def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
 
 
 def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
-    """The table as text for people: so many significant digits, and a dash where there is nothing to say."""
+    """The table as text for people: so many significant digits, and a dash where there is nothing to say.
+
+    An estimate and the interval beside it (`gap`, `gap_low`, `gap_high`) become one column, `0.021 [0.01, 0.032]`.
+    """
 
     def text(value: object) -> str:
         if value is None or value is pd.NA or value != value or value == "":
             return "-"
         return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
-    return table.map(text)
+    shown = table.map(text)
+    for name in [c for c in shown if f"{c}_low" in shown and f"{c}_high" in shown]:
+        low, high = shown.pop(f"{name}_low"), shown.pop(f"{name}_high")
+        shown[name] = shown[name].where(low == "-", shown[name] + " [" + low + ", " + high + "]")
+    return shown

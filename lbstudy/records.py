@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,8 @@ class TrialRecord:
     fingerprint: str = ""  # of the final model
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
     error: str = ""  # traceback of the last failure
+    trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
+    repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
 
     @property
     def epochs(self) -> int:
@@ -138,6 +141,11 @@ class StudyFolder:
         """Optuna's journal of all cells."""
         return self.path / "optuna.journal"
 
+    @property
+    def confirmation(self) -> StudyFolder:
+        """The folder of the study's confirmed runs, which may not exist: laid out like a study's."""
+        return StudyFolder(self.path / "confirm")
+
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
@@ -208,6 +216,13 @@ class StudyFolder:
     def trial_folder(self, record: TrialRecord) -> Path:
         """Where a trial's files lie."""
         return self.path / "trials" / record.cell / f"{record.number:04d}"
+
+
+def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
+    """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
+    completed = [record for record in records if record.status == "completed"]
+    sign = -1 if study.tuning.direction == "maximize" else 1
+    return sorted(completed, key=lambda record: (sign * record.metrics[study.tuning.metric], record.number))
 
 
 def set_aside(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from math import inf, nan, sqrt
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from analysis import load, tables
 from lbstudy.records import StudyFolder
+from tests.confirmed_runs import add_run, confirmed_study, study_of
 from tests.conftest import tiny_study
 from tests.test_records import record
 
@@ -113,3 +115,79 @@ def test_progress_counts(folder: StudyFolder):
         1,
         0.9,
     )
+
+
+def test_best_configurations_with_their_confirmed_test_accuracy(tmp_path: Path):
+    accuracies = {"sgd-b32-none": [0.8, 0.9, nan], "sgd-b128-none": [0.7]}
+    folder = confirmed_study(tmp_path / "c", study_of(["sgd"], [32, 128, 512], ["none"]), accuracies)
+    add_run(folder, "sgd-b32-none", [{"test_accuracy": 0.1}], number=3, status="failed", trial=0)
+    add_run(folder, "sgd-b32-none", [{"val_accuracy": 0.2}], number=7)  # a worse trial, of rank 1, and its repetition
+    add_run(folder, "sgd-b32-none", [{"test_accuracy": 0.1}], number=4, trial=7)
+    small, large, unconfirmed = tables.best_configs(folder).to_dict("records")
+    assert small["test_accuracy"] == pytest.approx(0.85)
+    assert small["test_sd"] == pytest.approx(0.1 / sqrt(2))
+    assert small["test_high"] - small["test_low"] == pytest.approx(2 * 12.7062 * 0.05, rel=1e-4)
+    assert (small["n"], small["confirmed_diverged"], small["confirmed_unfinished"]) == (2, 1, 1)
+    assert (large["test_accuracy"], large["n"]) == (0.7, 1)
+    assert pd.isna(large["test_low"])
+    assert (unconfirmed["n"], unconfirmed["val_accuracy"]) == (0, 0.9)
+    narrow = tables.for_terminal(tables.best_configs(folder))
+    assert narrow["test_accuracy"].tolist() == ["0.85 [0.215, 1.49]", "0.7", "-"]
+
+
+def test_rank_follows_the_trials_as_they_are_now(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "c", study_of(["sgd"], [32], ["none"]), {"sgd-b32-none": [0.8]})
+    assert load.confirmed(folder)["rank"].tolist() == [0]
+    add_run(folder, "sgd-b32-none", [{"val_accuracy": 0.95}], number=1)
+    assert load.confirmed(folder)["rank"].tolist() == [1]
+    assert tables.best_configs(folder)["n"].tolist() == [0]
+
+
+def test_epochs_of_confirmed_runs(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "c", study_of(["sgd"], [32], ["none"]), {"sgd-b32-none": [0.8]})
+    add_run(folder, "sgd-b32-none", [{"test_accuracy": a} for a in (0.1, 0.2)], number=1, trial=0)
+    epochs = load.confirmed_epochs(folder)
+    assert epochs[["repeat", "epoch", "test_accuracy"]].to_numpy().tolist() == [[0, 1, 0.8], [1, 1, 0.1], [1, 2, 0.2]]
+    assert set(load.confirmed_epochs(StudyFolder(tmp_path / "c" / "confirm" / "none"))) <= set(epochs)
+
+
+NASTY = 'a&b <i>%_x_# {y}~^$z$ \\q "r" | `c` *d* [e](f)'
+ESCAPED = {
+    "csv": '"a&b <i>%_x_# {y}~^$z$ \\q ""r"" | `c` *d* [e](f)"',
+    "json": r'"a&b <i>%_x_# {y}~^$z$ \\q \"r\" | `c` *d* [e](f)"',
+    "markdown": r'a&amp;b &lt;i&gt;%\_x\_# {y}\~^\$z\$ &#92;q "r" \| \`c\` \*d\* \[e](f)',
+    "latex": r'a\&b <i>\%\_x\_\# \{y\}\textasciitilde \textasciicircum \$z\$ \textbackslash q "r" | `c` *d* [e](f)',
+}
+
+
+@pytest.mark.parametrize("style", ESCAPED)
+def test_names_are_escaped_in_every_format(style: str):
+    text = tables.render(pd.DataFrame({NASTY: [1.5], "name": [NASTY]}), style)  # type: ignore[arg-type]
+    assert text.count(ESCAPED[style]) == 2
+
+
+def test_markdown_and_csv_and_json_of_nasty_names_read_back():
+    table = pd.DataFrame({"name": [NASTY, "two\nlines"]})
+    assert pd.read_csv(io.StringIO(tables.render(table, "csv")))["name"].tolist() == table["name"].tolist()
+    assert [row["name"] for row in json.loads(tables.render(table, "json"))] == table["name"].tolist()
+    lines = tables.render(table, "markdown").splitlines()
+    assert len(lines) == 4  # heading, rule, two rows
+
+
+def test_infinity_and_nothing_in_every_format():
+    table = pd.DataFrame({"steps": [inf, nan, 20.0], "n": pd.array([1, None, 3], "Int64")})
+    assert tables.render(table, "csv").splitlines()[1:] == ["inf,1", ",", "20.0,3"]
+    assert json.loads(tables.render(table, "json")) == [
+        {"steps": "Infinity", "n": 1}, {"steps": None, "n": None}, {"steps": 20.0, "n": 3},
+    ]  # fmt: skip
+    assert tables.for_reading(table).to_numpy().tolist() == [["inf", "1"], ["-", "-"], ["20", "3"]]
+
+
+def test_an_interval_is_read_beside_its_estimate():
+    table = pd.DataFrame({"gap": [0.5, 0.25], "gap_low": [0.125, nan], "gap_high": [1.0, nan], "low": [1, 2]})
+    assert tables.for_reading(table).to_dict("list") == {"gap": ["0.5 [0.125, 1]", "0.25"], "low": ["1", "2"]}
+
+
+@pytest.mark.parametrize("style", ESCAPED)
+def test_a_table_without_rows_has_its_columns(style: str):
+    assert "gap" in tables.render(pd.DataFrame(columns=["gap", "n"]), style) or style == "json"  # type: ignore[arg-type]
