@@ -173,7 +173,7 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
             return "-"
         return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
-    shown = table.map(text)
+    shown = table.map(text).astype(object)
     for name in [c for c in shown if f"{c}_low" in shown and f"{c}_high" in shown]:
         low, high = shown.pop(f"{name}_low"), shown.pop(f"{name}_high")
         shown[name] = shown[name].where(low == "-", shown[name] + " [" + low + ", " + high + "]")

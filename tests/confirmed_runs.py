@@ -15,10 +15,13 @@ Curve = Sequence[Mapping[str, float]]
 """A run's metrics, an entry per epoch."""
 
 
-def study_of(optimizers: Sequence[str], batch_sizes: Sequence[int], smoothings: Sequence[str]) -> StudySpec:
+def study_of(
+    optimizers: Sequence[str], batch_sizes: Sequence[int], smoothings: Sequence[str], **changes: object
+) -> StudySpec:
     """The tiny study with these cells."""
-    cells = {"optimizer": optimizers, "batch_size": batch_sizes, "smoothing": smoothings}
-    return StudySpec.model_validate({**TINY_STUDY, "cells": cells, "published": []})
+    cells = {"optimizer": optimizers, "batch_size": batch_sizes, "smoothing": smoothings, "exclude": []}
+    cells |= {key: changes.pop(key) for key in ("exclude",) if key in changes}
+    return StudySpec.model_validate({**TINY_STUDY, "cells": cells, "published": [], **changes})
 
 
 def add_run(

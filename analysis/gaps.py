@@ -1,0 +1,129 @@
+"""The gap table: small against large batch per optimizer and smoothing, and how much of the gap each smoothing closes.
+
+Accuracies are test accuracies of the confirmed runs of each cell's best configuration. Runs of one repeat share their
+seed in all cells, so everything is computed from differences within repeats. Two questions are easily confused, and
+answered apart (SB, LB: mean accuracy at the small and the large batch):
+
+* `closed`: how much of what plain large-batch training loses does this smoothing win back?
+  1 - (SB(none) - LB(smoothing)) / (SB(none) - LB(none)).
+* `narrowed`: how much nearer are the two batch sizes to each other when both are smoothed?
+  1 - (SB(smoothing) - LB(smoothing)) / (SB(none) - LB(none)). A smoothing that spoils the small batch narrows too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis import stats
+from analysis.tables import accuracy_by_repeat, count_statuses, winners
+from lbstudy.study import Cell, StudySpec
+
+COLUMNS: dict[str, Any] = {
+    "optimizer": object, "smoothing": object, "small_batch": "Int64", "large_batch": "Int64", "n": "Int64",
+    "small_accuracy": float, "large_accuracy": float, "gap": float, "gap_low": float, "gap_high": float,
+    "resolvable": float, "gap_to_none": float, "gap_to_none_low": float, "gap_to_none_high": float,
+    "closed": float, "closed_low": float, "closed_high": float,
+    "narrowed": float, "narrowed_low": float, "narrowed_high": float, "note": object,
+}  # fmt: skip
+
+
+def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """A row per optimizer, smoothing and batch size above the optimizer's smallest; all accuracies are fractions.
+
+    Columns: `gap`, small minus large batch under the row's own smoothing, with its 95 % interval over the `n` repeats
+    that both cells completed (the two accuracies are means over the same repeats); `resolvable`, the smallest true gap
+    that so many repeats are likely to show; `gap_to_none`, the small batch *without* smoothing minus the row's large
+    batch; `closed` and `narrowed` (module docstring), as fractions with Fieller intervals. A share is only given where
+    the interval of the gap without smoothing lies above zero; `note` says what is missing and why.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+    """
+    accuracies = {cell.name: accuracy_by_repeat(confirmed, cell.name) for cell in study.list_cells()}
+    rows = [_row(small, large, accuracies, confirmed) for small, large in list_pairs(study)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def list_pairs(study: StudySpec) -> list[tuple[Cell, Cell]]:
+    """Each cell above its optimizer's smallest batch size, after the one it is compared with, in the study's order."""
+    cells = study.list_cells()
+    smallest = {cell.optimizer: min(c.batch_size for c in cells if c.optimizer == cell.optimizer) for cell in cells}
+    return [
+        (Cell(cell.optimizer, smallest[cell.optimizer], cell.smoothing), cell)
+        for cell in cells
+        if cell.batch_size > smallest[cell.optimizer]
+    ]
+
+
+def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: pd.DataFrame) -> dict[str, object]:
+    plain_small, plain_large = (Cell(cell.optimizer, cell.batch_size, "none") for cell in (small, large))
+    nothing = pd.Series(dtype=float)
+    sb, lb, plain_sb, plain_lb = (
+        accuracies.get(cell.name, nothing) for cell in (small, large, plain_small, plain_large)
+    )
+    common = sb.index.intersection(lb.index)
+    gap, to_none = stats.paired_difference(sb, lb), stats.paired_difference(plain_sb, lb)
+    row: dict[str, object] = {
+        "optimizer": large.optimizer, "smoothing": large.smoothing, "small_batch": small.batch_size,
+        "large_batch": large.batch_size, "n": gap.n, "resolvable": stats.smallest_resolvable(gap.sd, gap.n),
+        # over the common repeats, so that the columns add up; alone, each cell's mean is still worth showing
+        "small_accuracy": (sb.loc[common] if len(common) else sb).mean(),
+        "large_accuracy": (lb.loc[common] if len(common) else lb).mean(),
+        **_with_interval("gap", gap),
+    }  # fmt: skip
+    notes = [_absence(cell, accuracies, confirmed) for cell in (small, large)]
+    if large.smoothing == "none":
+        if gap.n > 1 and not stats.excludes_zero(gap):
+            notes.append("the gap cannot be told from zero")
+    else:
+        row |= _with_interval("gap_to_none", to_none)
+        shares = {
+            "closed": stats.share_closed(plain_sb - plain_lb, plain_sb - lb),
+            "narrowed": stats.share_closed(plain_sb - plain_lb, sb - lb),
+        }
+        notes.append(_why_no_share(plain_small, plain_large, accuracies))
+        if not notes[-1]:
+            bounded = {name: share for name, share in shares.items() if share.shape == "bounded"}
+            row |= {key: value for name, share in bounded.items() for key, value in _with_interval(name, share).items()}
+            notes += [_of_fewer(name, share, gap.n) for name, share in shares.items()]
+    row["note"] = "; ".join(note for note in notes if note)
+    return row
+
+
+def _with_interval(name: str, estimate: stats.Mean | stats.Ratio) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _absence(cell: Cell, accuracies: dict[str, pd.Series], confirmed: pd.DataFrame) -> str:
+    """What is missing of a cell's confirmed runs."""
+    if cell.name not in accuracies:
+        return f"{cell.name} is no cell of the study"
+    counts, completed = count_statuses(winners(confirmed), cell.name), len(accuracies[cell.name])
+    diverged = f"{counts['diverged']} of {counts['ended'] + counts['running']} confirmed runs of {cell.name} diverged"
+    if not completed:
+        return diverged if counts["diverged"] else f"{cell.name} has no completed confirmed run"
+    missing = [f"{diverged} and are not in the means"] if counts["diverged"] else []
+    missing += ["one seed has no interval"] if completed == 1 else []
+    return "; ".join(missing)
+
+
+def _why_no_share(small: Cell, large: Cell, accuracies: dict[str, pd.Series]) -> str:
+    """Why no share of the gap between these two cells, without smoothing, can be claimed; empty if it can."""
+    if missing := [cell.name for cell in (small, large) if not len(accuracies.get(cell.name, []))]:
+        return f"no share of a gap without {' and '.join(missing)}"
+    gap = stats.paired_difference(accuracies[small.name], accuracies[large.name])
+    if gap.n < 2:
+        return "no share: one seed cannot tell the gap without smoothing from zero"
+    if not stats.excludes_zero(gap):
+        return "no share: the gap without smoothing cannot be told from zero"
+    return "no share: without smoothing the large batch does better" if gap.value < 0 else ""
+
+
+def _of_fewer(name: str, share: stats.Ratio, n: int) -> str:
+    """A remark where a share rests on other repeats than the row's gap, or is missing although there is a gap."""
+    if share.shape != "bounded":
+        return f"`{name}` is not given: the {share.n} repeats common to its cells cannot tell the gap from zero"
+    return f"{name} over the {share.n} repeats common to its cells" if share.n != n else ""

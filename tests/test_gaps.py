@@ -1,0 +1,147 @@
+"""The gap table on constructed studies."""
+
+from math import isnan, nan
+from pathlib import Path
+
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis import gaps, tables
+from tests.confirmed_runs import confirmed_frame, study_of
+
+STUDY = study_of(["sgd", "kfac"], [32, 128, 512], ["none", "mixup"])
+SMALL = [0.90, 0.91, 0.89]
+
+
+def minus(values: list[float], *differences: float) -> list[float]:
+    return [value - difference for value, difference in zip(values, differences, strict=True)]
+
+
+def rows(path: Path, accuracies: dict[str, list[float]]) -> dict[tuple[str, str, int], dict]:
+    table = gaps.gap_table(STUDY, confirmed_frame(path / "s", STUDY, accuracies))
+    assert len(table) == 8
+    return {(row["optimizer"], row["smoothing"], row["large_batch"]): row for row in table.to_dict("records")}
+
+
+@pytest.fixture
+def closing(tmp_path: Path) -> dict[tuple[str, str, int], dict]:
+    """SGD loses 10 points at 128, and Mixup wins 7.5 of them back but costs the small batch 1."""
+    return rows(
+        tmp_path,
+        {
+            "sgd-b32-none": SMALL,
+            "sgd-b128-none": minus(SMALL, 0.10, 0.11, 0.09),
+            "sgd-b32-mixup": minus(SMALL, 0.01, 0.01, 0.01),
+            "sgd-b128-mixup": minus(SMALL, 0.025, 0.0275, 0.0225),
+        },
+    )
+
+
+def test_gap_with_its_paired_interval(closing):
+    row = closing["sgd", "none", 128]
+    interval = scipy_stats.ttest_1samp([0.10, 0.11, 0.09], 0).confidence_interval(0.95)
+    assert (row["small_batch"], row["n"]) == (32, 3)
+    assert row["gap"] == pytest.approx(0.10)
+    assert (row["gap_low"], row["gap_high"]) == pytest.approx(tuple(interval))
+    assert row["small_accuracy"] - row["large_accuracy"] == pytest.approx(row["gap"])
+    assert 0.01 / 3**0.5 * 5 < row["resolvable"] < 0.01 / 3**0.5 * 6  # t(2) asks for 5.65 standard errors
+    assert isnan(row["closed"])
+    assert row["note"] == ""
+
+
+def test_share_closed_and_narrowed(closing):
+    row = closing["sgd", "mixup", 128]
+    assert row["gap"] == pytest.approx(0.015)
+    assert row["gap_to_none"] == pytest.approx(0.025)
+    assert row["closed"] == pytest.approx(0.75)
+    assert (row["closed_low"], row["closed_high"]) == pytest.approx((0.75, 0.75))  # the same share at every seed
+    assert row["narrowed"] == pytest.approx(0.85)
+    assert row["narrowed_low"] < 0.85 < row["narrowed_high"]
+    assert row["note"] == ""
+
+
+def test_what_was_not_confirmed_is_said(closing):
+    assert closing["sgd", "none", 512]["note"] == "sgd-b512-none has no completed confirmed run"
+    row = closing["kfac", "mixup", 128]
+    assert (row["n"], isnan(row["gap"]), isnan(row["closed"])) == (0, True, True)
+    assert "no share of a gap without kfac-b32-none and kfac-b128-none" in row["note"]
+
+
+NO_SHARE = {
+    "indistinct": ([0.02, -0.02, 0.01], "cannot be told from zero"),
+    "reversed": ([-0.02, -0.021, -0.019], "the large batch does better"),
+}
+
+
+@pytest.mark.parametrize("case", NO_SHARE)
+def test_no_share_of_no_gap(case: str, tmp_path: Path):
+    lost, reason = NO_SHARE[case]
+    found = rows(
+        tmp_path,
+        {
+            "sgd-b32-none": SMALL, "sgd-b32-mixup": SMALL,
+            "sgd-b128-none": minus(SMALL, *lost), "sgd-b128-mixup": SMALL,
+        },
+    )["sgd", "mixup", 128]  # fmt: skip
+    assert isnan(found["closed"])
+    assert isnan(found["narrowed"])
+    assert reason in found["note"]
+
+
+def test_one_seed_has_a_gap_and_claims_no_share(tmp_path: Path):
+    cells = {"sgd-b32-none": [0.9], "sgd-b128-none": [0.8], "sgd-b32-mixup": [0.9], "sgd-b128-mixup": [0.85]}
+    found = rows(tmp_path, cells)
+    row = found["sgd", "mixup", 128]
+    assert (row["gap"], row["n"]) == (pytest.approx(0.05), 1)
+    assert all(isnan(row[name]) for name in ("gap_low", "gap_high", "resolvable", "closed", "narrowed"))
+    assert "one seed" in row["note"]
+
+
+def test_diverged_runs_are_counted_and_pairs_kept(tmp_path: Path):
+    found = rows(
+        tmp_path,
+        {
+            "sgd-b32-none": [*SMALL, 0.5], "sgd-b128-none": [nan, *minus([*SMALL[1:], 0.5], 0.11, 0.09, 0.1)],
+            "sgd-b32-mixup": [*SMALL, 0.5], "sgd-b128-mixup": [*minus(SMALL, 0.05, 0.055, 0.045), nan],
+            "kfac-b32-none": SMALL, "kfac-b128-none": [nan, nan, nan],
+        },
+    )  # fmt: skip
+    row = found["sgd", "none", 128]
+    assert (row["n"], row["gap"]) == (3, pytest.approx(0.10))
+    assert "1 of 4 confirmed runs of sgd-b128-none diverged and are not in the means" in row["note"]
+    mixup = found["sgd", "mixup", 128]
+    assert (mixup["n"], mixup["gap"]) == (3, pytest.approx(0.05))
+    assert (
+        "`closed` is not given: the 2 repeats common to its cells" in mixup["note"]
+    )  # 0.11 and 0.09, with t(1) = 12.7
+    lost = found["kfac", "none", 128]
+    assert (lost["n"], lost["small_accuracy"], isnan(lost["large_accuracy"])) == (0, pytest.approx(0.9), True)
+    assert "3 of 3 confirmed runs of kfac-b128-none diverged" in lost["note"]
+
+
+PARTIAL = {
+    "one cell": (["sgd"], [32], ["none"], {"sgd-b32-none": SMALL}, []),
+    "nothing confirmed": (["sgd"], [32, 128], ["none", "mixup"], {}, ["no completed confirmed run"] * 2),
+    "no smoothing": (["sgd"], [32, 128], ["none"], {"sgd-b32-none": SMALL}, ["sgd-b128-none has no completed"]),
+    "only smoothed": (
+        ["sgd"], [32, 128], ["mixup"], {"sgd-b32-mixup": SMALL, "sgd-b128-mixup": SMALL},
+        ["no share of a gap without sgd-b32-none and sgd-b128-none"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PARTIAL)
+def test_partial_studies_render_and_say_what_is_missing(case: str, tmp_path: Path):
+    *lists, accuracies, notes = PARTIAL[case]
+    study = study_of(*lists)
+    table = gaps.gap_table(study, confirmed_frame(tmp_path / "s", study, accuracies))
+    assert len(table) == len(notes)
+    assert all(expected in note for expected, note in zip(notes, table["note"], strict=True))
+    for style in ("csv", "json", "markdown", "latex"):
+        assert tables.render(table, style)
+
+
+def test_an_excluded_small_cell_is_said(tmp_path: Path):
+    study = study_of(["sgd"], [32, 128], ["none", "mixup"], exclude=[{"batch_size": 32, "smoothing": "mixup"}])
+    table = gaps.gap_table(study, confirmed_frame(tmp_path / "s", study, {})).set_index("smoothing")
+    assert "sgd-b32-mixup is no cell of the study" in table["note"]["mixup"]
