@@ -171,7 +171,9 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     def text(value: object) -> str:
         if value is None or value is pd.NA or value != value or value == "":
             return "-"
-        return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.{digits}g}"
 
     shown = table.map(text).astype(object)
     for name in [c for c in shown if f"{c}_low" in shown and f"{c}_high" in shown]:

@@ -1,0 +1,107 @@
+"""Times to a target on constructed curves."""
+
+from math import inf, isnan, nan
+from pathlib import Path
+
+import pytest
+
+from analysis import load, tables, targets
+from analysis.targets import Target
+from lbstudy.records import StudyFolder
+from lbstudy.study import StudyError
+from tests.confirmed_runs import add_run, confirmed_study, study_of
+
+STUDY = study_of(["kfac", "sgd"], [32, 128], ["none", "mixup"])
+
+
+def curve(*losses: float) -> list[dict[str, float]]:
+    """Loss per epoch, and an accuracy that is one minus it."""
+    return [{"clean_train_loss": loss, "val_accuracy": 1 - loss} for loss in losses]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """The baseline ends at 0.1, 0.2 and 0.15; at the large batch one of three reaches 0.2 in time."""
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    for repeat, losses in enumerate([(0.4, 0.15, 0.1), (0.4, 0.3, 0.2), (0.18, 0.3, 0.15)]):
+        add_run(folder, "sgd-b32-none", curve(*losses), repeat, trial=0)
+    for repeat, losses in enumerate([(0.5, 0.4, 0.3), (0.5, 0.2, 0.3), (0.5, nan)]):
+        status = "diverged" if losses[-1] != losses[-1] else "completed"
+        add_run(folder, "sgd-b128-none", curve(*losses), repeat, status, trial=0)
+    add_run(folder, "sgd-b32-mixup", curve(0.1, 0.1), 0, trial=0)
+    add_run(folder, "sgd-b32-mixup", curve(0.2), 1, "running", trial=0)
+    return folder
+
+
+def table(folder: StudyFolder, **given: float) -> dict[tuple[str, str], dict]:
+    confirmed, epochs = load.confirmed(folder), load.confirmed_epochs(folder)
+    found = targets.targets_table(STUDY, confirmed, epochs, targets.choose_targets(STUDY, confirmed, **given))
+    cells = found["optimizer"] + "-b" + found["batch_size"].astype(str) + "-" + found["smoothing"]
+    return dict(zip(zip(cells, found["metric"], strict=True), found.to_dict("records"), strict=True))
+
+
+def test_default_targets_are_what_the_worst_baseline_run_ends_with(folder: StudyFolder):
+    assert targets.baseline(STUDY).name == "sgd-b32-none"
+    chosen = targets.choose_targets(STUDY, load.confirmed(folder))
+    assert chosen == [("clean_train_loss", 0.2), ("val_accuracy", 0.8)]
+    row = table(folder)["sgd-b32-none", "clean_train_loss"]
+    assert (row["n"], row["reached"]) == (3, 3)
+    assert (row["steps"], row["epochs"], row["seconds"]) == (20, 2, 4)  # medians of epochs 2, 3 and 1
+
+
+def test_a_miss_is_infinite_and_counts_in_the_median(folder: StudyFolder):
+    for metric in ("clean_train_loss", "val_accuracy"):
+        row = table(folder)["sgd-b128-none", metric]
+        assert (row["n"], row["reached"], row["steps"], row["seconds"]) == (3, 1, inf, inf)
+        assert "1 of 3 confirmed runs diverged" in row["note"]
+    assert table(folder, loss=0.5)["sgd-b128-none", "clean_train_loss"]["steps"] == 10
+
+
+def test_times_of_every_run(folder: StudyFolder):
+    times = targets.times_to_target(load.confirmed_epochs(folder), Target("clean_train_loss", 0.2))
+    large = times[times["cell"] == "sgd-b128-none"].sort_values("repeat")
+    assert large["steps"].tolist() == [inf, 20, inf]
+    assert large["seconds"].tolist() == [inf, 4, inf]
+
+
+def test_runs_that_go_on_do_not_count_and_are_said(folder: StudyFolder):
+    row = table(folder)["sgd-b32-mixup", "clean_train_loss"]
+    assert (row["n"], row["reached"], row["epochs"]) == (1, 1, 1)
+    assert "1 of 2 confirmed runs failed or go on" in row["note"]
+
+
+def test_cells_without_confirmed_runs_are_rows_that_say_so(folder: StudyFolder):
+    rows = table(folder)
+    assert len(rows) == 16
+    assert isnan(rows["kfac-b32-none", "val_accuracy"]["steps"])
+    assert rows["kfac-b32-none", "val_accuracy"]["note"] == "no confirmed run has ended"
+
+
+def test_no_baseline_no_target(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    add_run(folder, "kfac-b32-none", curve(0.3), trial=0)
+    row = table(folder)["kfac-b32-none", "clean_train_loss"]
+    assert isnan(row["target"])
+    assert isnan(row["steps"])
+    assert "no target: no confirmed run of sgd-b32-none" in row["note"]
+    assert table(folder, loss=0.4)["kfac-b32-none", "clean_train_loss"]["steps"] == 10
+
+
+def test_validation_samples_that_were_trained_on_are_said(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    add_run(folder, "sgd-b32-none", curve(0.3), trial=0, run={"train_on": "all"})
+    assert "were trained on" in table(folder)["sgd-b32-none", "val_accuracy"]["note"]
+    assert table(folder)["sgd-b32-none", "clean_train_loss"]["note"] == ""
+
+
+@pytest.mark.parametrize("given", [{"loss": 0.0}, {"loss": inf}, {"accuracy": 93.0}, {"accuracy": nan}])
+def test_impossible_targets(given: dict[str, float], folder: StudyFolder):
+    with pytest.raises(StudyError, match="target"):
+        table(folder, **given)
+
+
+def test_nothing_confirmed_renders(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    found = targets.targets_table(STUDY, load.confirmed(folder), load.confirmed_epochs(folder))
+    for style in ("csv", "json", "markdown", "latex"):
+        assert "no target" in tables.render(found, style)
