@@ -35,13 +35,21 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class TableFormat(StrEnum):
-    """How `best` prints."""
+    """How `best` and `table` print."""
 
     table = "table"
     csv = "csv"
     json = "json"
     markdown = "markdown"
     latex = "latex"
+
+
+class TableKind(StrEnum):
+    """What `table` shows."""
+
+    gap = "gap"
+    targets = "targets"
+    health = "health"
 
 
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
@@ -149,6 +157,38 @@ def best(
 ) -> None:
     """The best configuration of each cell."""
     _print_best(StudyFolder.open(study), format)
+
+
+@app.command()
+def table(
+    study: Folder,
+    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; targets: time to reach a loss and "
+                                              "an accuracy; health: can the comparison be trusted")],
+    format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
+    loss: Annotated[float | None, typer.Option(help="targets: training loss; default: the baseline's")] = None,
+    accuracy: Annotated[float | None, typer.Option(help="targets: validation accuracy, a fraction")] = None,
+) -> None:  # fmt: skip
+    """Compare the cells of a study, by their confirmed runs."""
+    if kind is not TableKind.targets and (loss is not None or accuracy is not None):
+        raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
+    from analysis import gaps, health, load, tables, targets
+
+    folder = StudyFolder.open(study)
+    spec, confirmed = folder.study(), load.confirmed(folder)
+    if kind is TableKind.gap:
+        found = gaps.gap_table(spec, confirmed)
+    elif kind is TableKind.targets:
+        goals = targets.choose_targets(spec, confirmed, loss, accuracy)
+        found = targets.targets_table(spec, confirmed, load.confirmed_epochs(folder), goals)
+    else:
+        found = health.health_table(folder)
+    if format is TableFormat.table:
+        shown = tables.for_reading(found, digits=3)
+        _print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
+    else:
+        print(tables.render(found, format.value))  # type: ignore[arg-type]
+    for sentence in health.list_missing(spec, load.trials(folder), confirmed):
+        err.print(f"missing: {sentence}", markup=False)
 
 
 @app.command()
@@ -329,5 +369,5 @@ def _print_table(frame: pd.DataFrame, title: str) -> None:
         words = frame[column].str.contains("[a-z]").any()
         table.add_column(str(column).replace("_", " "), justify="left" if words else "right", no_wrap=bool(words))
     for row in frame.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     out.print(table)

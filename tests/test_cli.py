@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -95,6 +96,35 @@ def folder(tmp_path: Path) -> StudyFolder:
 def test_best_prints_every_format(monkeypatch, capsys, folder: StudyFolder, style: str):
     assert lbstudy(monkeypatch, "best", str(folder.path), "--format", style) == 0
     assert "0.9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json", "markdown", "latex"])
+@pytest.mark.parametrize("kind", ["gap", "targets", "health"])
+def test_table_prints_every_kind_and_what_is_missing(monkeypatch, capsys, folder: StudyFolder, kind: str, style: str):
+    assert lbstudy(monkeypatch, "table", str(folder.path), kind, "--format", style) == 0
+    captured = capsys.readouterr()
+    assert "none" in captured.out
+    assert "missing: Nothing has been confirmed" in captured.err
+    assert "missing: 1 of 16 trials have ended" in captured.err
+
+
+BAD_TABLES = {
+    "kind": (["size"], "is not one of 'gap', 'targets', 'health'"),
+    "accuracy": (["targets", "--accuracy", "93"], "must be a fraction above 0 and at most 1, but got 93"),
+    "loss": (["gap", "--loss", "0.1"], "--loss and --accuracy are for the table `targets`, but got `gap`"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_tables_are_one_error_and_exit_code_2(case: str, monkeypatch, capsys, folder: StudyFolder):
+    arguments, message = BAD_TABLES[case]
+    assert lbstudy(monkeypatch, "table", str(folder.path), *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_text_is_not_taken_for_markup(capsys):
+    cli._print_table(pd.DataFrame({"note": ["a [red] name"]}), title="t")
+    assert "a [red] name" in capsys.readouterr().out
 
 
 def test_status(monkeypatch, capsys, folder: StudyFolder):

@@ -1,0 +1,244 @@
+"""Can the comparison be trusted? One verdict per cell and check, each with a sentence, and what a study is missing.
+
+The checks follow the tuning playbook (equal budgets, best values inside their ranges, runs that had converged) and
+Choi et al. (2019): an optimizer that contains another must not lose to it. K-FAC with a damping towards infinity is SGD
+with a rescaled learning rate, so a tuned K-FAC that is worse than SGD has not been tuned enough.
+
+Convergence and over-fitting are judged on the confirmed runs of a cell's best configuration, or else on its best trial.
+"""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis import load, stats
+from analysis.tables import accuracy_by_repeat, best_trials, count_statuses, winners
+from lbstudy.records import StudyFolder
+from lbstudy.study import Cell, StudySpec
+
+DIVERGED_SHARE = 0.5
+"""From this share of diverged trials on, a cell's budget has gone into finding where training breaks."""
+
+TAIL = 0.1
+"""The end of a run: its last tenth, at least two epochs."""
+
+OVERFIT_RISE = 0.1
+"""Over-fitting: the validation loss ends this much above its minimum, relatively, while the training loss falls."""
+
+
+class Finding(NamedTuple):
+    """The outcome of one check."""
+
+    verdict: Literal["ok", "warning", "cannot tell"]
+    sentence: str
+
+
+def health_table(folder: StudyFolder) -> pd.DataFrame:
+    """A row per cell and check: `cell`, `check`, `verdict` (ok, warning, cannot tell) and a `sentence` for readers."""
+    study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
+    best = best_trials(study, trials).set_index("cell")
+    curves = best_curves(folder, best, confirmed)
+    rows = []
+    for cell in study.list_cells():
+        series = curves[curves["cell"] == cell.name]
+        findings = {
+            "budget": budget(study, count_statuses(trials, cell.name)),
+            "divergence": divergence(count_statuses(trials, cell.name), count_statuses(winners(confirmed), cell.name)),
+            "edge": edge(study, cell, best),
+            "convergence": convergence(series, study.tuning.metric),
+            "over-fitting": over_fitting(series),
+        }
+        if cell.optimizer == "kfac":
+            findings["special case"] = special_case(study, cell, best, confirmed)
+        rows += [{"cell": cell.name, "check": check, **found._asdict()} for check, found in findings.items()]
+    return pd.DataFrame(rows, columns=["cell", "check", "verdict", "sentence"])
+
+
+def best_curves(folder: StudyFolder, best: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
+    """Epochs of each cell's best configuration: `cell`, `number`, `epoch`, `train_loss`, `val_loss`, `val_accuracy`.
+
+    Those of its completed confirmed runs, with the training loss on clean images, if they kept the validation split
+    apart; else those of its best trial, with the training loss as it was optimised.
+    """
+    columns = ["cell", "number", "epoch", "train_loss", "val_loss", "val_accuracy"]
+    runs = winners(confirmed)
+    runs = runs[(runs["status"] == "completed") & (runs["train_on"] != "all")]
+    epochs = load.confirmed_epochs(folder).merge(runs[["cell", "number"]])
+    epochs["train_loss"] = epochs["clean_train_loss"]
+    numbers = best.loc[~best.index.isin(epochs["cell"]), "number"]
+    rows = [
+        {"cell": record.cell, "number": record.number} | report
+        for record in folder.trials()
+        if record.number == numbers.get(record.cell)
+        for report in folder.epochs(record)
+    ]
+    trial_epochs = pd.DataFrame(rows).reindex(columns=columns)
+    return pd.concat([frame for frame in (epochs[columns], trial_epochs) if len(frame)] or [trial_epochs])
+
+
+def budget(study: StudySpec, trials: dict[str, int]) -> Finding:
+    """Whether a cell has had its trials; `trials` as `count_statuses` counts them."""
+    ended, planned = trials["ended"], study.tuning.trials
+    if ended == planned:
+        return Finding("ok", f"All {planned} trials have ended.")
+    return Finding("warning", f"{ended} of {planned} trials have ended: not yet a fair comparison.")
+
+
+def divergence(trials: dict[str, int], confirmed: dict[str, int]) -> Finding:
+    """Whether too many trials diverged, or any confirmed run."""
+    diverged, ended = trials["diverged"], trials["ended"]
+    if not ended:
+        return Finding("cannot tell", "No trial has ended.")
+    sentence = f"{diverged} of {ended} trials diverged"
+    if confirmed["diverged"]:
+        runs = confirmed["ended"] + confirmed["running"]
+        sentence += f", and {confirmed['diverged']} of {runs} confirmed runs, which are in no mean"
+        return Finding("warning", f"{sentence}: the best configuration is not stable.")
+    if diverged == ended:
+        return Finding("warning", f"{sentence}: there is no result; lower the learning rates.")
+    if diverged >= DIVERGED_SHARE * ended:
+        return Finding("warning", f"{sentence}: much of the budget; narrow the ranges.")
+    return Finding("ok", f"{sentence}.")
+
+
+def edge(study: StudySpec, cell: Cell, best: pd.DataFrame) -> Finding:
+    """Whether a best value lies at an end of its range."""
+    if cell.name not in best.index:
+        return Finding("cannot tell", "No trial has completed.")
+    values = {name: float(best.at[cell.name, f"params.{name}"]) for name in study.ranges(cell)}  # type: ignore[arg-type]
+    ends = {name: study.ranges(cell)[name].edge(value) for name, value in values.items()}
+    at_end = [
+        f"{name} {values[name]:.4g} (the {end} end of {study.ranges(cell)[name]})" for name, end in ends.items() if end
+    ]
+    if at_end:
+        return Finding("warning", f"The best value may lie outside the range: {', '.join(at_end)}.")
+    return Finding("ok", "The best values lie inside their ranges.")
+
+
+def convergence(curves: pd.DataFrame, metric: str) -> Finding:
+    """Whether the validation metric was still improving when the runs ended: by more than twice the noise."""
+    sign = 1 if metric == "val_accuracy" else -1
+    series = [sign * run.sort_values("epoch")[metric].to_numpy(float) for _, run in curves.groupby(["cell", "number"])]
+    series = [values for values in series if len(values) >= 3 * _window(len(values)) and np.isfinite(values).all()]
+    if not series:
+        return Finding("cannot tell", f"There is no run with {metric} over at least six epochs.")
+    gain, error = final_gain(series)
+    changed = f"{metric} got {abs(gain):.2g} {'better' if gain >= 0 else 'worse'} over the last epochs"
+    noisy = f"(noise {error:.2g}, n = {len(series)})"
+    if gain > 2 * error and gain > 1e-9:  # what rounding leaves of a constant is no gain
+        return Finding(
+            "warning", f"Still improving at the end: {changed} {noisy}; a longer budget may change the order."
+        )
+    return Finding("ok", f"Not improving at the end: {changed} {noisy}.")
+
+
+def final_gain(series: list[np.ndarray]) -> tuple[float, float]:
+    """How much runs gained at their end, and the standard error of it from the noise between epochs.
+
+    A run's gain is the mean of its last tenth of epochs (w of them, at least two) minus the mean of the w before; its
+    noise is the standard deviation of the differences of successive epochs in the last half, over sqrt(2), which a
+    steady trend leaves alone. The mean gain of R runs then has the standard error noise sqrt(2 / w) / sqrt(R).
+    """
+    gains, variances = [], []
+    for values in series:
+        w = _window(len(values))
+        noise = np.std(np.diff(values[-max(len(values) // 2, 2 * w) :]), ddof=1) / sqrt(2)
+        gains.append(values[-w:].mean() - values[-2 * w : -w].mean())
+        variances.append(noise**2 * 2 / w)
+    return float(np.mean(gains)), sqrt(np.mean(variances) / len(series))
+
+
+def over_fitting(curves: pd.DataFrame) -> Finding:
+    """Whether, in most runs, the validation loss has risen from its minimum while the training loss went on falling."""
+    rises, falling = [], []
+    for _, run in curves.groupby(["cell", "number"]):
+        run = run.sort_values("epoch")
+        smooth = run[["val_loss", "train_loss"]].astype(float).rolling(_window(len(run))).mean().dropna()
+        if len(smooth) < 2:
+            continue
+        lowest = smooth["val_loss"].to_numpy().argmin()
+        rises.append(smooth["val_loss"].iloc[-1] / smooth["val_loss"].iloc[lowest] - 1)
+        falling.append(smooth["train_loss"].iloc[-1] < smooth["train_loss"].iloc[lowest])
+    if not rises:
+        return Finding("cannot tell", "There is no run with validation and training loss over several epochs.")
+    risen = f"the validation loss ends {100 * np.median(rises):.0f} % above its minimum (median, n = {len(rises)})"
+    if np.median(np.where(falling, rises, 0)) > OVERFIT_RISE:
+        return Finding("warning", f"Over-fitting: {risen}, while the training loss falls.")
+    return Finding("ok", f"No over-fitting: {risen}.")
+
+
+def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd.DataFrame) -> Finding:
+    """Whether K-FAC loses to SGD, which it contains, at the same batch size and smoothing."""
+    other = Cell("sgd", cell.batch_size, cell.smoothing)
+    if other not in study.list_cells():
+        return Finding("cannot tell", f"The study has no cell {other.name} to compare with.")
+    lead = stats.paired_difference(accuracy_by_repeat(confirmed, cell.name), accuracy_by_repeat(confirmed, other.name))
+    if lead.n >= 2:
+        interval = f"[{100 * lead.low:.2f}, {100 * lead.high:.2f}]"
+        points = f"{100 * lead.value:+.2f} points of test accuracy {interval}, n = {lead.n}"
+        if lead.high < 0:
+            return Finding(
+                "warning", f"K-FAC loses to SGD, its special case: {points}. That is a sign of too little tuning."
+            )
+        return Finding("ok", f"K-FAC against SGD: {points}.")
+    metric = study.tuning.metric
+    if not {cell.name, other.name} <= {*best.index}:
+        return Finding("cannot tell", f"{cell.name} or {other.name} has no completed trial.")
+    own, others = (float(best.at[name, metric]) for name in (cell.name, other.name))  # type: ignore[arg-type]
+    return Finding(
+        "cannot tell",
+        f"Best {metric} {own:.4g} against {others:.4g} of SGD; two confirmed seeds would tell whether K-FAC loses.",
+    )
+
+
+def list_missing(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame) -> list[str]:
+    """What a study lacks for the comparison, a sentence each; nothing if all is there."""
+    cells, runs = study.list_cells(), winners(confirmed)
+    ended = sum(count_statuses(trials, cell.name)["ended"] for cell in cells)
+    missing = []
+    if ended < len(cells) * study.tuning.trials:
+        missing.append(f"{ended} of {len(cells) * study.tuning.trials} trials have ended; `lbstudy run` goes on.")
+    tuned = []
+    for cell in cells:
+        counts = count_statuses(trials, cell.name)
+        if counts["completed"]:
+            tuned.append(cell.name)
+        elif counts["ended"]:
+            missing.append(
+                f"{cell.name} has no result: of {counts['ended']} trials none completed, {counts['diverged']} diverged."
+            )
+    completed = [len(accuracy_by_repeat(confirmed, name)) for name in tuned]
+    unconfirmed = [name for name, count in zip(tuned, completed, strict=True) if not count]
+    if tuned and len(unconfirmed) == len(tuned) and runs.empty:
+        missing.append("Nothing has been confirmed, so there is no test accuracy; `lbstudy confirm` brings it.")
+    elif unconfirmed:
+        missing.append(f"No completed confirmed run of the best configuration: {', '.join(unconfirmed)}.")
+    if completed and max(completed) == 1:
+        missing.append("One seed a cell: there are no intervals, and no difference can be told from noise.")
+    missing += [_lost_runs(count_statuses(runs, cell.name), cell.name) for cell in cells]
+    if len({cell.batch_size for cell in cells}) == 1:
+        missing.append("One batch size: there is no gap between small and large batches.")
+    smoothings = {cell.smoothing for cell in cells}
+    if "none" not in smoothings:
+        missing.append("No cell without smoothing: how much of a gap smoothing closes cannot be said.")
+    elif smoothings == {"none"}:
+        missing.append("No smoothing: nothing closes the gap.")
+    if "kfac" not in {cell.optimizer for cell in cells}:
+        missing.append("No K-FAC: nothing can be said about second-order optimisation.")
+    return [sentence for sentence in missing if sentence]
+
+
+def _lost_runs(counts: dict[str, int], cell: str) -> str:
+    kinds = [f"{counts[status]} {word}" for status, word in LOST.items() if counts[status]]
+    return f"{cell}: of its confirmed runs {', '.join(kinds)}." if kinds else ""
+
+
+LOST = {"diverged": "diverged", "failed": "failed", "running": "not ended"}
+
+
+def _window(epochs: int) -> int:
+    return max(2, ceil(TAIL * epochs))

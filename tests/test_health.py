@@ -1,0 +1,181 @@
+"""Each verdict on constructed data."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import health, load, tables
+from lbstudy.records import StudyFolder
+from tests.confirmed_runs import add_run, confirmed_study, study_of
+
+STUDY = study_of(["sgd", "kfac"], [32, 128], ["none"])
+CHECKS = ["budget", "divergence", "edge", "convergence", "over-fitting"]
+
+
+def counts(**given: int) -> dict[str, int]:
+    none = dict.fromkeys(["running", "completed", "pruned", "diverged", "failed"], 0)
+    return none | given | {"ended": sum(given.values()) - given.get("running", 0)}
+
+
+def runs(*series: dict[str, list[float]]) -> pd.DataFrame:
+    """Curves of one cell, a run each."""
+    return pd.concat(
+        [
+            pd.DataFrame({"cell": "c", "number": i, "epoch": range(1, 1 + len(next(iter(s.values())))), **s})
+            for i, s in enumerate(series)
+        ]
+    )
+
+
+def test_budget():
+    assert health.budget(STUDY, counts(completed=2, pruned=1, diverged=1)).verdict == "ok"
+    short = health.budget(STUDY, counts(completed=2, running=2))
+    assert (short.verdict, "2 of 4" in short.sentence) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("trials", "confirmed", "verdict", "words"),
+    [
+        (counts(completed=3, diverged=1), counts(completed=5), "ok", "1 of 4 trials diverged."),
+        (counts(completed=2, diverged=2), counts(), "warning", "narrow the ranges"),
+        (counts(diverged=4), counts(), "warning", "there is no result"),
+        (counts(completed=4), counts(completed=4, diverged=1), "warning", "1 of 5 confirmed runs"),
+        (counts(running=3), counts(), "cannot tell", "No trial has ended"),
+    ],
+)
+def test_divergence(trials, confirmed, verdict: str, words: str):
+    found = health.divergence(trials, confirmed)
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
+def test_convergence_of_a_line_and_of_a_plateau():
+    steps = np.arange(20)
+    rising, flat = list(0.5 + 0.01 * steps), [0.9] * 20
+    found = health.convergence(runs({"val_accuracy": rising}), "val_accuracy")
+    assert found.verdict == "warning"
+    assert "0.02 better" in found.sentence  # two epochs against the two before
+    assert health.convergence(runs({"val_accuracy": flat}), "val_accuracy").verdict == "ok"
+    assert health.convergence(runs({"val_loss": rising}), "val_loss").verdict == "ok"  # a rising loss is no gain
+    assert health.convergence(runs({"val_loss": rising[::-1]}), "val_loss").verdict == "warning"
+    assert health.convergence(runs({"val_accuracy": [0.1, 0.2]}), "val_accuracy").verdict == "cannot tell"
+
+
+def test_noise_is_no_improvement_and_more_runs_see_smaller_ones():
+    random = np.random.default_rng(0)
+
+    def share(runs_each: int, slope: float) -> float:
+        studies = random.normal(0, 0.01, (1000, runs_each, 30)) + slope * np.arange(30)
+        return np.mean([gain > 2 * error for gain, error in (health.final_gain(list(study)) for study in studies)])
+
+    assert share(1, 0) < 0.1
+    assert share(5, 0) < 0.06
+    assert share(1, 0.003) + 0.2 < share(5, 0.003)
+
+
+def test_over_fitting():
+    down, up = list(np.linspace(1, 0.1, 20)), [*np.linspace(1, 0.4, 10), *np.linspace(0.4, 0.8, 10)]
+    found = health.over_fitting(runs({"val_loss": up, "train_loss": down}))
+    assert found.verdict == "warning"
+    assert "94 % above" in found.sentence  # means of two epochs: 0.778 over 0.4
+    assert health.over_fitting(runs({"val_loss": down, "train_loss": down})).verdict == "ok"
+    assert health.over_fitting(runs({"val_loss": up, "train_loss": up})).verdict == "ok"  # training got worse as well
+    most = [{"val_loss": curve, "train_loss": down} for curve in (up, down, down)]
+    assert health.over_fitting(runs(*most)).verdict == "ok"
+    assert health.over_fitting(runs({"val_loss": [np.nan] * 9, "train_loss": down[:9]})).verdict == "cannot tell"
+
+
+def special(path: Path, sgd: list[float], kfac: list[float]) -> health.Finding:
+    folder = confirmed_study(path / "s", STUDY, {"sgd-b128-none": sgd, "kfac-b128-none": kfac})
+    best = tables.best_trials(STUDY, load.trials(folder)).set_index("cell")
+    return health.special_case(STUDY, STUDY.list_cells()[3], best, load.confirmed(folder))
+
+
+@pytest.mark.parametrize(
+    ("sgd", "kfac", "verdict", "words"),
+    [
+        ([0.9, 0.91, 0.89], [0.8, 0.82, 0.79], "warning", "-9.67 points of test accuracy"),
+        ([0.9, 0.91, 0.89], [0.95, 0.85, 0.9], "ok", "n = 3"),
+        ([0.9], [0.1], "cannot tell", "0.9 against 0.9 of SGD; two confirmed seeds would tell"),
+    ],
+)
+def test_kfac_that_loses_to_sgd_is_under_tuned(sgd, kfac, verdict: str, words: str, tmp_path: Path):
+    found = special(tmp_path, sgd, kfac)
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
+def test_table_of_a_study(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {"sgd-b32-none": [0.9, 0.91]})
+    falling = [{"val_loss": 1 - 0.1 * i, "val_accuracy": 0.1 * i, "clean_train_loss": 1.0} for i in range(8)]
+    add_run(folder, "sgd-b32-none", falling, number=2, trial=0)
+    add_run(folder, "sgd-b128-none", [{"val_accuracy": 0.95}], number=1, params={"learning_rate": 9e5})
+    table = health.health_table(folder)
+    assert len(table) == 4 * 5 + 2
+    found = {(row.cell, row.check): row for row in table.itertuples()}
+    assert found["sgd-b32-none", "convergence"].verdict == "warning"
+    assert "n = 1" in found["sgd-b32-none", "convergence"].sentence  # the other two have one epoch
+    assert "learning_rate 9e+05 (the high end of [0.001, 1e+06] log)" in found["sgd-b128-none", "edge"].sentence
+    assert found["kfac-b32-none", "edge"].verdict == "ok"
+    assert table["sentence"].str.endswith(".").all()
+
+
+def test_curves_are_those_of_the_best_trial_where_nothing_is_confirmed(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    better = [{"val_accuracy": 0.9 + 0.01 * i, "val_loss": 0.1, "train_loss": 0.5} for i in range(3)]
+    add_run(folder, "sgd-b32-none", better, number=5)
+    for repeat in range(2):  # these trained on the validation samples: no use
+        add_run(folder, "sgd-b32-none", [{"val_accuracy": 1.0}], number=repeat, trial=5, run={"train_on": "all"})
+    add_run(folder, "sgd-b128-none", [{"val_accuracy": 0.7, "clean_train_loss": 0.3}], trial=0)
+    best = tables.best_trials(STUDY, load.trials(folder)).set_index("cell")
+    curves = health.best_curves(folder, best, load.confirmed(folder)).set_index("cell")
+    assert curves.loc["sgd-b32-none", "val_accuracy"].tolist() == pytest.approx([0.9, 0.91, 0.92])
+    assert curves.loc["sgd-b32-none", "train_loss"].tolist() == [0.5] * 3
+    assert curves.loc[["sgd-b128-none"], "train_loss"].tolist() == [0.3]
+
+
+def missing(folder: StudyFolder) -> str:
+    return " ".join(health.list_missing(folder.study(), load.trials(folder), load.confirmed(folder)))
+
+
+def test_nothing_is_missing(tmp_path: Path):
+    study = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"], tuning={"trials": 1})
+    folder = confirmed_study(tmp_path / "s", study, {cell.name: [0.9, 0.91] for cell in study.list_cells()})
+    assert missing(folder) == ""
+
+
+def test_what_is_missing_is_said(tmp_path: Path):
+    study = study_of(["sgd"], [32], ["mixup"])
+    folder = confirmed_study(tmp_path / "one", study, {})
+    assert "1 of 4 trials have ended" in missing(folder)
+    assert "Nothing has been confirmed" in missing(folder)
+    assert "One batch size" in missing(folder)
+    assert "No cell without smoothing" in missing(folder)
+    assert "No K-FAC" in missing(folder)
+    folder = confirmed_study(tmp_path / "few", STUDY, {"sgd-b32-none": [0.9], "sgd-b128-none": [np.nan]})
+    add_run(folder, "sgd-b32-none", [{}], number=1, status="running", trial=0)
+    assert "One seed a cell" in missing(folder)
+    assert "best configuration: sgd-b128-none, kfac-b32-none, kfac-b128-none." in missing(folder)
+    assert "sgd-b128-none: of its confirmed runs 1 diverged." in missing(folder)
+    assert "sgd-b32-none: of its confirmed runs 1 not ended." in missing(folder)
+    assert "No smoothing" in missing(folder)
+
+
+def test_a_cell_whose_trials_all_diverged(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", study_of(["sgd"], [32], ["none"]))
+    for number in range(4):
+        add_run(folder, "sgd-b32-none", [{"val_loss": np.nan}], number=number, status="diverged")
+    assert "sgd-b32-none has no result: of 4 trials none completed, 4 diverged." in missing(folder)
+    table = health.health_table(folder).set_index("check")
+    assert table["verdict"].to_dict() == dict(
+        zip(CHECKS, ["ok", "warning", "cannot tell", "cannot tell", "cannot tell"], strict=True)
+    )
+
+
+def test_an_empty_study_renders(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", STUDY)
+    for style in ("csv", "json", "markdown", "latex"):
+        assert "No trial has ended" in tables.render(health.health_table(folder), style)
+    assert "0 of 16 trials have ended" in missing(folder)
