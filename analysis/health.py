@@ -39,7 +39,8 @@ class Finding(NamedTuple):
 
 def health_table(folder: StudyFolder) -> pd.DataFrame:
     """A row per cell and check: `cell`, `check`, `verdict` (ok, warning, cannot tell) and a `sentence` for readers."""
-    study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
+    study, trials = folder.study(), load.trials(folder)
+    confirmed = load.confirmed(folder, trials)
     best = best_trials(study, trials).set_index("cell")
     curves = best_curves(folder, best, confirmed)
     rows = []

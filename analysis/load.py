@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pandas as pd
 
-from lbstudy.records import StudyFolder, TrialRecord, ranked
+from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.study import StudySpec
 
 METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
@@ -39,10 +38,22 @@ def epochs(folder: StudyFolder) -> pd.DataFrame:
     return pd.DataFrame([_key(record) | report for record in folder.trials() for report in folder.epochs(record)])
 
 
-def confirmed(folder: StudyFolder) -> pd.DataFrame:
+def ranked(study: StudySpec, trials: pd.DataFrame) -> pd.DataFrame:
+    """The completed trials, best first by the study's metric after the last epoch, with their `rank` in their cell.
+
+    Pruned trials are left out: they have not had the budget that the comparison is about.
+    """
+    ascending = study.tuning.direction == "minimize"
+    completed = trials[trials["status"] == "completed"]
+    best_first = completed.sort_values([study.tuning.metric, "number"], ascending=[ascending, True], kind="stable")
+    return best_first.assign(rank=best_first.groupby("cell", sort=False).cumcount())
+
+
+def confirmed(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per confirmed run: whose configuration it repeats, how it ended, and the metrics of its last epoch.
 
     `rank` counts the completed trials of the cell, 0 the best; it is NA if the trial is not among them any more.
+    `tuned` are the study's trials, if they have been loaded already.
     """
     rows = [
         key
@@ -50,7 +61,7 @@ def confirmed(folder: StudyFolder) -> pd.DataFrame:
         | {metric: record.metrics.get(metric) for metric in CONFIRMED_METRICS}
         | {"seconds": record.seconds, "started": record.started, "device": record.device, "seed": record.seed}
         | {f"params.{name}": value for name, value in record.params.items()}
-        for record, key in _confirmed_runs(folder)
+        for record, key in _confirmed_runs(folder, tuned)
     ]
     columns = [*RUN_COLUMNS, "train_on", "status", "epochs", *CONFIRMED_METRICS, "seconds", "started", "device", "seed"]
     return _typed(pd.DataFrame(rows), columns)
@@ -62,16 +73,14 @@ def confirmed_epochs(folder: StudyFolder) -> pd.DataFrame:
     return _typed(pd.DataFrame(rows), [*RUN_COLUMNS, "epoch", *CONFIRMED_METRICS, "seconds"])
 
 
-def _confirmed_runs(folder: StudyFolder) -> list[tuple[TrialRecord, dict[str, object]]]:
+def _confirmed_runs(
+    folder: StudyFolder, tuned: pd.DataFrame | None = None
+) -> list[tuple[TrialRecord, dict[str, object]]]:
     runs = folder.confirmation.trials()
     if not runs:
         return []
-    study, of_cell = folder.study(), defaultdict(list)
-    for trial in folder.trials():
-        of_cell[trial.cell].append(trial)
-    ranks: dict[tuple[str, int | None], int] = {
-        (cell, trial.number): rank for cell in of_cell for rank, trial in enumerate(ranked(of_cell[cell], study))
-    }
+    best_first = ranked(folder.study(), trials(folder) if tuned is None else tuned)
+    ranks = best_first.set_index(["cell", "number"])["rank"].to_dict()
     return [
         (
             run,

@@ -27,14 +27,9 @@ Format = Literal["csv", "json", "markdown", "latex"]
 
 
 def best_trials(study: StudySpec, trials: pd.DataFrame, top: int = 1) -> pd.DataFrame:
-    """The `top` completed trials of each cell, best first, by the study's metric after the last epoch.
-
-    Pruned trials are left out: they have not had the budget that the comparison is about.
-    """
-    ascending = study.tuning.direction == "minimize"
-    completed = trials[trials["status"] == "completed"]
-    ranked = completed.sort_values([study.tuning.metric, "number"], ascending=[ascending, True], kind="stable")
-    return ranked.groupby("cell", sort=False).head(top)
+    """The `top` completed trials of each cell, best first; see `load.ranked`."""
+    ranked = load.ranked(study, trials)
+    return ranked[ranked["rank"] < top].drop(columns="rank")
 
 
 def best_configs(folder: StudyFolder) -> pd.DataFrame:
@@ -45,7 +40,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     confirmed there is the best configuration's test accuracy too: mean, standard deviation and 95 % interval of the
     `n` runs that completed, and how many diverged or have not ended well.
     """
-    study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
+    study, trials = folder.study(), load.trials(folder)
+    confirmed = load.confirmed(folder, trials)
     best = best_trials(study, trials).set_index("cell")
     tuned = [
         n for n in Hyperparameters.names() if n in ALWAYS_SHOWN or any(n in study.ranges(c) for c in study.list_cells())

@@ -174,7 +174,8 @@ def table(
     from analysis import gaps, health, load, tables, targets
 
     folder = StudyFolder.open(study)
-    spec, confirmed = folder.study(), load.confirmed(folder)
+    spec, trials = folder.study(), load.trials(folder)
+    confirmed = load.confirmed(folder, trials)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
     elif kind is TableKind.targets:
@@ -187,7 +188,7 @@ def table(
         _print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
-    for sentence in health.list_missing(spec, load.trials(folder), confirmed):
+    for sentence in health.list_missing(spec, trials, confirmed):
         err.print(f"missing: {sentence}", markup=False)
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -216,13 +215,6 @@ class StudyFolder:
     def trial_folder(self, record: TrialRecord) -> Path:
         """Where a trial's files lie."""
         return self.path / "trials" / record.cell / f"{record.number:04d}"
-
-
-def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
-    """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
-    completed = [record for record in records if record.status == "completed"]
-    sign = -1 if study.tuning.direction == "maximize" else 1
-    return sorted(completed, key=lambda record: (sign * record.metrics[study.tuning.metric], record.number))
 
 
 def set_aside(path: Path) -> Path:
