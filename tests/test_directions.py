@@ -125,11 +125,11 @@ def test_expected_curvature_is_a_sum_of_traces():
     expected = (filters * hessian.diagonal()).sum().item()
 
     directions = torch.stack(
-        [torch.cat([draw(model, DirectionSpec(), index)[name].flatten() for name in weights]) for index in range(2000)]
+        [torch.cat([draw(model, DirectionSpec(), index)[name].flatten() for name in weights]) for index in range(1000)]
     )
     curvatures = torch.einsum("di,ij,dj->d", directions, hessian, directions)
     error = curvatures.std().item() / len(curvatures) ** 0.5
-    assert error < 0.05 * expected
+    assert error < 0.1 * expected
     assert curvatures.mean().item() == pytest.approx(expected, abs=4 * error)
 
 
