@@ -1,9 +1,10 @@
 """Random directions in the space of a network's parameters, as a function of a seed and a spec.
 
 A direction is drawn from a Gaussian and then scaled to the network's own weights (Li et al. 2018, "Visualizing the
-loss landscape of neural nets", section 4), for a network whose filters are scaled up and whose batch norm undoes it is
-the same function. The Gaussian numbers depend on (seed, index, name of the parameter) alone: all models of one
-architecture are looked at along the same draws, on any device, and a seed in a caption is the whole direction.
+loss landscape of neural nets", section 4): where batch norm follows, larger filters make the same function, and a step
+of fixed length would make it look flatter. The Gaussian numbers depend on (seed, index, name of the parameter) alone:
+all models of one architecture are looked at along the same draws, on any device, and a seed in a caption is the whole
+direction.
 """
 
 from __future__ import annotations
