@@ -9,28 +9,17 @@ from lbstudy.study import StudySpec
 
 METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
-    *METRICS, "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy", "learning_rate",
-    "gradient_norm", "fallbacks", "images_per_second",
+    *METRICS, "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy",
 ]  # fmt: skip
-RUN_COLUMNS = ["cell", "optimizer", "batch_size", "smoothing", "number", "trial", "repeat", "rank", "published"]
+KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]
+CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]
+OUTCOME = ["status", "epochs"]
 
 
 def trials(folder: StudyFolder) -> pd.DataFrame:
     """One row per trial: its cell, tuned values (as `params.NAME`), status, and the metrics of its last epoch."""
-    records = folder.trials()
-    columns = [*_key(TrialRecord("", 0, "", 0, "", {}, 0, {})), "status", "published", "epochs", *METRICS, "seconds"]
-    frame = pd.DataFrame(
-        [
-            _key(record)
-            | {"status": record.status, "published": record.published, "epochs": record.epochs}
-            | {metric: record.metrics.get(metric) for metric in METRICS}
-            | {"seconds": record.seconds, "started": record.started, "device": record.device, "seed": record.seed}
-            | {f"params.{name}": value for name, value in record.params.items()}
-            for record in records
-        ],
-        columns=None if records else columns,
-    )
-    return frame.astype(dict.fromkeys(METRICS, float))
+    rows = [_key(record) | {"published": record.published} | _outcome(record, METRICS) for record in folder.trials()]
+    return _frame(rows, [*KEY, "published", *OUTCOME, *METRICS, "seconds"], METRICS)
 
 
 def epochs(folder: StudyFolder) -> pd.DataFrame:
@@ -50,32 +39,34 @@ def ranked(study: StudySpec, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def confirmed(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per confirmed run: whose configuration it repeats, how it ended, and the metrics of its last epoch.
+    """One row per confirmed run.
 
-    `rank` counts the completed trials of the cell, 0 the best; it is NA if the trial is not among them any more.
-    `tuned` are the study's trials, if they have been loaded already.
+    `trial` is the tuning trial whose configuration it repeats and `rank` that trial's rank in its cell now, 0 for the
+    best, missing where it has not completed. `repeat` numbers the seeds, which are the same in every cell. Test and
+    clean training metrics are those after the last epoch. `train_on` says which samples were trained on.
+
+    Args:
+        folder: the study's folder.
+        tuned: `trials` of it, where they have been loaded already: many take a second to read.
     """
     rows = [
-        key
-        | {"train_on": record.run.get("train_on"), "status": record.status, "epochs": record.epochs}
-        | {metric: record.metrics.get(metric) for metric in CONFIRMED_METRICS}
-        | {"seconds": record.seconds, "started": record.started, "device": record.device, "seed": record.seed}
-        | {f"params.{name}": value for name, value in record.params.items()}
-        for record, key in _confirmed_runs(folder, tuned)
+        key | {"train_on": run.run.get("train_on")} | _outcome(run, CONFIRMED_METRICS)
+        for run, key in _confirmed_runs(folder, tuned)
     ]
-    columns = [*RUN_COLUMNS, "train_on", "status", "epochs", *CONFIRMED_METRICS, "seconds", "started", "device", "seed"]
-    return _typed(pd.DataFrame(rows), columns)
+    return _frame(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
 
 
 def confirmed_epochs(folder: StudyFolder) -> pd.DataFrame:
-    """One row per epoch of every confirmed run; `seconds` is the epoch's."""
-    rows = [key | report for record, key in _confirmed_runs(folder) for report in folder.confirmation.epochs(record)]
-    return _typed(pd.DataFrame(rows), [*RUN_COLUMNS, "epoch", *CONFIRMED_METRICS, "seconds"])
+    """One row per epoch of every confirmed run; see `confirmed`. `seconds` are the epoch's, with its evaluation."""
+    where = folder.confirmation
+    rows = [key | entry for run, key in _confirmed_runs(folder) for entry in where.epochs(run)]
+    return _frame(rows, [*CONFIRMED_KEY, "epoch", *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
 
 
 def _confirmed_runs(
     folder: StudyFolder, tuned: pd.DataFrame | None = None
 ) -> list[tuple[TrialRecord, dict[str, object]]]:
+    """The runs, each with the columns that say which it is."""
     runs = folder.confirmation.trials()
     if not runs:
         return []
@@ -85,17 +76,11 @@ def _confirmed_runs(
         (
             run,
             _key(run)
-            | {"trial": run.trial, "repeat": run.repeat}
-            | {"rank": ranks.get((run.cell, run.trial)), "published": run.published},
+            | {"trial": run.trial, "repeat": run.repeat, "rank": ranks.get((run.cell, run.trial))}
+            | {"published": run.published},
         )
         for run in runs
     ]
-
-
-def _typed(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The frame with at least these columns, in this order, whatever the runs have reported."""
-    runs = runs.reindex(columns=list(dict.fromkeys([*columns, *runs])))
-    return runs.astype({"rank": "Int64", "trial": "Int64", **dict.fromkeys(CONFIRMED_METRICS, float)})
 
 
 def _key(record: TrialRecord) -> dict[str, object]:
@@ -106,3 +91,19 @@ def _key(record: TrialRecord) -> dict[str, object]:
         "smoothing": record.smoothing,
         "number": record.number,
     }
+
+
+def _outcome(record: TrialRecord, metrics: list[str]) -> dict[str, object]:
+    return (
+        {"status": record.status, "epochs": record.epochs}
+        | {metric: record.metrics.get(metric) for metric in metrics}
+        | {"seconds": record.seconds, "started": record.started, "device": record.device, "seed": record.seed}
+        | {f"params.{name}": value for name, value in record.params.items()}
+    )
+
+
+def _frame(rows: list[dict[str, object]], columns: list[str], numbers: list[str]) -> pd.DataFrame:
+    """The rows as a frame with the types that its columns have; it has all of them even where no row has."""
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=list(dict.fromkeys([*columns, *frame]))).astype(dict.fromkeys(numbers, float))
+    return frame.astype({"rank": "Int64"}) if "rank" in frame else frame

@@ -13,8 +13,9 @@ from zlib import crc32
 import numpy as np
 
 Purpose = Literal[
-    "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic"
-]
+    "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic",
+    "confirm", "direction", "subset", "sharpness",
+]  # fmt: skip
 
 
 def stream(seed: int, purpose: Purpose, *coordinates: int | str) -> np.random.Generator:
