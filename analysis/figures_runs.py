@@ -15,8 +15,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures_tuning import NothingToDraw
-from analysis.style import INK, Encoding, batch_size_axis, in_style, label_outer, log_axis, mark_empty, panels
+from analysis.style import (
+    INK,
+    Encoding,
+    NothingToDraw,
+    batch_size_axis,
+    in_style,
+    label_outer,
+    log_axis,
+    mark_empty,
+    panels,
+)  # fmt: skip
 from analysis.tables import best_trials
 from lbstudy.study import StudySpec
 
@@ -99,8 +108,8 @@ def _of_cell(epochs: pd.DataFrame, cell: str) -> pd.DataFrame:
 
 def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     """The runs as long as the longest one, and those that diverged; and the repeats of the latter."""
-    finite = np.isfinite(runs[[m for m in ("train_loss", "val_loss", "clean_train_loss") if m in runs]].astype(float))
-    dead = sorted(runs.loc[~finite.all(axis=1), "repeat"].unique())
+    losses = runs[[m for m in ("train_loss", "val_loss", "clean_train_loss") if m in runs]].to_numpy(float)
+    dead = sorted(runs["repeat"][~np.isfinite(losses).all(axis=1)].unique())
     last = runs.groupby("repeat")["epoch"].transform("max")
     return runs[(last == last.max()) | runs["repeat"].isin(dead)], dead
 
@@ -169,7 +178,7 @@ def _learning_curves_note(info: LearningCurves) -> str:
             sentences.append("Pale: not confirmed, the best tuning trial of the cell, n = 1.")
     if info.diverged:
         listed = ", ".join(f"{cell} {count} of {of}" for cell, (count, of) in info.diverged.items())
-        sentences.append(f"Diverged: {listed}.")
+        sentences.append(f"Diverged: {listed}; the mean loss ends there.")
     if info.missing:
         sentences.append(f"No completed run: {', '.join(info.missing)}.")
     return " ".join(sentences)
@@ -223,10 +232,11 @@ def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "
     encoding = Encoding.of(info.study)
     runs = info.cells["n"]
     n = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
+    bars = ", bars: fastest to slowest" if runs.max() > 1 else ""
     figure, axes = panels(
         info.study.name, f"{unit} to {info.target} against batch size",
-        f"Median of n = {n} run{'' if runs.max() == 1 else 's'} a cell{', bars: fastest to slowest' * (runs.max() > 1)}"
-        ". Hollow, at the top edge: missed by half of the runs or more.",
+        f"Median of n = {n} run{'' if runs.max() == 1 else 's'} a cell{bars}. "
+        "Hollow, at the top edge: missed by half of the runs or more.",
         [""], encoding.smoothings, height=2.1,
     )  # fmt: skip
     finite = info.cells[["low", "high", "ideal"]].to_numpy(float)
@@ -240,13 +250,13 @@ def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "
             here = cells[(cells["optimizer"] == optimizer) & (cells["smoothing"] == smoothing)]
             look = encoding.look(optimizer, smoothing=smoothing)
             panel.plot(here["batch_size"], here["ideal"], ls=":", lw=1, color=look["color"])
-            hit, missed = here[np.isfinite(here["median"])], here[~np.isfinite(here["median"])]
-            panel.plot(hit["batch_size"], hit["median"], **look)
-            highest = hit["high"].where(np.isfinite(hit["high"]), top * room)  # beyond the edge
-            panel.vlines(hit["batch_size"], hit["low"], highest, color=look["color"], lw=0.8)
-            beside = missed["batch_size"] * 1.12 ** (place - (len(encoding.optimizers) - 1) / 2)
+            beside = here["batch_size"] * 1.1 ** (place - (len(encoding.optimizers) - 1) / 2)
+            hit = np.isfinite(here["median"])
+            panel.plot(beside, here["median"].where(hit), **look)  # the line breaks at a miss
+            highest = here["high"].where(np.isfinite(here["high"]), top * room)  # beyond the edge
+            panel.vlines(beside[hit], here["low"][hit], highest[hit], color=look["color"], lw=0.8)
             panel.plot(
-                beside, np.full(len(missed), MISSED_AT), transform=panel.get_xaxis_transform(),
+                beside[~hit], np.full((~hit).sum(), MISSED_AT), transform=panel.get_xaxis_transform(),
                 **look | {"linestyle": "none", "fillstyle": "none"},
             )  # fmt: skip
         if not (info.cells["smoothing"] == smoothing).any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from opda.nonparametric import EmpiricalDistribution
 
-from analysis.style import INK, Encoding, batch_size_axis, in_style, label_outer, log_axis, mark_empty, panels
+from analysis.style import (
+    INK,
+    Encoding,
+    NothingToDraw,
+    batch_size_axis,
+    in_style,
+    label_outer,
+    log_axis,
+    mark_empty,
+    panels,
+)  # fmt: skip
 from analysis.tables import best_trials
 from lbstudy.records import FINISHED
 from lbstudy.runspec import Hyperparameters
@@ -30,10 +40,6 @@ NEVER_BELOW, NEVER_ABOVE = 0.0, 1.0
 
 DIVERGED_AT = 0.05
 """Height of the diverged trials in a panel, as a fraction of it."""
-
-
-class NothingToDraw(Exception):
-    """Why a figure cannot be drawn from what the study holds, in a sentence."""
 
 
 class Sensitivity(NamedTuple):
@@ -86,9 +92,9 @@ def sensitivity_info(study: StudySpec, trials: pd.DataFrame, parameter: str) -> 
 @in_style
 def draw_sensitivity(info: Sensitivity) -> Figure:
     """A panel per cell: a point per trial; filled if completed, hollow if pruned, a cross at the bottom if diverged."""
-    encoding = Encoding.of(info.study)
     cells = [cell for cell in info.study.list_cells() if info.parameter in info.study.ranges(cell)]
-    columns = [s for s in encoding.smoothings if s in {cell.smoothing for cell in cells}]
+    encoding = Encoding.of(info.study).only(cells)
+    columns = encoding.smoothings
     rows = [
         (o, b) for o in encoding.optimizers for b in encoding.batch_sizes
         if any((cell.optimizer, cell.batch_size) == (o, b) for cell in cells)
@@ -122,7 +128,8 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
                 **look | {"marker": "x"},
             )  # fmt: skip
             best = here[here["best"]]
-            panel.plot(best["value"], best["val_accuracy"], "o", ms=9, mfc="none", mec=INK, mew=0.9)
+            panel.plot(best["value"], best["val_accuracy"], "o", ms=9, mfc="none", mec=INK, mew=0.9, clip_on=False)
+            panel.axhline(low - 0.08 * room, color=INK, lw=0.5, alpha=0.4)
             panel.set_ylim(low - 0.22 * room, high + 0.1 * room)
             if here.empty:
                 mark_empty(panel, "no trial has ended")
@@ -134,7 +141,7 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
         if info.log:
             log_axis(panel, "x")
     label_outer(axes, name, "accuracy")
-    plain = {"ls": "none", "color": INK}
+    plain: dict[str, Any] = {"ls": "none", "color": INK}
     states = [
         Line2D([], [], marker="o", label="completed", **plain),
         Line2D([], [], marker="o", fillstyle="none", label="pruned", **plain),
@@ -262,7 +269,9 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
         parts.append(part)
     points = pd.concat(parts, ignore_index=True)
     if guaranteed:
-        basis = f"Independent random trials, none pruned; bands hold for all k at once with {100 * CONFIDENCE:g} % confidence"
+        basis = (
+            f"Independent random trials, none pruned; bands hold for all k at once ({100 * CONFIDENCE:g} % confidence)"
+        )
     else:
         points[["low", "high"]] = np.nan
         sampler = {"tpe": "TPE", "gp": "Gaussian process", "qmc": "Quasi-random", "random": "Random"}

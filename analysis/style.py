@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from lbstudy.study import StudySpec
+from lbstudy.study import Cell, StudySpec
 
 COLOURS = {"sgd": "#0072B2", "kfac": "#D55E00", "lars": "#009E73", "adamw": "#CC79A7"}
 MARKERS = {"none": "o", "mixup": "s", "noise": "^", "mixup+noise": "D"}
@@ -43,6 +43,10 @@ Format = Literal["svg", "png", "pdf"]
 Channel = Literal["optimizer", "batch size", "smoothing"]
 
 
+class NothingToDraw(Exception):
+    """Why a figure cannot be drawn from what the study holds, in a sentence."""
+
+
 class Encoding(NamedTuple):
     """What of a study's cells is told apart, and by what."""
 
@@ -58,6 +62,15 @@ class Encoding(NamedTuple):
             list(dict.fromkeys(cell.optimizer for cell in cells)),
             sorted({cell.batch_size for cell in cells}),
             list(dict.fromkeys(cell.smoothing for cell in cells)),
+        )
+
+    def only(self, cells: Sequence[Cell]) -> Encoding:
+        """Without the optimizers and smoothings that no such cell has. Batch sizes stay, for lines keep their style."""
+        optimizers, smoothings = {cell.optimizer for cell in cells}, {cell.smoothing for cell in cells}
+        return Encoding(
+            [o for o in self.optimizers if o in optimizers],
+            self.batch_sizes,
+            [s for s in self.smoothings if s in smoothings],
         )
 
     def look(
@@ -161,7 +174,7 @@ def write(figure: Figure, path: Path) -> None:
         ".pdf": {"CreationDate": None},
         ".png": {"Software": None},
     }
-    figure.savefig(path, metadata=undated[path.suffix])  # type: ignore[arg-type]
+    figure.savefig(path, metadata=undated[path.suffix])
 
 
 @in_style
