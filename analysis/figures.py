@@ -7,6 +7,7 @@ rates, tuning curves), `figures_mixup`. How they look: `style`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ def draw_all(
     study, trials, epochs = folder.study(), load.trials(folder), load.epochs(folder)
     confirmed = pd.DataFrame() if confirmed_epochs is None else confirmed_epochs
 
+    @cache
     def curves() -> figures_runs.LearningCurves:
         return figures_runs.learning_curves_info(study, trials, epochs, confirmed)
 

@@ -103,8 +103,7 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
     counts = info.trials.groupby("cell").size()
     figure, axes = panels(
         info.study.name, f"validation accuracy against {name}",
-        f"A point is a trial; {_span(counts, 'trial')} a cell. Pruned trials are shown with the accuracy they had, "
-        "diverged ones at the bottom.",
+        f"A point is a trial, {_span(counts, 'trial')} a cell. Pruned: its last accuracy. Diverged: at the bottom.",
         [f"{o}, batch {b}" for o, b in rows], columns, height=1.15,
     )  # fmt: skip
     accuracies = info.trials["val_accuracy"]
@@ -176,12 +175,13 @@ def best_rates_info(study: StudySpec, trials: pd.DataFrame) -> BestRates:
     best = best_trials(study, trials).set_index("cell")
     if best.empty:
         raise NothingToDraw("no trial has completed")
+    rates = best["params.learning_rate"] if "params.learning_rate" in best else pd.Series(dtype=float)
     rows = []
     for cell in sorted(study.list_cells(), key=lambda cell: cell.batch_size):
         if "learning_rate" not in study.ranges(cell):
             continue
         low, high = study.ranges(cell)["learning_rate"].bounds
-        found = float(best["params.learning_rate"].get(cell.name, np.nan))
+        found = float(rates.get(cell.name, np.nan))
         rows.append((cell.optimizer, cell.batch_size, cell.smoothing, found, low, high))
     if not rows:
         raise NothingToDraw("no cell tunes the learning rate")

@@ -37,7 +37,7 @@ INK = "#010101"
 """Colour of text and axes; see the style sheet."""
 
 in_style = style.context("analysis.lbstudy")
-"""Decorator, or context: the style sheet is in force."""
+"""Decorator of functions that draw or save: the style sheet is in force while they run."""
 
 Format = Literal["svg", "png", "pdf"]
 Channel = Literal["optimizer", "batch size", "smoothing"]
@@ -163,7 +163,8 @@ def batch_size_axis(axes: Axes, batch_sizes: Sequence[int]) -> None:
 
 def mark_empty(axes: Axes, reason: str) -> None:
     """Say in a panel why nothing is drawn there."""
-    axes.text(0.5, 0.5, textwrap.fill(reason, 18), transform=axes.transAxes, ha="center", va="center", fontsize=7)
+    text = axes.text(0.5, 0.5, textwrap.fill(reason, 18), transform=axes.transAxes, ha="center", va="center", size=7)
+    text.set_in_layout(False)  # the panel does not make room for it
 
 
 @in_style
