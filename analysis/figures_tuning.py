@@ -104,7 +104,7 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
     figure, axes = panels(
         info.study.name, f"validation accuracy against {name}",
         f"A point is a trial, {_span(counts, 'trial')} a cell. Pruned: its last accuracy. Diverged: at the bottom.",
-        [f"{o}, batch {b}" for o, b in rows], columns, height=1.15,
+        [f"{o}\nbatch {b}" for o, b in rows], columns, height=1.15,
     )  # fmt: skip
     accuracies = info.trials["val_accuracy"]
     low, high = (0.0, 1.0) if accuracies.isna().all() else (accuracies.min(), accuracies.max())
@@ -126,8 +126,9 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
                 diverged, np.full(len(diverged), DIVERGED_AT), transform=panel.get_xaxis_transform(),
                 **look | {"marker": "x"},
             )  # fmt: skip
-            best = here[here["best"]]
-            panel.plot(best["value"], best["val_accuracy"], "o", ms=9, mfc="none", mec=INK, mew=0.9, clip_on=False)
+            if here["best"].any():  # a line without points that is not clipped would upset the layout
+                best = here[here["best"]]
+                panel.plot(best["value"], best["val_accuracy"], "o", ms=9, mfc="none", mec=INK, mew=0.9, clip_on=False)
             panel.axhline(low - 0.08 * room, color=INK, lw=0.5, alpha=0.4)
             panel.set_ylim(low - 0.22 * room, high + 0.1 * room)
             if here.empty:

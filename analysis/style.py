@@ -125,7 +125,7 @@ def panels(
     for axis, heading in zip(axes[0], columns, strict=True):
         axis.set_title(heading)
     for axis, heading in zip(axes[:, -1], rows, strict=True):
-        axis.annotate(heading, (1.02, 0.5), xycoords="axes fraction", rotation=-90, va="center", ha="left")
+        axis.annotate(heading, (1.02, 0.5), xycoords="axes fraction", rotation=-90, va="center", ha="left", ma="center")
     return figure, axes
 
 
