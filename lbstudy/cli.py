@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,8 +19,11 @@ from rich.progress import track as rich_track
 from rich.table import Table
 
 from lbstudy import __version__
+from lbstudy.confirm import as_study, plan_runs
 from lbstudy.lock import DriverLock
-from lbstudy.records import FINISHED, StudyFolder
+from lbstudy.progress import Progress
+from lbstudy.records import FINISHED, StudyFolder, TrialRecord
+from lbstudy.runspec import TrainOn
 from lbstudy.study import StudyError, StudySpec, check_study, find_study
 from lbstudy.study_checks import notices
 from lbstudy.study_file import KeyProblems, StudyFile, parse_override
@@ -118,6 +122,42 @@ def run(
     study, source = _resolve(file, name, trials, epochs, workers, data, set_)
     going_on = Path(file).is_dir() and name is None
     _run(study, source, Path(file) if going_on else _folder(storage, study), address, verbose)
+
+
+@app.command()
+def confirm(
+    study: Folder,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each configuration, with the same seeds in all cells")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="configurations of each cell, best first")] = 1,
+    published: Annotated[bool, typer.Option("--published", help="the published configurations too")] = False,
+    train_on: Annotated[TrainOn, typer.Option(help="the tuning split, or all training samples")] = "split",
+    workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
+    spec, source = _resolve(str(study), None, None, None, workers, data, set_)
+    folder = StudyFolder.open(study.resolve())
+    folder.require_extension(spec)
+    runs = plan_runs(folder, spec, seeds, top, published, train_on, _notice)
+    where = folder.confirmation
+
+    def go(dataset: Dataset) -> None:
+        from lbstudy import doctor, tuner
+
+        planned = tuner.plan(as_study(spec, runs), dataset, tuner.cluster_nodes(), train_on)
+        doctor.require(doctor.before_a_run(planned, where.path))
+        StudyFolder.create(where.path, spec)
+        err.print(f"{len(runs)} runs on {planned.lanes} lanes; records in {where.path}")
+        with Progress(planned.study, err, Counter(run.cell for run in runs)) as progress:
+            tuner.confirm_runs(where, planned, runs, progress.update, _notice, verbose)
+
+    dataset = _load_data(spec, source)
+    with DriverLock(folder.path, _notice):
+        _on_ray(lambda: go(dataset), folder.path, address, verbose)
+    _print_best(folder, TableFormat.table)
+    wanted = {(run.cell, run.number) for run in runs}
+    found = [trial for trial in where.trials() if (trial.cell, trial.number) in wanted]
+    _exit(found, len(runs), f"lbstudy confirm {folder.path}")
 
 
 @app.command("doctor")
@@ -233,39 +273,53 @@ def _run(study: StudySpec, source: StudyFile, path: Path, address: str | None, v
     storage_is_new = not path.parent.exists()
     try:
         with DriverLock(path, _notice):
-            _tune(study, path, dataset, address, verbose)
+            _on_ray(lambda: _tune(study, path, dataset, verbose), path, address, verbose)
     finally:
         if storage_is_new:  # and still empty, where the study could not begin
             with suppress(OSError):
                 path.parent.rmdir()
     folder = StudyFolder.open(path)
     _print_best(folder, TableFormat.table)
-    trials = folder.trials()
+    _exit(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {path}")
+
+
+def _exit(trials: Sequence[TrialRecord], count: int, command: str) -> NoReturn:
+    """Say what has failed and what is missing of so many trials, and with which command to go on.
+
+    Raises:
+        typer.Exit: with code 1 where anything has failed or is missing, else 0.
+    """
     if failed := [t for t in trials if t.status == "failed"]:
         err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
         err.print(failed[0].error.strip().splitlines()[-1], markup=False)
-    missing = len(study.list_cells()) * study.tuning.trials - sum(t.status in FINISHED for t in trials)
+    missing = count - sum(t.status in FINISHED for t in trials)
     if missing:
-        err.print(f"{missing} trials are missing; to go on: lbstudy run {path}")
+        err.print(f"{missing} trials are missing; to go on: {command}")
     raise typer.Exit(1 if failed or missing else 0)
 
 
-def _tune(study: StudySpec, path: Path, dataset: Dataset, address: str | None, verbose: bool) -> None:
-    """Start Ray and run what is missing."""
-    _set_address(address)
+def _tune(study: StudySpec, path: Path, dataset: Dataset, verbose: bool) -> None:
+    """Run what is missing on the connected Ray."""
     from lbstudy import doctor, tuner
-    from lbstudy.progress import Progress
+
+    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+    doctor.require(doctor.before_a_run(planned, path))
+    folder = StudyFolder.create(path, planned.study)
+    cells = len(planned.epochs)
+    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+    with Progress(study, err) as progress:
+        tuner.tune_study(folder, planned, progress.update, _notice, verbose)
+
+
+def _on_ray(work: Callable[[], None], path: Path, address: str | None, verbose: bool) -> None:
+    """Join or start Ray, and work on the study at this path."""
+    _set_address(address)
+    from lbstudy import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
     tuner.connect(verbose)
     try:
-        planned = tuner.plan(study, dataset, tuner.cluster_nodes())
-        doctor.require(doctor.before_a_run(planned, path))
-        folder = StudyFolder.create(path, planned.study)
-        cells = len(planned.epochs)
-        err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
-        with Progress(study, err) as progress:
-            tuner.tune_study(folder, planned, progress.update, _notice, verbose)
+        work()
     except OSError as error:
         raise StudyError(
             f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lbstudy.datasets import Dataset, validation_samples
 from lbstudy.randomness import stream
-from lbstudy.runspec import DatasetSpec
+from lbstudy.runspec import DatasetSpec, TrainOn
 from lbstudy.study import StudyError
 
 PAD = 4
@@ -67,8 +67,15 @@ class ImageData:
         return images.to(dtype).mul_(scale).add_(shift)
 
 
-def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.device | str = "cpu") -> ImageData:
-    """Split the training set (stratified, by seed) and put everything on the device.
+def place(
+    dataset: Dataset,
+    spec: DatasetSpec,
+    split_seed: int,
+    device: torch.device | str = "cpu",
+    train_on: TrainOn = "split",
+) -> ImageData:
+    """Split the training set (stratified, by seed) and put everything on the device. With `train_on` "all" the samples
+    that validate are trained on too.
 
     Raises:
         StudyError: the split is impossible.
@@ -80,7 +87,7 @@ def place(dataset: Dataset, spec: DatasetSpec, split_seed: int, device: torch.de
             f"needs at least one of each of the {dataset.classes} classes on both sides"
         )
     validates = stratified_choice(dataset.train_labels, count, stream(split_seed, "split"))
-    train, validation = np.flatnonzero(~validates), np.flatnonzero(validates)
+    train, validation = np.flatnonzero(~validates | (train_on == "all")), np.flatnonzero(validates)
     pixels = dataset.train_images[train].transpose(1, 0, 2, 3).reshape(dataset.train_images.shape[1], -1)
     counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels])  # integers: exact and repeatable
     mean = counts @ np.arange(256) / pixels.shape[1]

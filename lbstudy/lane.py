@@ -29,11 +29,12 @@ import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lbstudy.runspec import DatasetSpec, RunSpec
+from lbstudy.runspec import DatasetSpec, RunSpec, TrainOn
 from lbstudy.study import Resources
 
 if TYPE_CHECKING:
     from lbstudy.data import ImageData
+    from lbstudy.train import EpochReport
 
 POLL_SECONDS = 1.0
 END_SECONDS = 30.0
@@ -57,6 +58,7 @@ class Job:
     rungs: list[int]  # epochs after which the workers wait for a verdict
     resume: Sequence[ray.ObjectRef] = ()  # a checkpoint to go on from, if any
     checkpoint_seconds: float = math.inf  # how often a report brings a checkpoint
+    keep: Sequence[int] = ()  # epochs whose reports bring the model
 
 
 @ray.remote(num_cpus=0)
@@ -227,15 +229,15 @@ def _serve(config: dict[str, Any]) -> None:
     dataset = ray.get(config["dataset"][0])
 
     @lru_cache(maxsize=1)  # trials of one study share their data
-    def placed(spec: DatasetSpec, split_seed: int) -> Any:
-        return data.place(dataset, spec, split_seed, device)
+    def placed(spec: DatasetSpec, split_seed: int, train_on: TrainOn) -> Any:
+        return data.place(dataset, spec, split_seed, device, train_on)
 
     number = 0
     while (job := ray.get(mailbox.job.remote(number))) is not None:
         number += 1
         try:
             run = RunSpec.model_validate(job.run)
-            _train(job, run, placed(run.dataset, run.split_seed), mailbox)
+            _train(job, run, placed(run.dataset, run.split_seed, run.train_on), mailbox)
         except Exception as error:
             trace = traceback.format_exc()
             if isinstance(error, torch.OutOfMemoryError):
@@ -254,7 +256,7 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     import torch
     from ray.train import get_context
 
-    from lbstudy.train import EpochReport, Snapshot, minibatch_starts, train
+    from lbstudy.train import Snapshot, minibatch_starts, train
 
     rank, device = get_context().get_world_rank(), data.train.images.device
     epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
@@ -272,9 +274,11 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
         nonlocal saved
         if report.epoch == epochs or report.diverged:
             return True  # posted below, together with the outcome
-        message: dict[str, Any] = asdict(report)
+        message = _plain(report)
         if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
             message["checkpoint"], saved = [ray.put(_to_bytes(snapshot()))], time.monotonic()
+        if rank == 0 and report.epoch in job.keep:
+            message["kept"] = [ray.put(_to_bytes(snapshot()["model"]))]
         post(message)
         return report.epoch in job.rungs and not ray.get(mailbox.goes_on.remote(job.key, posted))
 
@@ -284,8 +288,14 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     outcome = train(run, data, on_epoch=on_epoch, resume=resume)
     if outcome.last.epoch == epochs or outcome.diverged:
         ended = {"outcome": "diverged" if outcome.diverged else "completed", "fingerprint": outcome.fingerprint}
-        model = [ray.put(_to_bytes(outcome.model.state_dict()))] if rank == 0 else []
-        post(asdict(outcome.last) | ended | {"model": model})
+        states = {"model": outcome.model.state_dict()} | ({"best": outcome.best["model"]} if outcome.best else {})
+        found = {name: [ray.put(_to_bytes(state))] for name, state in states.items() if rank == 0}
+        post(_plain(outcome.last) | ended | found)
+
+
+def _plain(report: EpochReport) -> dict[str, Any]:
+    """A report as it travels, without what the run did not evaluate."""
+    return {name: value for name, value in asdict(report).items() if value is not None}
 
 
 def _to_bytes(state: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -20,12 +21,16 @@ class Progress:
     Args:
         study: the study.
         console: where to show; a terminal gets a live table, anything else a line per finished trial.
+        trials: how many each cell gets, by name; default: the study's number. Cells without any are not shown.
     """
 
-    def __init__(self, study: StudySpec, console: Console):
+    def __init__(self, study: StudySpec, console: Console, trials: Mapping[str, int] | None = None):
         self._study, self._console = study, console
-        self._cells = {cell.name: CellProgress(study, cell) for cell in study.list_cells()}
-        self._total = len(self._cells) * study.tuning.trials
+        counts = {
+            cell: study.tuning.trials if trials is None else trials.get(cell.name, 0) for cell in study.list_cells()
+        }
+        self._cells = {cell.name: CellProgress(study, cell, count) for cell, count in counts.items() if count}
+        self._total = sum(counts.values())
         self._began: float | None = None
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
 
@@ -84,8 +89,8 @@ class Progress:
 class CellProgress:
     """The counts of one cell."""
 
-    def __init__(self, study: StudySpec, cell: Cell):
-        self._study, self._cell = study, cell
+    def __init__(self, study: StudySpec, cell: Cell, trials: int):
+        self._study, self._cell, self._trials = study, cell, trials
         self._statuses: dict[int, str] = {}
         self._best: float | None = None
 
@@ -108,7 +113,7 @@ class CellProgress:
         numbers = [counts[status] for status in ("running", "pruned", "diverged", "failed")]
         return [
             self._cell.name,
-            f"{self.finished}/{self._study.tuning.trials}",
+            f"{self.finished}/{self._trials}",
             *map(str, numbers),
             _number(self._best),
         ]

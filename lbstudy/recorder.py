@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import ray
 from ray import tune
 
 from lbstudy.provenance import utc_now
-from lbstudy.records import FINISHED, Damaged, StudyFolder, TrialRecord, set_aside
+from lbstudy.records import FINISHED, Damaged, StudyFolder, TrialRecord, model_name, ranked, set_aside
 from lbstudy.search import Past, StudyPruner, objective
 from lbstudy.study import Cell, StudySpec
+
+TRAJECTORY = 20
 
 
 def take_up(
@@ -88,6 +91,23 @@ def _values(study: StudySpec, record: TrialRecord, series: list[dict[str, Any]])
     return values
 
 
+NewRecord = Callable[[Cell, int, dict[str, float], bool], TrialRecord]
+"""Makes a trial's record of its cell, number, tuned values and whether these were published."""
+
+
+def tuning_record(study: StudySpec, cell: Cell, number: int, params: dict[str, float], published: bool) -> TrialRecord:
+    """The record of a tuning trial that begins."""
+    seed = study.trial_seed(cell, number)
+    run = study.run_spec(cell, params, seed).model_dump(mode="json")
+    return TrialRecord(cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published)
+
+
+def trajectory(epochs: int) -> list[int]:
+    """The epochs after which a confirmed run keeps its model: at most TRAJECTORY, evenly spread. The last one's model
+    is kept in any case."""
+    return sorted({round(epochs * k / TRAJECTORY) for k in range(1, TRAJECTORY)} - {0, epochs})
+
+
 class Recorder(tune.Callback):
     """Writes what Tune tells into the study's records, and shows it.
 
@@ -97,6 +117,7 @@ class Recorder(tune.Callback):
         epochs: of a whole run, by cell name.
         records: the trials that the folder holds.
         show: is told of every change of a trial.
+        new_record: makes the record of a trial that begins; default: of a tuning trial.
     """
 
     def __init__(
@@ -106,8 +127,10 @@ class Recorder(tune.Callback):
         epochs: dict[str, int],
         records: Sequence[TrialRecord],
         show: Callable[[TrialRecord], None],
+        new_record: NewRecord | None = None,
     ):
         self._folder, self._study, self._epochs, self._show = folder, study, epochs, show
+        self._new_record = new_record or partial(tuning_record, study)
         self._known = {(record.cell, record.number): record for record in records}
         self._running: dict[str, TrialRecord] = {}  # by Tune's id
         self._never_started: set[str] = set()
@@ -134,23 +157,22 @@ class Recorder(tune.Callback):
         self, trial_id: str, cell: Cell, number: int, params: dict[str, float], published: bool
     ) -> dict[str, Any]:
         """A trial that the search suggests, new or to go on with: its record, and the configuration for its lane."""
-        study = self._study
         record = self._known.get((cell.name, number))
-        resume = []
         if record is None:
-            seed = study.trial_seed(cell, number)
-            run = study.run_spec(cell, params, seed).model_dump(mode="json")
-            record = TrialRecord(
-                cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published
-            )
-            self._known[cell.name, number] = record
+            checkpoint = None  # what lies in the folder belongs to a record that was damaged
+            record = self._known[cell.name, number] = self._new_record(cell, number, params, published)
         else:
             checkpoint = _checkpoint(self._folder, record)
-            _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
-            resume = [ray.put(checkpoint[1])] if checkpoint else []
+        _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
         self._running[trial_id] = record
-        rungs = study.tuning.rungs(self._epochs[cell.name])
-        return {"cell": cell.name, "number": number, "run": record.run, "rungs": rungs, "resume": resume}
+        return {
+            "cell": cell.name,
+            "number": number,
+            "run": record.run,
+            "rungs": self._study.tuning.rungs(self._epochs[cell.name]),
+            "resume": [ray.put(checkpoint[1])] if checkpoint else [],
+            "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
+        }
 
     def try_again(self, trial_id: str) -> bool:
         """Count a failure, unless the lane never came up, and say whether the trial gets another try."""
@@ -182,10 +204,12 @@ class Recorder(tune.Callback):
         record.seconds += report["seconds"]
         self._folder.append_epoch(record, record.metrics)
         if record.status == "running":
-            self._save_checkpoint(record, result)
+            self._save(record, "checkpoint", result.get("checkpoint"))
+            self._save(record, model_name(record.epochs), result.get("kept"))
             self._show(record)
         elif record.status == "completed":
             self._save_model(record, result)
+            self._save(record, "best", result.get("best"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has ended by itself, or the pruner ended it, or it has failed."""
@@ -211,19 +235,17 @@ class Recorder(tune.Callback):
         if record.status in FINISHED:
             self._folder.drop_state(record, "checkpoint")
 
-    def _save_checkpoint(self, record: TrialRecord, result: dict[str, Any]) -> None:
-        state = _fetch(result.get("checkpoint"))
+    def _save(self, record: TrialRecord, name: str, reference: Sequence[ray.ObjectRef] | None) -> None:
+        state = _fetch(reference)
         if state is not None:
-            self._folder.write_state(record, "checkpoint", record.epochs, state)
+            self._folder.write_state(record, name, record.epochs, state)
 
     def _save_model(self, record: TrialRecord, result: dict[str, Any]) -> None:
         """Keep the final model if it is among the cell's best, and let go of those that no longer are."""
-        tuning, keep = self._study.tuning, self._study.resources.keep_best
-        rivals = [r for r in self._known.values() if r.cell == record.cell and r.status == "completed"]
-        rivals.sort(key=lambda r: (r.metrics[tuning.metric], -r.number), reverse=tuning.direction == "maximize")
-        state = _fetch(result.get("model")) if record in rivals[:keep] else None
-        if state is not None:
-            self._folder.write_state(record, "model", record.epochs, state)
+        keep = self._study.resources.keep_best
+        rivals = ranked((r for r in self._known.values() if r.cell == record.cell), self._study)
+        if record in rivals[:keep]:
+            self._save(record, "model", result.get("model"))
         for beaten in rivals[keep:]:
             self._folder.drop_state(beaten, "model")
 

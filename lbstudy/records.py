@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,6 @@ from lbstudy.provenance import environment
 from lbstudy.study import StudyError, StudySpec, load_study
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
-StateName = Literal["checkpoint", "model"]
 FINISHED: tuple[Status, ...] = ("completed", "pruned", "diverged", "failed")
 
 
@@ -45,6 +45,8 @@ class TrialRecord:
     fingerprint: str = ""  # of the final model
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
     error: str = ""  # traceback of the last failure
+    trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
+    repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
 
     @property
     def epochs(self) -> int:
@@ -138,6 +140,11 @@ class StudyFolder:
         """Optuna's journal of all cells."""
         return self.path / "optuna.journal"
 
+    @property
+    def confirmation(self) -> StudyFolder:
+        """The folder of the study's confirmed runs, which may not exist: laid out like a study's."""
+        return StudyFolder(self.path / "confirm")
+
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
@@ -151,14 +158,20 @@ class StudyFolder:
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""
+        if not self.trial_folder(record).exists():
+            return
         lines = [json.dumps(entry) + "\n" for entry in self.epochs(record)[:count]]
         _write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
 
-    def write_state(self, record: TrialRecord, name: StateName, epoch: int, state: bytes) -> None:
-        """Keep a trial's state after an epoch: its latest checkpoint, or its final model."""
+    def write_state(self, record: TrialRecord, name: str, epoch: int, state: bytes) -> None:
+        """Keep a trial's state after an epoch: its latest `checkpoint`, or a model.
+
+        Models are the final one (`model`) and, of a confirmed run, the `best` one on the validation split and those on
+        its way (`epoch-0010`, see `model_name`).
+        """
         _write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
 
-    def read_state(self, record: TrialRecord, name: StateName) -> tuple[int, bytes] | None:
+    def read_state(self, record: TrialRecord, name: str) -> tuple[int, bytes] | None:
         """A trial's state and its epoch, or None if there is none.
 
         Raises:
@@ -173,7 +186,7 @@ class StudyFolder:
             raise Damaged(str(path))
         return int(epoch), state
 
-    def drop_state(self, record: TrialRecord, name: StateName) -> None:
+    def drop_state(self, record: TrialRecord, name: str) -> None:
         """Remove a trial's state."""
         (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
 
@@ -208,6 +221,18 @@ class StudyFolder:
     def trial_folder(self, record: TrialRecord) -> Path:
         """Where a trial's files lie."""
         return self.path / "trials" / record.cell / f"{record.number:04d}"
+
+
+def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
+    """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
+    completed = [record for record in records if record.status == "completed"]
+    sign = -1 if study.tuning.direction == "maximize" else 1
+    return sorted(completed, key=lambda record: (sign * record.metrics[study.tuning.metric], record.number))
+
+
+def model_name(epoch: int) -> str:
+    """The name of the model that a confirmed run keeps after this epoch."""
+    return f"epoch-{epoch:04d}"
 
 
 def set_aside(path: Path) -> Path:

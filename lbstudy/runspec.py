@@ -16,6 +16,8 @@ SmoothingName = Literal["none", "mixup", "noise", "mixup+noise"]
 ModelName = Literal["lenet5", "vgg9", "resnet18"]
 DatasetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "synthetic"]
 
+TrainOn = Literal["split", "all"]
+
 MODELS_WITH_BATCH_NORM: tuple[ModelName, ...] = ("vgg9", "resnet18")
 
 
@@ -210,6 +212,10 @@ class RunSpec(Spec):
     compile: bool = False
     seed: int = Field(0, ge=0, description="initial weights, order, augmentation, Mixup, noise")
     split_seed: int = Field(0, ge=0, description="which training samples validate")
+    train_on: TrainOn = Field("split", description="the training split, or all: the samples that validate as well")
+    evaluate: Literal["validation", "all"] = Field(
+        "validation", description="after each epoch; all: also the training images as they are, and the test set"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:

@@ -3,7 +3,7 @@
 `StudySearch` hands out trials, cells taking turns, and tells Optuna how each ended: pruned trials as PRUNED with
 their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. `StudyPruner`
 keeps a separate ASHA for each cell. Both are rebuilt from the records when a study goes on; neither keeps a truth of
-its own.
+its own. `TrialQueue`, beneath `StudySearch`, hands out a list of trials and searches nothing.
 """
 
 from __future__ import annotations
@@ -138,16 +138,79 @@ class CellSearch(OptunaSearch):
             self._ot_study.tell(trial, state=states.PRUNED if status == "pruned" else states.FAIL)
 
 
-class StudySearch(Searcher):
+QueuedTrial = tuple[Cell, int, dict[str, float], bool]
+"""Cell, number, tuned values, and whether these were published."""
+
+
+class TrialQueue(Searcher):
+    """Hands out the trials of a list, in its order; those that failed and get another try come again at its end.
+
+    Args:
+        study: the study.
+        waiting: the trials: cell, number, tuned values and whether these were published.
+        begin: makes a trial's configuration of Tune's id for it and of the trial.
+        try_again: is told that a trial has failed (by Tune's id) and says whether it gets another try.
+    """
+
+    def __init__(
+        self,
+        study: StudySpec,
+        waiting: Sequence[QueuedTrial],
+        begin: Callable[[str, Cell, int, dict[str, float], bool], dict[str, Any]],
+        try_again: Callable[[str], bool],
+    ):
+        super().__init__(metric=OBJECTIVE, mode=study.tuning.direction[:3])
+        self._begin, self._try_again = begin, try_again
+        self._waiting = list(waiting)
+        self._running: dict[str, QueuedTrial] = {}  # by Tune's id
+
+    def is_done(self) -> bool:
+        """Whether there is nothing left to begin or to go on with."""
+        return not self._waiting and not self._running
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial."""
+        trial = self._waiting.pop(0) if self._waiting else self._new_trial()
+        if trial is None:
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = trial
+        return self._begin(trial_id, *trial)
+
+    def _new_trial(self) -> QueuedTrial | None:
+        """A trial beyond those that wait, if there is one."""
+        return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The end of a trial; one that failed may get another try."""
+        trial = self._running.pop(trial_id)
+        failed = error or not result or result.get("outcome") == "failed"
+        if failed and self._try_again(trial_id):
+            self._waiting.append(trial)
+        else:
+            self._ended(trial, None if failed else result)
+
+    def _ended(self, trial: QueuedTrial, result: dict[str, Any] | None) -> None:
+        """A trial has ended for good, with its last result, or without one because it failed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles the search into a snapshot that nobody reads
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the records are the truth, not Tune's snapshots."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+class StudySearch(TrialQueue):
     """All cells of a study: gives each its trials, one after the other, interrupted ones first.
 
     Args:
         study: the study.
         storage: of all cells' Optuna studies, which must be new.
         past: what the records hold.
-        begin: makes a trial's configuration of Tune's id for it, cell, number, tuned values and whether these were
-            published.
-        try_again: is told that a trial has failed (by Tune's id) and says whether it gets another try.
+        begin: see `TrialQueue`.
+        try_again: see `TrialQueue`.
     """
 
     def __init__(
@@ -158,15 +221,12 @@ class StudySearch(Searcher):
         begin: Callable[[str, Cell, int, dict[str, float], bool], dict[str, Any]],
         try_again: Callable[[str], bool],
     ):
-        super().__init__(metric=OBJECTIVE, mode=study.tuning.direction[:3])
-        self._study, self._begin, self._try_again = study, begin, try_again
+        super().__init__(study, [], begin, try_again)
         cells = study.list_cells()
         self._searches = {
             cell: CellSearch(study, cell, storage, [trial for trial in past if trial.cell == cell]) for cell in cells
         }
         self._open = {cell: list(range(study.tuning.trials)) for cell in cells}  # numbers that have not begun
-        self._waiting: list[tuple[Cell, int, dict[str, float], bool]] = []  # trials to go on with
-        self._running: dict[str, tuple[Cell, int, dict[str, float], bool]] = {}  # by Tune's id
         for trial in past:
             self._open[trial.cell].remove(trial.number)
             if trial.status not in FINISHED:
@@ -175,47 +235,28 @@ class StudySearch(Searcher):
 
     def is_done(self) -> bool:
         """Whether there is nothing left to begin or to go on with."""
-        return not self._waiting and not self._running and not any(self._open.values())
+        return super().is_done() and not any(self._open.values())
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial: one to go on with, or else a new one of the cell that has begun the fewest."""
-        if self._waiting:
-            trial = self._waiting.pop(0)
-        else:
-            cell = max(self._open, key=lambda cell: len(self._open[cell]))
-            if not self._open[cell]:
-                return None if self._running else Searcher.FINISHED
-            number = self._open[cell].pop(0)
-            trial = (cell, number, *self._searches[cell].ask(number))
-        self._running[trial_id] = trial
-        return self._begin(trial_id, *trial)
+    def _new_trial(self) -> QueuedTrial | None:
+        """A new trial of the cell that has begun the fewest."""
+        cell = max(self._open, key=lambda cell: len(self._open[cell]))
+        if not self._open[cell]:
+            return None
+        number = self._open[cell].pop(0)
+        return (cell, number, *self._searches[cell].ask(number))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch's value."""
         cell, number, *_ = self._running[trial_id]
         self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end of a trial; one that failed may get another try."""
-        trial = self._running.pop(trial_id)
+    def _ended(self, trial: QueuedTrial, result: dict[str, Any] | None) -> None:
         cell, number, *_ = trial
-        if error or not result or result.get("outcome") == "failed":
-            if self._try_again(trial_id):
-                self._waiting.append(trial)
-            else:
-                self._searches[cell].tell(number, "failed", None)
+        if result is None:
+            self._searches[cell].tell(number, "failed", None)
             return
         self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
         self._searches[cell].tell(number, result.get("outcome", "pruned"), result[OBJECTIVE])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles the search into a snapshot that nobody reads
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the records are the truth, not Tune's snapshots."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
 
 
 class StudyPruner(FIFOScheduler):

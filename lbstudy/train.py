@@ -46,7 +46,11 @@ class EpochReport:
     gradient_norm: float  # Euclidean, before clipping, mean over the epoch's steps
     fallbacks: int  # kfac: inversions since the beginning whose matrix was not positive definite at first
     images_per_second: float  # training samples through the whole mini-batch loop, all workers together
-    seconds: float  # training and validation
+    seconds: float  # training and evaluation
+    clean_train_loss: float | None = None  # with evaluate "all": the training images as they are, after the epoch
+    clean_train_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
 
     @property
     def diverged(self) -> bool:
@@ -55,7 +59,10 @@ class EpochReport:
 
 
 Snapshot = dict[str, Any]
-"""Everything a bit-identical continuation needs: `epoch`, `step`, `model` and `optimizer` state."""
+"""Everything a bit-identical continuation needs: `epoch`, `step`, `model` and `optimizer` state, and the best model."""
+
+Best = dict[str, Any]
+"""The model that did best on the validation split: `epoch`, `val_accuracy` and `model` state."""
 
 OnEpoch = Callable[[EpochReport, Callable[[], Snapshot]], bool]
 """Called on every worker after each epoch with its report and a way to take a snapshot; True ends the run."""
@@ -68,6 +75,7 @@ class Outcome(NamedTuple):
     last: EpochReport
     diverged: bool
     fingerprint: str  # SHA-256 of the final model: equal fingerprints, equal runs
+    best: Best | None  # with evaluate "all", where the validation split is not trained on
 
 
 def train(
@@ -98,10 +106,11 @@ def train(
         noise = ParameterNoise(model, run.noise, run.hyper.noise_magnitude, run.seed)
 
     step = first_epoch = 0
+    best: Best | None = None
     if resume is not None:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
-        first_epoch, step = resume["epoch"], resume["step"]
+        first_epoch, step, best = resume["epoch"], resume["step"], resume["best"]
     network = _parallel(torch.compile(model) if run.compile else model, workers, device)  # type: ignore[arg-type]
 
     starts = minibatch_starts(len(data.train), run)
@@ -144,26 +153,27 @@ def train(
 
         sums = workers.sum(torch.stack([loss_sum, norm_sum / workers.size])).tolist()
         trained = time.perf_counter() - began
-        val_loss, val_accuracy = evaluate(model, data, data.validation, run.precision)
+        evaluations = _evaluations(model, data, run)
+        best = _better(best, epoch, evaluations["val_accuracy"], model, run)
         report = EpochReport(
             epoch=epoch,
             step=step,
             train_loss=sums[0] / samples,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
             learning_rate=rate,
             gradient_norm=sums[1] / steps,
             fallbacks=optimizer.fallbacks if isinstance(optimizer, optim.KFAC) else 0,
             images_per_second=samples / trained,
             seconds=time.perf_counter() - began,
+            **evaluations,
         )
 
-        def snapshot(epoch: int = epoch, step: int = step) -> Snapshot:
-            return {"epoch": epoch, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        def snapshot(epoch: int = epoch, step: int = step, best: Best | None = best) -> Snapshot:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            return {"epoch": epoch, "step": step, "best": best, **state}
 
         if on_epoch(report, snapshot) or report.diverged:
             break
-    return Outcome(model, report, report.diverged, fingerprint(model))
+    return Outcome(model, report, report.diverged, fingerprint(model), best)
 
 
 class ForwardPass(NamedTuple):
@@ -262,6 +272,25 @@ def _clip_gradient(model: nn.Module, largest: float | None) -> Tensor:
     if largest is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
     return norm
+
+
+def _evaluations(model: nn.Module, data: ImageData, run: RunSpec) -> dict[str, float]:
+    """Loss and accuracy on what the run evaluates."""
+    parts = {"val": data.validation}
+    if run.evaluate == "all":
+        parts |= {"clean_train": data.train, "test": data.test}
+    found = {}
+    for name, images in parts.items():
+        found[f"{name}_loss"], found[f"{name}_accuracy"] = evaluate(model, data, images, run.precision)
+    return found
+
+
+def _better(best: Best | None, epoch: int, val_accuracy: float, model: nn.Module, run: RunSpec) -> Best | None:
+    """The best model so far on the validation split; the earlier one where two are equal."""
+    if run.evaluate != "all" or run.train_on == "all" or (best and val_accuracy <= best["val_accuracy"]):
+        return best
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {"epoch": epoch, "val_accuracy": val_accuracy, "model": state}
 
 
 @torch.no_grad()

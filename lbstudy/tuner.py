@@ -28,12 +28,14 @@ from ruamel.yaml import YAML
 from lbstudy.datasets import Dataset, training_samples
 from lbstudy.lane import Job, Lane, LaneNotStarted
 from lbstudy.recorder import Recorder, take_up
-from lbstudy.records import StudyFolder, TrialRecord
-from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, objective
+from lbstudy.records import FINISHED, StudyFolder, TrialRecord
+from lbstudy.runspec import TrainOn
+from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, TrialQueue, objective
 from lbstudy.study import Resources, StudyError, StudySpec
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
 
@@ -126,14 +128,20 @@ class Plan:
     lanes: int
 
 
-def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]]) -> Plan:
+def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]], train_on: TrainOn = "split") -> Plan:
     """Fit a study to its data and the machines.
+
+    Args:
+        study: the study.
+        dataset: its data.
+        nodes: the resources of each node.
+        train_on: which samples its runs train on.
 
     Raises:
         StudyError: no node can hold a trial.
     """
     study = study.model_copy(update={"resources": with_gpus(study.resources, nodes)})
-    samples = training_samples(study.dataset, dataset)
+    samples = training_samples(study.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
     epochs = {cell.name: study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells()}
     lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
     return Plan(study, dataset, epochs, lanes)
@@ -160,6 +168,7 @@ class TrialActor(tune.Trainable):
             rungs=new_config["rungs"],
             resume=new_config["resume"],
             checkpoint_seconds=60 * self._resources.checkpoint_minutes,
+            keep=new_config["keep"],
         )
         self._lane.begin(job)
         return True
@@ -177,7 +186,7 @@ class TrialActor(tune.Trainable):
             return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
         outcome = report.pop("outcome", None)
         result = {"report": report, "device": report.pop("device", ""), "done": outcome is not None}
-        result |= {name: report.pop(name) for name in ("checkpoint", "model") if name in report}
+        result |= {name: report.pop(name) for name in STATES if name in report}
         if outcome is not None:
             result["outcome"] = outcome
         if outcome != "failed":
@@ -220,8 +229,46 @@ def tune_study(
     folder.journal.unlink(missing_ok=True)  # rebuilt from the records
     storage = JournalStorage(JournalFileBackend(str(folder.journal)))
     search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
-    if search.is_done():
-        return
+    if not search.is_done():
+        _fit(folder, plan, search, pruner, recorder, verbose)
+
+
+def confirm_runs(
+    folder: StudyFolder,
+    plan: Plan,
+    runs: Sequence[TrialRecord],
+    show: Callable[[TrialRecord], None],
+    notice: Callable[[str], None],
+    verbose: bool = False,
+) -> None:
+    """Run what is missing of a study's confirmed runs on the connected Ray.
+
+    Args:
+        folder: of the confirmed runs.
+        plan: of `confirm.as_study`, checked.
+        runs: all that shall lie in the folder in the end.
+        show: see `tune_study`.
+        notice: see `tune_study`.
+        verbose: see `tune_study`.
+    """
+    _, records = take_up(folder, plan.study, notice)
+    status = {(record.cell, record.number): record.status for record in records}
+    cells = {cell.name: cell for cell in plan.study.list_cells()}
+    planned = {(run.cell, run.number): run for run in runs}
+    recorder = Recorder(
+        folder, plan.study, plan.epochs, records, show, lambda cell, number, *_: planned[cell.name, number]
+    )
+    missing = [run for run in runs if status.get((run.cell, run.number)) not in FINISHED]
+    waiting = [(cells[run.cell], run.number, run.params, run.published) for run in missing]
+    search = TrialQueue(plan.study, waiting, recorder.begin, recorder.try_again)
+    if not search.is_done():
+        _fit(folder, plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
+
+
+def _fit(
+    folder: StudyFolder, plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool
+) -> None:
+    study = plan.study
     lane = {
         "resources": study.resources.model_dump(),
         "metric": study.tuning.metric,
