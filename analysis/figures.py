@@ -39,22 +39,20 @@ class Reached(NamedTuple):
     runs: pd.DataFrame  # a row per run: optimizer, batch_size, smoothing, steps, epochs, seconds (infinite: missed)
 
 
-def draw_all(
-    folder: StudyFolder, confirmed_epochs: pd.DataFrame | None = None, reached: Reached | None = None
-) -> Iterator[Drawing]:
+def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Drawing]:
     """Draw the figures of a study, in the order of a report.
 
     Args:
         folder: the study's folder.
-        confirmed_epochs: as from `load.confirmed_epochs`.
         reached: for the steps to a target.
     """
     study, trials, epochs = folder.study(), load.trials(folder), load.epochs(folder)
-    confirmed = pd.DataFrame() if confirmed_epochs is None else confirmed_epochs
+    confirmed = load.confirmed_epochs(folder)
+    on_all = any(run.run.get("train_on") == "all" for run in folder.confirmation.trials())
 
     @cache
     def curves() -> figures_runs.LearningCurves:
-        return figures_runs.learning_curves_info(study, trials, epochs, confirmed)
+        return figures_runs.learning_curves_info(study, trials, epochs, confirmed, "all" if on_all else "split")
 
     def targets() -> Figure:
         if reached is None:
@@ -100,9 +98,8 @@ def _images(study: StudySpec) -> NDArray[np.uint8]:
 
 
 def write_all(
-    folder: StudyFolder, file_format: style.Format, confirmed_epochs: pd.DataFrame | None = None,
-    reached: Reached | None = None,
-) -> Iterator[tuple[Drawing, Path | None]]:  # fmt: skip
+    folder: StudyFolder, file_format: style.Format, reached: Reached | None = None
+) -> Iterator[tuple[Drawing, Path | None]]:
     """Write what can be drawn to STUDY/figures, a file each; yields each drawing with its file's path.
 
     Raises:
@@ -111,7 +108,7 @@ def write_all(
     target = folder.path / "figures"
     try:
         target.mkdir(exist_ok=True)
-        for drawing in draw_all(folder, confirmed_epochs, reached):
+        for drawing in draw_all(folder, reached):
             path = None
             if drawing.figure is not None:
                 path = target / f"{drawing.name}.{file_format}"

@@ -27,6 +27,7 @@ from analysis.style import (
     panels,
 )  # fmt: skip
 from analysis.tables import best_trials
+from lbstudy.runspec import TrainOn
 from lbstudy.study import StudySpec
 
 METRICS = {
@@ -49,6 +50,7 @@ class LearningCurves(NamedTuple):
     points: pd.DataFrame
     """A row per cell, metric and epoch: cell, optimizer, batch_size, smoothing, metric, epoch, step, mean, low and high
     (of the seeds; NaN for one seed), n (seeds), confirmed (bool)."""
+    train_on: TrainOn  # what the confirmed runs trained on
     diverged: dict[str, tuple[int, int]]
     """Cell -> how many of its confirmed runs diverged, of how many; only where some did."""
     missing: list[str]
@@ -56,8 +58,9 @@ class LearningCurves(NamedTuple):
 
 
 def learning_curves_info(
-    study: StudySpec, trials: pd.DataFrame, epochs: pd.DataFrame, confirmed_epochs: pd.DataFrame
-) -> LearningCurves:
+    study: StudySpec, trials: pd.DataFrame, epochs: pd.DataFrame, confirmed_epochs: pd.DataFrame,
+    train_on: TrainOn = "split",
+) -> LearningCurves:  # fmt: skip
     """Average the confirmed runs of each cell's best configuration over their seeds.
 
     A run that diverged keeps its last accuracy, for that is what its weights score, and has no loss from then on, so
@@ -68,11 +71,14 @@ def learning_curves_info(
         trials: as from `load.trials`.
         epochs: as from `load.epochs`; used for cells without confirmed runs.
         confirmed_epochs: as from `load.confirmed_epochs`; may be empty.
+        train_on: what the confirmed runs trained on. After training on all samples, the validation samples among them
+            validate nothing, and the accuracy on them is left out.
 
     Raises:
         NothingToDraw: no cell has a confirmed run or a completed trial.
     """
     best = best_trials(study, trials).set_index("cell")["number"]
+    no_evidence = ["train_loss", "val_accuracy"] if train_on == "all" else ["train_loss"]
     parts, diverged, missing = [], {}, []
     for cell in study.list_cells():
         runs, confirmed = _of_cell(confirmed_epochs, cell.name), True
@@ -88,7 +94,7 @@ def learning_curves_info(
         if dead:
             diverged[cell.name] = (len(dead), runs["repeat"].nunique())
         for metric in METRICS:
-            if metric in runs and not (metric == "train_loss" and confirmed):
+            if metric in runs and not (confirmed and metric in no_evidence):
                 part = _over_seeds(runs, metric, dead).assign(
                     cell=cell.name, optimizer=cell.optimizer, batch_size=cell.batch_size, smoothing=cell.smoothing,
                     metric=metric, confirmed=confirmed,
@@ -99,7 +105,7 @@ def learning_curves_info(
         raise NothingToDraw("no run was confirmed and no trial has completed")
     if points["confirmed"].any():
         points = points[points["metric"] != "train_loss"]
-    return LearningCurves(study, points.reset_index(drop=True), diverged, missing)
+    return LearningCurves(study, points.reset_index(drop=True), train_on, diverged, missing)
 
 
 def _of_cell(epochs: pd.DataFrame, cell: str) -> pd.DataFrame:
@@ -173,7 +179,8 @@ def _learning_curves_note(info: LearningCurves) -> str:
         low, high = confirmed["n"].min(), confirmed["n"].max()
         seeds = f"{low}" if low == high else f"{low} to {high}"
         band = "; band: lowest to highest seed" if high > 1 else ""
-        sentences.append(f"Confirmed runs, mean of n = {seeds} seed{'' if high == 1 else 's'}{band}.")
+        where = "all training samples" if info.train_on == "all" else "the tuning split"
+        sentences.append(f"Confirmed runs on {where}, mean of n = {seeds} seed{'' if high == 1 else 's'}{band}.")
         if not info.points["confirmed"].all():
             sentences.append("Pale: not confirmed, the best tuning trial of the cell, n = 1.")
     if info.diverged:

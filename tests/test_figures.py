@@ -245,6 +245,13 @@ def test_learning_curves_are_means_over_seeds_of_the_best_configuration():
     assert (info.diverged, info.missing) == ({}, [])
 
 
+def test_validation_accuracy_of_runs_that_trained_on_all_samples_is_left_out():
+    study, trials, confirmed = full()
+    info = figures_runs.learning_curves_info(study, trials, NOT_CONFIRMED, confirmed, "all")
+    assert set(info.points["metric"]) == {"test_accuracy", "clean_train_loss"}
+    assert "Confirmed runs on all training samples" in figures_runs.draw_learning_curves(info).get_suptitle()
+
+
 def test_diverged_seed_keeps_its_accuracy_and_ends_the_loss():
     study, trials, confirmed = full()
     dead = (confirmed["cell"] == "sgd-b32-none") & (confirmed["repeat"] == 2)
