@@ -156,7 +156,7 @@ def draw_learning_curves(info: LearningCurves, against: Literal["epoch", "step"]
                 )  # fmt: skip
                 panel.fill_between(curve[against], curve["low"], curve["high"], color=look["color"], alpha=0.2, lw=0)
             if here.empty:
-                mark_empty(panel, "nothing confirmed, nothing completed")
+                mark_empty(panel, "nothing confirmed" if any_confirmed else "no trial has completed")
         if metric.endswith("loss"):
             log_axis(axes[row, 0], "y")
     for panel in axes.flat:
