@@ -56,6 +56,14 @@ class TableKind(StrEnum):
     health = "health"
 
 
+class FigureFormat(StrEnum):
+    """What `figures` writes."""
+
+    svg = "svg"
+    png = "png"
+    pdf = "pdf"
+
+
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Folder = Annotated[Path, typer.Argument(help="a study's folder", metavar="STUDY")]
 Storage = Annotated[Path, typer.Option(help="the study's folder is made in this one")]
@@ -230,6 +238,17 @@ def table(
         print(tables.render(found, format.value))  # type: ignore[arg-type]
     for sentence in health.list_missing(spec, trials, confirmed):
         err.print(f"missing: {sentence}", markup=False)
+
+
+@app.command()
+def figures(
+    study: Folder, format: Annotated[FigureFormat, typer.Option(help="of the files")] = FigureFormat.svg
+) -> None:
+    """Draw a study's figures into its folder; what cannot be drawn is named, with the reason."""
+    from analysis import figures
+
+    for drawing, path in figures.write_all(StudyFolder.open(study), format.value):
+        print(path if path else f"left out {drawing.name}: {drawing.reason}")
 
 
 @app.command()

@@ -1,0 +1,118 @@
+"""All figures of a study that can be drawn, each with its name and a description; and why the others cannot.
+
+The figures themselves: `figures_runs` (learning curves, steps to a target), `figures_tuning` (sensitivity, learning
+rates, tuning curves), `figures_mixup`. How they look: `style`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis import figures_mixup, figures_runs, figures_tuning, load, style
+from analysis.style import NothingToDraw
+from lbstudy import datasets
+from lbstudy.records import StudyFolder
+from lbstudy.study import StudyError, StudySpec
+
+
+class Drawing(NamedTuple):
+    """A figure, or why there is none."""
+
+    name: str  # also of its file
+    description: str
+    figure: Figure | None
+    reason: str = ""  # where there is no figure
+
+
+class Reached(NamedTuple):
+    """When each run reached a target."""
+
+    target: str  # in words: what was to be reached
+    runs: pd.DataFrame  # a row per run: optimizer, batch_size, smoothing, steps, epochs, seconds (infinite: missed)
+
+
+def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Drawing]:
+    """Draw the figures of a study, in the order of a report.
+
+    Args:
+        folder: the study's folder.
+        reached: for the steps to a target.
+    """
+    study, trials, epochs = folder.study(), load.trials(folder), load.epochs(folder)
+    confirmed = load.confirmed_epochs(folder)
+    on_all = any(run.run.get("train_on") == "all" for run in folder.confirmation.trials())
+
+    @cache
+    def curves() -> figures_runs.LearningCurves:
+        return figures_runs.learning_curves_info(study, trials, epochs, confirmed, "all" if on_all else "split")
+
+    def targets() -> Figure:
+        if reached is None:
+            raise NothingToDraw("no target was set")
+        return figures_runs.draw_steps_to_target(figures_runs.steps_to_target_info(study, reached.runs, reached.target))
+
+    def samples() -> Figure:
+        densities = figures_mixup.mixup_densities_info(study, trials)
+        return figures_mixup.draw_mixup_samples(figures_mixup.mixup_samples_info(densities, _images(study)))
+
+    def sensitivity(parameter: str) -> Callable[[], Figure]:
+        return lambda: figures_tuning.draw_sensitivity(figures_tuning.sensitivity_info(study, trials, parameter))
+
+    figures: list[tuple[str, str, Callable[[], Figure]]] = [
+        ("learning_curves", "Accuracy and loss of every cell against epochs",
+         lambda: figures_runs.draw_learning_curves(curves())),
+        ("learning_curves_steps", "Accuracy and loss of every cell against optimizer steps",
+         lambda: figures_runs.draw_learning_curves(curves(), "step")),
+        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", targets),
+        ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
+         lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
+        ("tuning_curves", "Expected best validation accuracy after k trials",
+         lambda: figures_tuning.draw_tuning_curves(figures_tuning.tuning_curves_info(study, trials))),
+        *((f"sensitivity_{name}", f"Validation accuracy of every trial against {name.replace('_', ' ')}",
+           sensitivity(name)) for name in figures_tuning.tuned_parameters(study)),
+        ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
+         lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),
+        ("mixup_samples", "Training images mixed by Mixup", samples),
+    ]  # fmt: skip
+    for name, description, draw in figures:
+        try:
+            yield Drawing(name, description, draw())
+        except NothingToDraw as nothing:
+            yield Drawing(name, description, None, str(nothing))
+
+
+def _images(study: StudySpec) -> NDArray[np.uint8]:
+    """Training images, where this machine has them and what reading them needs."""
+    try:
+        return datasets.load(study.dataset).train_images
+    except (StudyError, ImportError) as error:  # ImportError: torchvision's files, and no torchvision here
+        raise NothingToDraw(f"the images cannot be read here: {str(error).splitlines()[0]}") from error
+
+
+def write_all(
+    folder: StudyFolder, file_format: style.Format, reached: Reached | None = None
+) -> Iterator[tuple[Drawing, Path | None]]:
+    """Write what can be drawn to STUDY/figures, a file each; yields each drawing with its file's path.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    target = folder.path / "figures"
+    try:
+        target.mkdir(exist_ok=True)
+        for drawing in draw_all(folder, reached):
+            path = None
+            if drawing.figure is not None:
+                path = target / f"{drawing.name}.{file_format}"
+                style.write(drawing.figure, path)
+            yield drawing, path
+    except OSError as error:
+        raise StudyError(f"{target}: cannot be written: {error.strerror or error}") from error
