@@ -13,7 +13,8 @@ from zlib import crc32
 import numpy as np
 
 Purpose = Literal[
-    "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic"
+    "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic",
+    "sharpness",
 ]
 
 
