@@ -7,6 +7,7 @@ the two words swapped. Everything here takes any symmetric SciPy `LinearOperator
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,19 +59,24 @@ def top_eigenvalues(
     return [Estimate(float(t), float(r)) for t, r in zip(values, residuals, strict=True)], vectors
 
 
-def trace(operator: LinearOperator, probes: int, draw: np.random.Generator, basis: Vector | None = None) -> Estimate:
+def trace(
+    operator: LinearOperator,
+    probes: int,
+    draw: np.random.Generator,
+    eigenpairs: tuple[Sequence[Estimate], Vector] | None = None,
+) -> Estimate:
     """The trace by Hutchinson's estimator with Rademacher vectors, and its standard error over the probes.
 
-    Given an orthonormal basis Q (the top eigenvectors), the trace within its span is taken exactly and only the rest,
-    P = I - Q Q^T, is estimated: tr H = tr Q^T H Q + E z^T P H P z (Meyer et al. 2021, Hutch++). The few large
-    eigenvalues cause most of the variance. Always runs all its probes: stopping when the estimate seems to settle
-    stops by chance. Where n unit vectors cost no more than the probes, the trace is their exact sum.
+    Given the top eigenvalues t and eigenvectors Q, only the rest of the trace is estimated, with P = I - Q Q^T:
+    tr H = sum t + E z^T P H P z (as in Hutch++, Meyer et al. 2021), for the few large eigenvalues cause most of the
+    variance. Always runs all its probes: stopping when the estimate seems to settle stops by chance. Where n unit
+    vectors cost no more than the probes, the trace is their exact sum.
 
     Args:
         operator: symmetric, n x n.
         probes: at least 2.
         draw: draws the probes.
-        basis: orthonormal columns, n x k.
+        eigenpairs: what `top_eigenvalues` returned.
 
     Raises:
         ValueError: fewer than two probes have no standard error.
@@ -80,14 +86,14 @@ def trace(operator: LinearOperator, probes: int, draw: np.random.Generator, basi
     size = operator.shape[0]
     if probes >= size:
         return Estimate(float(sum(unit @ (operator @ unit) for unit in np.eye(size))), 0.0)
-    basis = np.empty((size, 0)) if basis is None else basis
-    within = sum(q @ (operator @ q) for q in basis.T)
+    known, basis = eigenpairs or ([], np.empty((size, 0)))
     samples = []
     for _ in range(probes):
         z = draw.choice([-1.0, 1.0], size=size)
         z -= basis @ (basis.T @ z)
         samples.append(z @ (operator @ z))
-    return Estimate(float(within + np.mean(samples)), float(np.std(samples, ddof=1) / np.sqrt(probes)))
+    value = sum(t.value for t in known) + np.mean(samples)
+    return Estimate(float(value), float(np.std(samples, ddof=1) / np.sqrt(probes)))
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ def measure(model: nn.Module, data: ImageData, images: Images, spec: SharpnessSp
         return stream(spec.seed, "sharpness", purpose)
 
     hessian = objective.hessian()
-    eigenvalues, eigenvectors = top_eigenvalues(hessian, spec.eigenvalues, draw("eigenvalues"))
-    hessian_trace = trace(hessian, spec.trace_probes, draw("trace"), eigenvectors)
+    eigenpairs = top_eigenvalues(hessian, spec.eigenvalues, draw("eigenvalues"))
+    hessian_trace = trace(hessian, spec.trace_probes, draw("trace"), eigenpairs)
     density = spectral_density(hessian, spec.density_probes, spec.density_steps, draw("density"))
     objective.free()
 
@@ -159,7 +159,7 @@ def measure(model: nn.Module, data: ImageData, images: Images, spec: SharpnessSp
         gradient_norm=float(np.linalg.norm(gradient)),
         samples=len(objective),
         parameters=len(x),
-        eigenvalues=tuple(eigenvalues),
+        eigenvalues=tuple(eigenpairs[0]),
         trace=hessian_trace,
         density=density,
         keskar_full=tuple(found.best for found in whole),
