@@ -133,7 +133,7 @@ class Objective:
 
             def count(saved: Tensor) -> Tensor:
                 nonlocal size
-                size += saved.nbytes  # noqa: B023  # the hook lives no longer than this turn of the loop
+                size += saved.nbytes  # the hook lives no longer than this turn of the loop
                 return saved
 
             flat = self._flat.clone().requires_grad_()

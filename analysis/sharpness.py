@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 
 from analysis.hessian import Estimate, SpectralDensity, spectral_density, top_eigenvalues, trace
 from lbstudy.randomness import stream
@@ -45,9 +45,9 @@ class SharpnessSpec(Spec):
     )
     batch_size: int = Field(250, gt=0, description="samples of a forward pass; changes memory and time only")
     eigenvalues: int = Field(5, gt=0, description="how many of the largest")
-    trace_probes: int = Field(16, ge=8, description="Hutchinson's, beyond the span of the top eigenvectors")
+    trace_probes: int = Field(12, ge=8, description="Hutchinson's, beyond the span of the top eigenvectors")
     density_probes: int = Field(2, gt=0, description="start vectors of stochastic Lanczos quadrature")
-    density_steps: int = Field(20, gt=1, description="Lanczos steps of each")
+    density_steps: int = Field(16, gt=1, description="Lanczos steps of each")
     epsilons: tuple[float, ...] = Field((1e-3, 5e-4), description="Keskar's box sizes")
     subspace: int = Field(100, gt=0, description="dimension p of Keskar's random subspace")
     m: int = Field(128, gt=0, description="samples of a mini-batch of m-sharpness, for every model alike")
@@ -100,7 +100,9 @@ class Sharpness:
         """One number per name, for a table: estimates have a second one, `NAME_error`."""
         row: dict[str, float] = {name: getattr(self, name) for name in ("loss", "gradient_norm", "samples")}
         estimates = {f"eigenvalue_{rank}": value for rank, value in enumerate(self.eigenvalues, start=1)}
-        estimates |= {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Estimate)}
+        estimates |= {
+            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Estimate)
+        }
         for name, (value, error) in estimates.items():
             row |= {name: value, f"{name}_error": error}
         for name in (f.name for f in fields(self) if f.name.startswith("keskar_")):
@@ -187,8 +189,10 @@ class KeskarSharpness(NamedTuple):
     published: float  # over those tried from x itself
 
 
-CORNERS = 3  # ascent from corner to corner of the box before L-BFGS-B takes over
-JITTER = 0.1  # where that ascent begins, as a fraction of the box
+CLIMBS = 3  # each from another random point near the centre of the box
+TURNS = 2  # steps of a climb that stay near the centre and turn towards the steepest curvature
+CORNERS = 2  # then, from corner to corner
+JITTER = 0.1  # how near the centre, as a fraction of the box
 
 
 def keskar(
@@ -202,15 +206,15 @@ def keskar(
     """Keskar et al. 2017, Metric 2.1: 100 (max f(x + A y) - f(x)) / (1 + f(x)) over |y_i| <= eps (|(A^+ x)_i| + 1).
 
     As published, the maximum is sought by ten iterations of L-BFGS-B from y = 0. At a minimum the gradient is nearly
-    zero there, and the search may stall. So it is run once more: from a random point near 0 to the corner of the box
-    that the gradient's signs point to, from there to the next, and on with L-BFGS-B. `best` is the largest loss that
-    either search met. Every result is a lower bound of the maximum. Not invariant to rescaling the weights.
+    zero there, and the search may stall. So a few climbs are tried too: from a random point near 0, turned towards
+    the steepest curvature by the gradient there, to the corner of the box that the gradient's signs point to, and on to
+    the next corner, which never descends where the loss is convex. `best` is the largest loss that any search met. Every result is a lower bound of the maximum.
 
     Args:
         loss: f and its gradient.
         x: the solution, n.
         epsilon: size of the box, 1e-3 or 5e-4 in the paper.
-        draw: draws the second search's start.
+        draw: draws where climbs begin.
         subspace: A, n x p; None for the full space, A = I.
         iterations: of L-BFGS-B.
     """
@@ -233,20 +237,23 @@ def keskar(
         best = max(best, value)  # a NaN loses every comparison
         return value, gradient
 
-    def search(start: Vector) -> None:
-        def fall(y: Vector) -> tuple[float, Vector]:
-            value, gradient = rise(y)
-            return -value, -gradient
+    def fall(y: Vector) -> tuple[float, Vector]:
+        value, gradient = rise(y)
+        return -value, -gradient
 
-        bounds = list(zip(-half, half, strict=True))
-        minimize(fall, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
-
-    search(np.zeros_like(half))
+    minimize(
+        fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=Bounds(-half, half),
+        options={"maxiter": iterations},
+    )  # fmt: skip
     published = best
-    y = JITTER * half * draw.uniform(-1, 1, size=len(half))
-    for _ in range(CORNERS):
-        y = half * np.sign(rise(y)[1])
-    search(y)
+    for _ in range(CLIMBS):
+        y = JITTER * half * draw.uniform(-1, 1, size=len(half))
+        for _ in range(TURNS):  # power iteration, in units of the box
+            slope = half * rise(y)[1]
+            y = JITTER * half * slope / (np.abs(slope).max() or 1.0)
+        for _ in range(CORNERS):
+            y = half * np.sign(rise(y)[1])
+        rise(y)
     return KeskarSharpness(100 * (best - at_x) / (1 + at_x), 100 * (published - at_x) / (1 + at_x))
 
 

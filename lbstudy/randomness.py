@@ -15,7 +15,7 @@ import numpy as np
 Purpose = Literal[
     "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic",
     "sharpness",
-]
+]  # fmt: skip
 
 
 def stream(seed: int, purpose: Purpose, *coordinates: int | str) -> np.random.Generator:

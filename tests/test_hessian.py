@@ -52,7 +52,7 @@ def exact(case: Case) -> np.ndarray:
 def curvlinops_hessian(case: Case) -> LinearOperator:
     model = copy.deepcopy(case[0]).eval()
     return HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), [p for p in model.parameters()], [case[1:]], check_deterministic=False
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [case[1:]], check_deterministic=False
     ).to_scipy()  # fmt: skip
 
 
