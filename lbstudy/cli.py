@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,9 +22,9 @@ from rich.table import Table
 from lbstudy import __version__
 from lbstudy.confirm import as_study, plan_runs
 from lbstudy.lock import DriverLock
-from lbstudy.progress import Progress
+from lbstudy.progress import Progress, TaskProgress
 from lbstudy.records import FINISHED, StudyFolder, TrialRecord
-from lbstudy.runspec import TrainOn
+from lbstudy.runspec import Spec, TrainOn
 from lbstudy.study import StudyError, StudySpec, check_study, find_study
 from lbstudy.study_checks import notices
 from lbstudy.study_file import KeyProblems, StudyFile, parse_override
@@ -31,6 +32,7 @@ from lbstudy.study_file import KeyProblems, StudyFile, parse_override
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.minima import Task
     from lbstudy.datasets import Dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -46,6 +48,15 @@ class TableFormat(StrEnum):
     json = "json"
     markdown = "markdown"
     latex = "latex"
+
+
+class LandscapeKind(StrEnum):
+    """What `landscape` computes."""
+
+    line = "line"
+    plane = "plane"
+    interpolate = "interpolate"
+    trajectory = "trajectory"
 
 
 class TableKind(StrEnum):
@@ -64,6 +75,7 @@ class FigureFormat(StrEnum):
     pdf = "pdf"
 
 
+Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Folder = Annotated[Path, typer.Argument(help="a study's folder", metavar="STUDY")]
 Storage = Annotated[Path, typer.Option(help="the study's folder is made in this one")]
@@ -166,6 +178,84 @@ def confirm(
     wanted = {(run.cell, run.number) for run in runs}
     found = [trial for trial in where.trials() if (trial.cell, trial.number) in wanted]
     _exit(found, len(runs), f"lbstudy confirm {folder.path}")
+
+
+@app.command()
+def landscape(
+    study: Folder,
+    kind: Annotated[LandscapeKind, typer.Option(help="line and plane: random directions around each solution; "
+        "interpolate: from the small-batch solution to the large-batch one; trajectory: a run's path")] =
+        LandscapeKind.line,
+    directions: Annotated[int, typer.Option(min=1, help="line: random directions, the same for every model")] = 5,
+    normalisation: Annotated[Normalisation, typer.Option(help="none: the plain Gaussian")] = "filter",
+    biases_and_norms: Annotated[bool, typer.Option("--biases-and-norms", help="move these too")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="of the training and of the test set; all if fewer")] = 10_000,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all, and one for "
+        "plane and trajectory")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of directions and samples")] = 0,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Loss and accuracy around the confirmed runs' solutions. Run again, it computes what is missing."""
+    from analysis import minima
+
+    folder = StudyFolder.open(study)
+    if repeats is None and kind in (LandscapeKind.plane, LandscapeKind.trajectory):
+        repeats = 1
+    settings = minima.LandscapeSettings(
+        directions=directions,
+        normalisation=normalisation,
+        biases_and_norms=biases_and_norms,
+        samples=samples,
+        seed=seed,
+    )
+    tasks = minima.landscape_tasks(folder, kind.value, minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, f"landscape/{kind.value}", settings, address, data, verbose)
+
+
+@app.command()
+def sharpness(
+    study: Folder,
+    samples: Annotated[int, typer.Option(min=2, help="training images that are measured on; all if fewer")] = 1000,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of samples, probes and draws")] = 0,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """How sharp the confirmed runs' solutions are: Hessian, Keskar's measure, SAM's. Run again, it does what is
+    missing."""
+    from analysis import minima
+    from analysis.sharpness import SharpnessSpec
+
+    folder = StudyFolder.open(study)
+    settings = SharpnessSpec(samples=samples, seed=seed)
+    tasks = minima.sharpness_tasks(minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, "sharpness", settings, address, data, verbose)
+
+
+def _compute(
+    folder: StudyFolder, study: Path, tasks: Sequence[Task], where: str, settings: Spec, address: str | None,
+    data: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Compute on Ray what is missing of the tasks."""
+    from analysis import minima
+
+    spec, source = _resolve(str(study), None, None, None, None, data, None)
+    minima.keep_settings(folder, where, settings)
+    missing = minima.missing(folder, tasks)
+    failures: list[str] = []
+    if missing:
+        dataset = _load_data(spec, source)
+        with TaskProgress(where, len(missing), err) as progress:
+
+            def failed(task: Task, reason: str) -> None:
+                failures.append(f"{task.result}: {reason}")
+                progress.advance()
+
+            work = partial(minima.compute, folder, spec, dataset, missing, lambda task: progress.advance(), failed)
+            _on_ray(work, folder.path, address, verbose)
+    for failure in failures:
+        err.print(f"failed: {failure}", markup=False)
+    print(f"{len(tasks) - len(failures)} of {len(tasks)} results in {folder.path / where}")
+    raise typer.Exit(1 if failures else 0)
 
 
 @app.command("doctor")
