@@ -70,15 +70,18 @@ class DriverLock:
     ) -> None:
         self._released.set()
         self._thread.join()
-        if self._holder() == self._mine:
-            self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: the study has begun
+        with suppress(
+            OSError
+        ):  # it cannot be reached, and will be stale; or the folder is not empty: the study has begun
+            if self._holder() == self._mine:
+                self._path.unlink(missing_ok=True)
             self._path.parent.rmdir()
 
     def _holder(self) -> dict[str, object] | None:
+        """What the lock says; None where there is no lock any more, or a damaged one."""
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            return dict(json.loads(storage.read(self._path) or b""))
+        except (ValueError, TypeError):
             return None
 
     def _is_stale(self, holder: dict[str, object]) -> bool:
@@ -92,11 +95,13 @@ class DriverLock:
 
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
-            holder = self._holder()
-            if holder == self._mine:
-                with suppress(OSError):  # the next time may do
+            try:
+                holder = self._holder()
+                if holder == self._mine:
                     storage.touch(self._path)
-            elif holder is not None:
+            except OSError:  # the next time may do
+                continue
+            if holder is not None and holder != self._mine:
                 self._notice(f"{self._path.parent}: another driver has taken over: {holder}; this one stops")
                 _thread.interrupt_main()
                 return

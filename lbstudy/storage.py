@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "abfs", "abfss")  # stores in which a put replaces an object in one step
 S3_OPTIONS = ("region", "scheme", "endpoint_override")
-ATTEMPTS = 5  # of a request, over some ten seconds
+ATTEMPTS, RETRY_SECONDS = 5, 20  # of a request: S3 is told how often to try, Google how long
 SETTLE_SECONDS = 2.0  # longer than any driver takes from seeing no lock to having written its own
 READERS = 32  # requests at a time
 
@@ -92,12 +92,12 @@ class ObjectPath:
         return bool(self._info().is_file)
 
     def is_dir(self) -> bool:
-        """Whether there are objects below it."""
-        return not self.is_file() and any(self._below(recursive=False))
+        """Whether there are objects below it, or a marker that stands for an empty folder."""
+        return bool(self._info().type.name == "Directory")
 
     def exists(self) -> bool:
-        """Whether there is such an object, or any below it."""
-        return self.is_file() or self.is_dir()
+        """Whether it is a file or a folder."""
+        return bool(self._info().type.name != "NotFound")
 
     def modified(self) -> float:
         """When the object was last written, in seconds since 1970 by the store's clock."""
@@ -186,11 +186,9 @@ def locate(where: str | StoragePath) -> StoragePath:
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
         raise StorageError(where, f"must be a folder, or an address that begins with {allowed}")
-    if scheme == "s3" and "@" in parts.netloc:
-        raise StorageError(
-            f"s3://{parts.netloc.rpartition('@')[2]}",
-            "an address holds no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
+    if parts.password or "secret" in parts.query or (scheme == "s3" and parts.username):
+        public = f"{scheme}://{parts.netloc.rpartition('@')[2]}"  # addresses are shown and recorded
+        raise StorageError(public, "credentials do not belong into an address, but into the environment or its files")
     if not parts.netloc:
         raise StorageError(where, f"names no bucket; write {scheme}://BUCKET/FOLDER")
     try:
@@ -206,10 +204,9 @@ def _connect(address: str) -> tuple[FileSystem, str]:
 
     parts = urlsplit(address)
     options: dict[str, Any] = dict(parse_qsl(parts.query))
-    if parts.scheme == "gs":
-        more = "" if "retry_limit_seconds" in options else "&retry_limit_seconds=20"
-        return fs.FileSystem.from_uri(address + (more if parts.query else more.replace("&", "?")))
     if parts.scheme != "s3":
+        if parts.scheme == "gs" and "retry_limit_seconds" not in options:
+            address += ("&" if parts.query else "?") + f"retry_limit_seconds={RETRY_SECONDS}"
         return fs.FileSystem.from_uri(address)
     if unknown := options.keys() - set(S3_OPTIONS):
         raise ValueError(f"unknown option `{min(unknown)}`; allowed are {', '.join(S3_OPTIONS)}")

@@ -145,7 +145,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "storage is a file": (["run", "FILE", "--storage", "FILE"], ["cannot be written: Not a directory"]),
     "storage is no file system": (["run", "FILE", "--storage", "/proc/lbstudy"], ["/proc/lbstudy/tiny: cannot be written"]),
     "storage of an unknown kind": (["run", "FILE", "--storage", "ftp://bucket"], ["ftp://bucket: must be a folder, or an address that begins with s3://, gs://"]),
-    "storage with credentials": (["run", "FILE", "--storage", "s3://key:secret@bucket"], ["s3://bucket: an address holds no credentials; set AWS_ACCESS_KEY_ID"]),
+    "storage with credentials": (["run", "FILE", "--storage", "s3://key:secret@bucket"], ["s3://bucket: credentials do not belong into an address"]),
     "storage without a bucket": (["run", "FILE", "--storage", "s3://"], ["s3://: names no bucket; write s3://BUCKET/FOLDER"]),
     "storage with an unknown option": (["run", "FILE", "--storage", "s3://bucket/x?endpont=a"], ["unknown option `endpont`; allowed are region, scheme, endpoint_override"]),
     "storage holds something else": (["run", "FILE", "--storage", "OCCUPIED"], ["is not empty and holds no study"]),
