@@ -15,12 +15,13 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
@@ -32,6 +33,8 @@ S3_OPTIONS = ("region", "scheme", "endpoint_override")
 ATTEMPTS, RETRY_SECONDS = 5, 20  # of a request: S3 is told how often to try, Google how long
 SETTLE_SECONDS = 2.0  # longer than any driver takes from seeing no lock to having written its own
 READERS = 32  # requests at a time
+
+Answer = TypeVar("Answer")
 
 
 class StorageError(OSError):
@@ -198,6 +201,7 @@ def locate(where: str | StoragePath) -> StoragePath:
     return ObjectPath(where.partition("?")[0].rstrip("/"), parts.query, key.rstrip("/"), store)
 
 
+@cache
 def _connect(address: str) -> tuple[FileSystem, str]:
     """The store of an address, and the address as it wants it; a store that does not answer shall not take minutes."""
     from pyarrow import fs
@@ -223,7 +227,7 @@ def _reason(error: Exception) -> str:
     if found := re.search(r"AWS Error (\w+) during \w+ operation: (.*)", text, re.DOTALL):
         detail = re.sub(r"\(Request ID.*|curlCode: \d+, |; Details:.*|No response body\.", "", found[2]).strip()
         text = ": ".join(filter(None, [found[1].lower().replace("_", " "), detail]))
-    return text.splitlines()[0].removeprefix("[Errno 0] ")[:300]
+    return text.splitlines()[0][:300]
 
 
 def write(path: StoragePath, content: bytes) -> None:
@@ -315,7 +319,7 @@ def require_writable(folder: StoragePath) -> None:
         raise StorageError(str(folder), "what was written reads back differently")
 
 
-def _with_probe(folder: ObjectPath, ask: Any) -> Any:
+def _with_probe(folder: ObjectPath, ask: Callable[[ObjectPath], Answer]) -> Answer:
     """What `ask` says of an object that is there for this question only."""
     probe = folder / f".probe-{uuid4().hex}"
     probe.write_bytes(b"lbstudy")

@@ -266,7 +266,7 @@ def find_study(file: str) -> StoragePath:
         return path / "study.yaml"
     if path.is_file():
         return path
-    if path.is_dir() or isinstance(path, ObjectPath):
+    if isinstance(path, ObjectPath) or path.is_dir():
         raise StudyError(f"{file}: no study here; a study's folder holds a study.yaml")
     name = path.name if path.suffix else f"{path.name}.yaml"
     for folder in SHIPPED_STUDIES:
