@@ -123,7 +123,7 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """The object."""
-        with self._explained(), self.store.open_input_stream(self.key) as stream:
+        with _explained(str(self)), self.store.open_input_stream(self.key) as stream:
             return bytes(stream.readall())
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -132,13 +132,13 @@ class ObjectPath:
 
     def write_bytes(self, content: bytes) -> None:
         """Put or replace the object in one step."""
-        with self._explained(), self.store.open_output_stream(self.key) as stream:
+        with _explained(str(self)), self.store.open_output_stream(self.key) as stream:
             stream.write(content)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""
         try:
-            with self._explained():
+            with _explained(str(self)):
                 self.store.delete_file(self.key)
         except FileNotFoundError:
             if not missing_ok:
@@ -146,29 +146,20 @@ class ObjectPath:
 
     def replace(self, target: ObjectPath) -> ObjectPath:
         """Move the object."""
-        with self._explained():
+        with _explained(str(self)):
             self.store.move(self.key, target.key)
         return target
 
     def _info(self) -> FileInfo:
-        with self._explained():
+        with _explained(str(self)):
             return self.store.get_file_info(self.key)
 
     def _below(self, recursive: bool) -> list[str]:
         from pyarrow.fs import FileSelector
 
-        with self._explained():
+        with _explained(str(self)):
             found = self.store.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=recursive))
         return [info.path.removeprefix(self.key).strip("/") for info in found]
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:
-            raise StorageError(str(self), _reason(error)) from error
 
 
 StoragePath = Path | ObjectPath
@@ -194,10 +185,8 @@ def locate(where: str | StoragePath) -> StoragePath:
         raise StorageError(public, "credentials do not belong into an address, but into the environment or its files")
     if not parts.netloc:
         raise StorageError(where, f"names no bucket; write {scheme}://BUCKET/FOLDER")
-    try:
+    with _explained(where):
         store, key = _connect(where)
-    except (OSError, ValueError) as error:
-        raise StorageError(where, _reason(error)) from error
     return ObjectPath(where.partition("?")[0].rstrip("/"), parts.query, key.rstrip("/"), store)
 
 
@@ -219,6 +208,18 @@ def _connect(address: str) -> tuple[FileSystem, str]:
     attempts = fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
     store = fs.S3FileSystem(**options, retry_strategy=attempts, allow_delayed_open=True)  # delayed: one request a put
     return store, parts.netloc + parts.path
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, ArrowException) as error:
+        raise StorageError(where, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
