@@ -364,16 +364,21 @@ def test_killed_driver_goes_on(place: ObjectPath, tmp_path: Path):
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     first = driver(str(study), "--storage", str(place))
-    deadline = time.monotonic() + 400
-    while not any(folder.epochs(trial) and folder.read_state(trial, "checkpoint") for trial in folder.trials()):
-        assert time.monotonic() < deadline
-        assert first.poll() is None, first.communicate()[1]
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    assert [trial.status for trial in folder.trials()].count("running") > 0
+    try:
+        deadline = time.monotonic() + 600
+        while not any(folder.epochs(trial) and folder.read_state(trial, "checkpoint") for trial in folder.trials()):
+            assert time.monotonic() < deadline
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.1)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    assert "running" in {trial.status for trial in folder.trials()}
     second = driver(str(folder.path))
-    _, printed = second.communicate(timeout=600)
+    try:
+        _, printed = second.communicate(timeout=600)
+    finally:
+        second.kill()
     assert second.returncode == 0, printed
     assert "taking over from a driver that has died" in printed
     assert "was interrupted; it goes on after epoch" in printed
