@@ -31,12 +31,14 @@ class DriverLock:
     """Held while a driver writes to a study's folder; use as a context manager.
 
     Args:
-        folder: of the study; made where it is missing, and removed again if it is still empty in the end.
+        folder: of the study; made where it is missing, and removed again, with those above it that were made for it,
+            if it is still empty in the end.
         notice: is told when a dead driver's lock is taken over.
     """
 
     def __init__(self, folder: Path, notice: Callable[[str], None]):
         self._path, self._notice = folder / LOCK, notice
+        self._made: list[Path] = []
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_touching, name="driver-lock", daemon=True)
 
@@ -44,11 +46,23 @@ class DriverLock:
         """Take the lock.
 
         Raises:
-            StudyError: another driver holds it; names its host, process and since when.
+            StudyError: another driver holds it; names its host, process and since when. Or the folder cannot be
+                written.
         """
+        try:
+            self._take()
+        except OSError as error:
+            self._remove_folders()
+            raise StudyError(f"{self._path.parent}: cannot be written: {error.strerror or error}") from error
+        self._thread.start()
+        return self
+
+    def _take(self) -> None:
         process = psutil.Process()
         mine = {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self._path.parent
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
         mine["since"] = datetime.now(UTC).isoformat(timespec="seconds")
         while not self._create(json.dumps(mine)):
             holder = self._holder()
@@ -59,24 +73,32 @@ class DriverLock:
                 )
             self._notice(f"taking over from a driver that has died: {holder or 'unreadable lock'}")
             self._path.unlink(missing_ok=True)
-        self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # storage that has become read-only keeps the lock, which is stale from now on
+            self._path.unlink(missing_ok=True)
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
         with suppress(OSError):  # not empty: the study has begun
-            self._path.parent.rmdir()
+            for folder in self._made:
+                folder.rmdir()
 
     def _create(self, text: str) -> bool:
         try:
-            with self._path.open("x", encoding="utf-8") as out:
-                out.write(text)
+            out = self._path.open("x", encoding="utf-8")
         except FileExistsError:
             return False
+        try:
+            with out:
+                out.write(text)
+        except OSError:  # the disk is full
+            self._path.unlink()
+            raise
         return True
 
     def _holder(self) -> dict[str, object] | None:
@@ -96,5 +118,5 @@ class DriverLock:
 
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
-            if self._path.exists():
+            with suppress(OSError):  # gone, or not writable any more: the driver will learn that from its next record
                 os.utime(self._path)

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -282,7 +283,12 @@ def _digest(content: bytes) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Replace a file in one step: readers see the old content or the new, never a part."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, path)
+        try:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+            os.replace(out.name, path)
+        except OSError:  # a full disk shall not keep half a file
+            with suppress(OSError):
+                os.unlink(out.name)
+            raise
