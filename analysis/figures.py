@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from math import isnan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import figures_mixup, figures_runs, figures_tuning, load, style
+from analysis import figures_mixup, figures_runs, figures_tuning, load, style, targets
 from analysis.style import NothingToDraw
 from lbstudy import datasets
 from lbstudy.records import StudyFolder
@@ -44,20 +45,20 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
 
     Args:
         folder: the study's folder.
-        reached: for the steps to a target.
+        reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
+            baseline cell.
     """
     study, trials, epochs = folder.study(), load.trials(folder), load.epochs(folder)
-    confirmed = load.confirmed_epochs(folder)
-    on_all = any(run.run.get("train_on") == "all" for run in folder.confirmation.trials())
+    runs, confirmed = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    on_all = bool(runs["train_on"].eq("all").any())
 
     @cache
     def curves() -> figures_runs.LearningCurves:
         return figures_runs.learning_curves_info(study, trials, epochs, confirmed, "all" if on_all else "split")
 
-    def targets() -> Figure:
-        if reached is None:
-            raise NothingToDraw("no target was set")
-        return figures_runs.draw_steps_to_target(figures_runs.steps_to_target_info(study, reached.runs, reached.target))
+    def steps_to_target() -> Figure:
+        found = reached or _reached_by_default(study, runs, confirmed)
+        return figures_runs.draw_steps_to_target(figures_runs.steps_to_target_info(study, found.runs, found.target))
 
     def samples() -> Figure:
         densities = figures_mixup.mixup_densities_info(study, trials)
@@ -71,7 +72,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
          lambda: figures_runs.draw_learning_curves(curves())),
         ("learning_curves_steps", "Accuracy and loss of every cell against optimizer steps",
          lambda: figures_runs.draw_learning_curves(curves(), "step")),
-        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", targets),
+        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", steps_to_target),
         ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
          lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
         ("tuning_curves", "Expected best validation accuracy after k trials",
@@ -87,6 +88,13 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
             yield Drawing(name, description, draw())
         except NothingToDraw as nothing:
             yield Drawing(name, description, None, str(nothing))
+
+
+def _reached_by_default(study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Reached:
+    target = targets.choose_targets(study, confirmed)[0]
+    if isnan(target.value):
+        raise NothingToDraw(f"no target: no confirmed run of {targets.baseline(study).name} has completed")
+    return Reached(str(target), targets.winners_times(confirmed, epochs, target))
 
 
 def _images(study: StudySpec) -> NDArray[np.uint8]:

@@ -32,6 +32,10 @@ class Target(NamedTuple):
     metric: str
     value: float
 
+    def __str__(self) -> str:
+        words = {"clean_train_loss": "training loss", "val_accuracy": "validation accuracy"}
+        return f"{words[self.metric]} {self.value:.3g}"
+
     def is_met(self, values: pd.Series) -> pd.Series:
         """Which of the values meet it; NaN never does."""
         return values >= self.value if self.metric == "val_accuracy" else values <= self.value
@@ -82,6 +86,17 @@ def times_to_target(epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
     return runs.fillna(dict.fromkeys(TIMES, inf))
 
 
+def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
+    """The times of the runs that count: those of each cell's best configuration that completed or diverged."""
+    runs = winners(confirmed)
+    ended = runs.loc[
+        runs["status"].isin(["completed", "diverged"]),
+        ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat"],
+    ]
+    times = times_to_target(epochs, target)[["cell", "number", *TIMES]]
+    return ended.merge(times, "left").fillna(dict.fromkeys(TIMES, inf))
+
+
 def targets_table(
     study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame, targets: list[Target] | None = None
 ) -> pd.DataFrame:
@@ -95,13 +110,7 @@ def targets_table(
     """
     targets = choose_targets(study, confirmed) if targets is None else targets
     runs = winners(confirmed)
-    ended = runs[runs["status"].isin(["completed", "diverged"])]
-    times = {
-        target: ended[["cell", "number"]]
-        .merge(times_to_target(epochs, target), "left")
-        .fillna(dict.fromkeys(TIMES, inf))
-        for target in targets
-    }
+    times = {target: winners_times(confirmed, epochs, target) for target in targets}
     rows = []
     for cell, target in product(study.list_cells(), targets):
         found = times[target].loc[times[target]["cell"] == cell.name, TIMES]
