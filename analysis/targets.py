@@ -51,9 +51,10 @@ def baseline(study: StudySpec) -> Cell:
 
 
 def choose_targets(
-    study: StudySpec, confirmed: pd.DataFrame, loss: float | None = None, accuracy: float | None = None
-) -> list[Target]:
-    """A target of training loss and one of validation accuracy: as given, else from the baseline cell.
+    study: StudySpec, confirmed: pd.DataFrame, loss: float | None = None, accuracy: float | None = None,
+    cell: Cell | None = None,
+) -> list[Target]:  # fmt: skip
+    """A target of training loss and one of validation accuracy: as given, else from a cell, by default the baseline.
 
     Raises:
         StudyError: a target that no run could reach, or every run.
@@ -63,7 +64,7 @@ def choose_targets(
     if accuracy is not None and not 0 < accuracy <= 1:
         raise StudyError(f"the target accuracy must be a fraction above 0 and at most 1, but got {accuracy:g}")
     runs = winners(confirmed)
-    runs = runs[(runs["cell"] == baseline(study).name) & (runs["status"] == "completed")]
+    runs = runs[(runs["cell"] == (cell or baseline(study)).name) & (runs["status"] == "completed")]
     return [
         Target("clean_train_loss", float(runs["clean_train_loss"].max()) if loss is None else loss),
         Target("val_accuracy", float(runs["val_accuracy"].min()) if accuracy is None else accuracy),

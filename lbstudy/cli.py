@@ -252,6 +252,14 @@ def figures(
 
 
 @app.command()
+def report(study: Folder) -> None:
+    """Write the study's report, one self-contained page: the answer, the evidence, and what is missing."""
+    from analysis import report
+
+    print(report.write(StudyFolder.open(study)))
+
+
+@app.command()
 def schema() -> None:
     """The JSON Schema of the study file, for editors."""
     print(json.dumps(StudySpec.model_json_schema(by_alias=True), indent=2))

@@ -1,0 +1,384 @@
+"""What a study says about the claims of its sources, in sentences made from the numbers of its tables.
+
+A claim is made of comparisons between cells, at the largest batch size of each optimizer. A comparison decides where a
+95 % interval lies wholly on one side of a threshold; an interval that holds the threshold, one seed, or a cell of which
+confirmed runs diverged cannot tell. The claim is supported, or contradicted, where all its comparisons say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import exp, isnan
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis import stats
+from analysis.tables import count_statuses, winners
+from analysis.targets import Target
+from lbstudy.study import Cell, StudySpec
+
+Verdict = Literal["supported", "contradicted", "cannot tell"]
+
+OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}
+SMOOTHINGS = {"none": "no smoothing", "mixup": "Mixup", "noise": "parameter noise", "mixup+noise": "Mixup with noise"}
+
+HALF = 0.5
+"""The share of the loss of accuracy that smoothing is claimed to exceed."""
+
+LEVEL = 1 - stats.LEVEL
+"""Largest p value that decides."""
+
+
+class Comparison(NamedTuple):
+    """What one pair of cells says about a claim."""
+
+    verdict: Verdict
+    sentence: str
+
+
+class Claim(NamedTuple):
+    """A claim of the sources, and what this study says about it."""
+
+    name: str
+    claim: str
+    rule: str
+    comparisons: list[Comparison]
+    elsewhere: str  # what others found, and how to read the words
+    table: str  # the table that holds the numbers
+
+    @property
+    def verdict(self) -> Verdict:
+        """What all comparisons say; where they differ, or one cannot tell, neither can they together."""
+        found = {comparison.verdict for comparison in self.comparisons}
+        return found.pop() if len(found) == 1 else "cannot tell"
+
+
+class Measure(NamedTuple):
+    """A measure of a minimum."""
+
+    words: str
+    flatter: Literal["smaller", "larger"]  # which values mean a flatter, wider minimum
+
+
+MEASURES = {
+    "eigenvalue_1": Measure("largest Hessian eigenvalue", "smaller"),
+    "width": Measure("width of the loss curve", "larger"),
+}
+"""The measures that decide about minima: columns of the frame that `wider_minima` takes."""
+
+
+def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict:
+    """The verdict of an interval: `above` where it lies above the threshold, the opposite below it."""
+    below: Verdict = "contradicted" if above == "supported" else "supported"
+    if low > threshold:
+        return above
+    return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
+
+
+def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
+    """K-FAC's and SGD's cell at the largest batch size that both have with the same smoothing, preferably none."""
+    cells = study.list_cells()
+    pairs = [(cell, Cell("sgd", cell.batch_size, cell.smoothing)) for cell in cells if cell.optimizer == "kfac"]
+    found = [pair for pair in pairs if pair[1] in cells]
+    return max(found, key=lambda pair: (pair[0].batch_size, pair[0].smoothing == "none"), default=None)
+
+
+def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, pd.DataFrame]) -> Claim:
+    """K-FAC needs fewer steps than SGD at a large batch.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+        times: `targets.winners_times` for each target, the targets being those of SGD's cell of the `rivals`.
+    """
+    pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
+    missing = " and ".join(OPTIMIZERS[name] for name in ("kfac", "sgd") if name not in optimizers)
+    if pair:
+        on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
+        usable = [target for target in times if not (on_all and target.metric == "val_accuracy")]
+        comparisons = [_steps(*pair, target, times[target]) for target in usable if not isnan(target.value)]
+        why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
+    else:
+        comparisons = []
+        why = f"The study has no {missing}." if missing else "K-FAC and SGD share no batch size with one smoothing."
+    return Claim(
+        "steps",
+        "K-FAC needs fewer steps than SGD at a large batch.",
+        "Steps until a run is where the worst SGD run ends, at the largest batch size of both, without smoothing, each "
+        "configuration tuned. Where every run has got there: the ratio K-FAC to SGD, paired by seed, with its 95 % "
+        "interval against 1. Else a run that has not is infinitely late: Fisher’s exact test of how many have, at 5 %.",
+        comparisons or [Comparison("cannot tell", why)],
+        "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
+        "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
+        "Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.",
+        "targets-sgd" if comparisons else "targets",
+    )
+
+
+def _steps(kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
+    where = f"At batch {kfac.batch_size}" + (f" with {SMOOTHINGS[kfac.smoothing]}" if kfac.smoothing != "none" else "")
+    own, other = (times[times["cell"] == c.name].set_index("repeat")["steps"].astype(float) for c in (kfac, sgd))
+    if own.empty:
+        return Comparison("cannot tell", f"No confirmed run of {kfac.name} has ended.")
+    reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
+    if reached == [len(own), len(other)]:
+        ratio = _ratio(own, other)
+        sentence = f"{where}, K-FAC reached {target} in {_times(ratio)} SGD’s steps ({_count(ratio.n)})."
+        return Comparison(decide(ratio.low, ratio.high, 1, above="contradicted"), sentence)
+    p = _fisher(reached[0], len(own), reached[1], len(other))
+    sentence = (
+        f"{where}, {reached[0]} of {len(own)} K-FAC runs and {reached[1]} of {len(other)} SGD runs reached {target} "
+        f"(Fisher’s exact test: p = {p:.2g})."
+    )
+    if p > LEVEL:
+        return Comparison("cannot tell", sentence)
+    return Comparison("supported" if reached[0] / len(own) > reached[1] / len(other) else "contradicted", sentence)
+
+
+def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
+    """A large batch generalises worse. `gaps`: `gaps.gap_table`."""
+    comparisons = []
+    for row in _at_largest_batch(gaps):
+        if row["smoothing"] == "none":
+            warning = _diverged(confirmed, _cells(row, ["none"]))
+            verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
+            comparisons.append(Comparison("cannot tell" if warning else verdict, gap_sentence(row) + warning))
+    return Claim(
+        "generalisation",
+        "A large batch generalises worse.",
+        "Test accuracy without smoothing at the smallest batch size minus that at the largest, each configuration "
+        "tuned; paired by seed, its 95 % interval against 0.",
+        comparisons or [_no_gap(study)],
+        "Keskar et al. (ICLR 2017) and Naganuma and Yokota (2019) say so. Shallue et al. (JMLR 2019), who tuned anew "
+        "at every batch size, found no evidence that it must; they trace disagreement to tuning and to budgets.",
+        "gap",
+    )
+
+
+def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
+    """Smoothing cuts the loss of accuracy to less than half. `gaps`: `gaps.gap_table`."""
+    comparisons = []
+    for row in _at_largest_batch(gaps):
+        if row["smoothing"] != "none":
+            warning = _diverged(confirmed, _cells(row, ["none", row["smoothing"]]))
+            verdicts = {
+                decide(row[f"{notion}_low"], row[f"{notion}_high"], HALF, above="supported")
+                for notion in ("closed", "narrowed")
+            }
+            verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
+            comparisons.append(Comparison(verdict, share_sentence(row) + warning))
+    if not comparisons and gaps["smoothing"].eq("none").any():
+        comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
+    return Claim(
+        "smoothing",
+        "Smoothing cuts the loss of accuracy at a large batch to less than half.",
+        "The share of the gap between batch sizes that smoothing takes away, against 50 %. The source leaves open which "
+        "share is meant, so the 95 % intervals of both must lie on one side: `closed`, the smoothed large batch against "
+        "the plain small batch; `narrowed`, both batch sizes smoothed.",
+        comparisons or [_no_gap(study)],
+        "This is the one quantitative claim in the text of Naganuma and Yokota's slides (2019); they give neither seeds "
+        "nor intervals. Wen et al. (SmoothOut, 2018) report gains at small and large batches alike.",
+        "gap",
+    )
+
+
+def wider_minima(study: StudySpec, measures: pd.DataFrame) -> Claim:
+    """Smoothed minima are wider.
+
+    Args:
+        study: the study.
+        measures: a row per confirmed run that was measured: optimizer, batch_size, smoothing, repeat, and columns
+            of `MEASURES`; empty where nothing was.
+    """
+    comparisons = []
+    present = [name for name in MEASURES if name in measures and measures[name].notna().any()]
+    for optimizer in dict.fromkeys(cell.optimizer for cell in study.list_cells()):
+        batch = max(cell.batch_size for cell in study.list_cells() if cell.optimizer == optimizer)
+        runs = measures[(measures["optimizer"] == optimizer) & (measures["batch_size"] == batch)] if present else measures
+        smoothings = [c.smoothing for c in study.list_cells() if (c.optimizer, c.batch_size) == (optimizer, batch)]
+        if "none" in smoothings and present:
+            comparisons += [_minima(optimizer, batch, s, runs, present) for s in smoothings if s != "none"]
+    if not comparisons:
+        why = "No minimum has been looked at" if not present else "There is no smoothed cell beside a plain one"
+        comparisons = [Comparison("cannot tell", f"{why}.")]
+    return Claim(
+        "minima",
+        "Smoothed minima are wider (flatter).",
+        "The smoothed minimum over the plain one at the largest batch size, paired by seed; 95 % interval of the ratio "
+        "against 1. Every measure that was taken must agree: "
+        + "; ".join(f"{measure.words}, {measure.flatter} means flatter" for measure in MEASURES.values())
+        + ".",
+        comparisons,
+        "Large positive eigenvalues mean a sharp minimum (Keskar et al. 2017). Naganuma and Yokota's slides (2019) have "
+        "the two words swapped and call such a minimum flat; here the words are Keskar's. Eigenvalues change when "
+        "weights are rescaled and the function stays the same, widths along filter-normalised directions do not; on the "
+        "line between two solutions the sharper side flips with weight decay (Li et al. 2018), so it decides nothing.",
+        "sharpness",
+    )
+
+
+def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, present: list[str]) -> Comparison:
+    plain, smoothed = (runs[runs["smoothing"] == s].set_index("repeat") for s in ("none", smoothing))
+    parts, verdicts = [], set()
+    for name in present:
+        measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
+        above: Verdict = "supported" if measure.flatter == "larger" else "contradicted"
+        verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
+        parts.append(
+            f"{measure.words} {_times(ratio)} that without smoothing, {_count(ratio.n)}"
+            if ratio.n
+            else f"{measure.words} not measured in both"
+        )
+    sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."
+    return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
+
+
+def answer(study: StudySpec, gaps: pd.DataFrame, steps: Claim, configs: pd.DataFrame) -> list[tuple[str, str]]:
+    """What a study found at its largest batch sizes: sentences, each with the table that holds its numbers.
+
+    Args:
+        study: the study.
+        gaps: `gaps.gap_table`.
+        steps: `fewer_steps`.
+        configs: `tables.best_configs`.
+    """
+    rows, sentences = _at_largest_batch(gaps), []
+    for plain in (row for row in rows if row["smoothing"] == "none" and not isnan(row["gap"])):
+        sentences.append((gap_sentence(plain), "gap"))
+        shares = [r for r in rows if r["optimizer"] == plain["optimizer"] and not isnan(r["closed"])]
+        shares.sort(key=lambda row: -row["closed"])
+        sentences += [(f"{closed_words(row)} ({_count(row['n'])}).", "gap") for row in shares]
+    sentences += [(c.sentence, "targets") for c in steps.comparisons if c.verdict != "cannot tell"]
+    return sentences + [(sentence, "best") for sentence in [_selected(study, configs)] if sentence]
+
+
+def _selected(study: StudySpec, configs: pd.DataFrame) -> str:
+    """The cell that validation prefers at the largest batch size, and its test accuracy."""
+    metric = study.tuning.metric
+    largest = configs[configs["batch_size"].eq(configs["batch_size"].max()) & configs[metric].notna()]
+    if largest.empty:
+        return ""
+    row = largest.loc[largest[metric].idxmax() if metric == "val_accuracy" else largest[metric].idxmin()]
+    value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
+    smoothing = f"with {SMOOTHINGS[row['smoothing']]}"
+    sentence = (
+        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
+        f"{OPTIMIZERS[row['optimizer']]}: {metric.replace('val_', 'validation ')} {value} in one trial"
+    )
+    if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
+        return f"{sentence}; its test accuracy is not known."
+    interval = f" [{percent(row['test_low'])}, {percent(row['test_high'])}]" if row["n"] > 1 else ""
+    return f"{sentence}, test accuracy {percent(row['test_accuracy'])} %{interval} when confirmed ({_count(row['n'])})."
+
+
+def gap_sentence(row: dict[str, Any]) -> str:
+    """What a larger batch costs without smoothing, from a row of the gap table."""
+    way = f"From batch {row['small_batch']} to {row['large_batch']}, {OPTIMIZERS[row['optimizer']]} without smoothing"
+    if isnan(row["gap"]):
+        return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
+    verb = "lost" if row["gap"] >= 0 else "gained"
+    size = points(abs(row["gap"]))
+    if isnan(row["gap_low"]):
+        return f"{way} {verb} {size} points of test accuracy with one seed, which has no interval."
+    ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
+    sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({_count(row['n'])})"
+    if row["gap_low"] <= 0 <= row["gap_high"]:
+        sentence += (
+            f", which cannot be told from nothing: a gap below {points(row['resolvable'])} points is likely to be missed"
+        )
+    return f"{sentence}."
+
+
+def share_sentence(row: dict[str, Any]) -> str:
+    """How much of the gap a smoothing takes away, in both senses, from a row of the gap table."""
+    if isnan(row["closed"]) and isnan(row["narrowed"]):
+        who = f"{OPTIMIZERS[row['optimizer']]} with {SMOOTHINGS[row['smoothing']]}, batch {row['large_batch']}"
+        return f"{who}: {row['note'] or 'no share is known'}."
+    narrowed = _share(row, "narrowed") if not isnan(row["narrowed"]) else "an unknown share"
+    note = f"; {row['note']}" if row["note"] else ""
+    return f"{closed_words(row)}, and narrowed it by {narrowed} ({_count(row['n'])}{note})."
+
+
+def closed_words(row: dict[str, Any]) -> str:
+    """How much of the gap a smoothing closes, from a row of the gap table."""
+    share = _share(row, "closed") if not isnan(row["closed"]) else "an unknown share"
+    gap = f"{OPTIMIZERS[row['optimizer']]}’s large-batch gap"
+    return f"{capitalise(SMOOTHINGS[row['smoothing']])} closed {share} of {gap}"
+
+
+def _share(row: dict[str, Any], notion: str) -> str:
+    value, low, high = (_signed(100 * row[f"{notion}{end}"], ".0f") for end in ("", "_low", "_high"))
+    return f"{value} % [{low}, {high}]"
+
+
+def _no_gap(study: StudySpec) -> Comparison:
+    """Why there is no gap table to judge by."""
+    if len({cell.batch_size for cell in study.list_cells()}) == 1:
+        return Comparison("cannot tell", "The study has one batch size.")
+    return Comparison("cannot tell", "The study has no cell without smoothing to compare with.")
+
+
+def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the gap table at each optimizer's largest batch size."""
+    largest = gaps.groupby("optimizer", sort=False)["large_batch"].transform("max")
+    return gaps[gaps["large_batch"] == largest].to_dict("records")  # type: ignore[return-value]
+
+
+def _cells(row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:
+    sizes = (row["small_batch"], row["large_batch"])
+    return [f"{row['optimizer']}-b{size}-{smoothing}" for smoothing in smoothings for size in sizes]
+
+
+def _diverged(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
+    """A warning where runs of these cells diverged: the means are those of the runs that survived."""
+    counts = {cell: count_statuses(winners(confirmed), cell)["diverged"] for cell in cells}
+    found = [f"{count} of {cell}" for cell, count in counts.items() if count]
+    return f" Confirmed runs diverged ({', '.join(found)}) and are in no mean, so this decides nothing." if found else ""
+
+
+def _ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
+    """The geometric mean of the ratio of two positive quantities with its interval, paired by repeat.
+
+    What is not positive or not finite has no logarithm, and does not count.
+    """
+    logs = [np.log(values.where((values > 0) & np.isfinite(values))) for values in (first, second)]
+    mean = stats.paired_difference(*logs)
+    return mean._replace(value=exp(mean.value), low=exp(mean.low), high=exp(mean.high))
+
+
+def _fisher(first: int, of_first: int, second: int, of_second: int) -> float:
+    from scipy.stats import fisher_exact  # here, since the import takes most of a second
+
+    return float(fisher_exact([[first, of_first - first], [second, of_second - second]]).pvalue)
+
+
+def _times(ratio: stats.Mean) -> str:
+    interval = "" if isnan(ratio.low) else f" [{ratio.low:.2g}, {ratio.high:.2g}]"
+    return f"{ratio.value:.2g} times{interval}"
+
+
+def _count(n: int) -> str:
+    return "one seed: no interval" if n == 1 else f"n = {n}"
+
+
+def points(share: float) -> str:
+    """A difference of accuracies in percentage points."""
+    return _signed(100 * share, ".2f")
+
+
+def percent(share: float) -> str:
+    """An accuracy in percent."""
+    return f"{100 * share:.2f}"
+
+
+def capitalise(words: str) -> str:
+    """With a first capital, the others left alone."""
+    return words[:1].upper() + words[1:]
+
+
+def _signed(value: float, form: str) -> str:
+    """With a true minus sign, and no minus zero."""
+    text = format(value, form)
+    return (text if float(text) else text.lstrip("-")).replace("-", "−")

@@ -1,0 +1,301 @@
+"""The report of a study: one page that holds its answer, the evidence, what was fixed, and what is missing.
+
+`collect` gathers everything the page shows from the study's folder, `render` makes the page of it (`report.html.j2`,
+which escapes all text), `write` leaves it in the folder. The page is one file: figures are inside it, and nothing is
+loaded from elsewhere. Neither torch nor ray is needed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from analysis import claims, figures, gaps, health, load, style, tables, targets
+from lbstudy.provenance import utc_now
+from lbstudy.records import StudyFolder
+from lbstudy.study import StudyError, StudySpec
+
+PAGE = "report.html"
+"""Name of the page in the study's folder."""
+
+
+class Shown(NamedTuple):
+    """A table as the page shows it."""
+
+    name: str  # also of its anchor
+    title: str
+    table: pd.DataFrame  # of text
+    caption: str
+    command: str
+
+
+class Picture(NamedTuple):
+    """A figure as the page shows it, or why there is none."""
+
+    name: str
+    description: str
+    svg: Markup | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows."""
+
+    study: str
+    source: str
+    made: str  # when, UTC
+    answer: list[tuple[str, str]]  # sentence, and the table that holds its numbers
+    claims: list[claims.Claim]
+    missing: list[str]
+    tables: list[Shown]
+    pictures: list[Picture]
+    figures_command: str
+    fixed: dict[str, str]
+    caveats: list[str]
+
+
+def collect(folder: StudyFolder, minima: pd.DataFrame | None = None) -> Report:
+    """Gather what the page shows.
+
+    Args:
+        folder: the study's folder.
+        minima: measures of the minima, for `claims.wider_minima`.
+
+    Raises:
+        StudyError: the folder holds no study.
+    """
+    study, trials = folder.study(), load.trials(folder)
+    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
+    rivals = claims.rivals(study)
+    goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+    steps = claims.fewer_steps(study, confirmed, times)
+    findings = health.health_table(folder)
+
+    def command(verb: str, *arguments: str) -> str:
+        return shlex.join(["lbstudy", verb, str(folder.path), *arguments])
+
+    return Report(
+        study=study.name,
+        source=study.source,
+        made=utc_now()[:16].replace("T", " ") + " UTC",
+        answer=claims.answer(study, gap_table, steps, configs),
+        claims=[
+            steps,
+            claims.generalises_worse(study, confirmed, gap_table),
+            claims.more_than_halves(study, confirmed, gap_table),
+            claims.wider_minima(study, pd.DataFrame() if minima is None else minima),
+        ],
+        missing=list_missing(folder, study, trials, confirmed),
+        tables=[
+            Shown("best", "Best configurations", _for_page(configs), BEST, command("best")),
+            Shown("gap", "Small against large batch", _for_page(gap_table), GAP, command("table", "gap")),
+            Shown(
+                "targets", "Time to what the smallest plain batch delivers",
+                _for_page(targets.targets_table(study, confirmed, epochs)), TARGETS, command("table", "targets"),
+            ),
+            *(
+                Shown(
+                    "targets-sgd", f"Time to what plain SGD delivers at batch {sgd.batch_size}",
+                    _for_page(targets.targets_table(study, confirmed, epochs, goals)), TARGETS_SGD,
+                    command("table", "targets", "--loss", repr(loss.value), "--accuracy", repr(accuracy.value)),
+                )
+            ),
+            Shown("health", "Health", health_matrix(findings), HEALTH, command("table", "health")),
+            Shown(
+                "warnings", "Warnings", _for_page(findings[findings["verdict"] == "warning"].drop(columns="verdict")),
+                "What a warning says, in full.", command("table", "health"),
+            ),
+        ],
+        pictures=list(_draw(folder)),
+        figures_command=command("figures"),
+        fixed=describe_fixed(study, confirmed, folder.environment()),
+        caveats=list_caveats(study, trials, confirmed, gap_table),
+    )  # fmt: skip
+
+
+BEST = (
+    "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
+    "again with fresh seeds (n runs, 95 % interval). Accuracies are fractions. Edge: a best value within 5 % of an end "
+    "of its range, so that a better one may lie outside."
+)
+GAP = (
+    "Gap: test accuracy at the small batch minus that at the large batch, paired by seed. Closed: the share of the gap "
+    "without smoothing that the smoothed large batch wins back from the plain small batch. Narrowed: the same, both "
+    "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds are likely to show (power 80 %). "
+    "Brackets hold 95 % intervals; accuracies and shares are fractions."
+)
+TARGETS = (
+    "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
+    "taken infinitely long (inf). The targets are what the worst run of the plain small-batch cell ends with."
+)
+HEALTH = "Whether each cell's numbers can be trusted; ? where it cannot be told."
+
+
+def list_missing(
+    folder: StudyFolder, study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
+) -> list[str]:  # fmt: skip
+    """What the study lacks, a sentence each: `health.list_missing`, and records that cannot be read."""
+    damaged = [*folder.scan()[1], *folder.confirmation.scan()[1]]
+    missing = health.list_missing(study, trials, confirmed)
+    if damaged:
+        missing.append(f"{len(damaged)} records are damaged and do not count, the first of them {damaged[0]}.")
+    return missing
+
+
+def list_caveats(
+    study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame, gap_table: pd.DataFrame
+) -> list[str]:
+    """What a reader must keep in mind, a sentence or two each."""
+    sizes = sorted({cell.batch_size for cell in study.list_cells()})
+    caveats = [
+        "What was fixed is part of every statement above: another model, data set, budget or fixed hyper-parameter may "
+        "turn it.",
+        f"Every cell has had {study.tuning.trials} trials, found by {study.tuning.sampler}"
+        + (", of which ASHA ended the unpromising early" if study.tuning.pruner != "none" else "")
+        + ". An optimizer with more hyper-parameters needs more of them to be tuned as well.",
+        "Intervals are two-sided 95 % intervals over seeds, each for itself: nothing is corrected for how many there "
+        "are. Seeds vary the initialisation and the order of the data, not the split nor the test set.",
+    ]
+    if len(sizes) > 1 and study.budget.epochs:
+        caveats.append(
+            f"The budget is in epochs, so batch {sizes[-1]} takes {sizes[-1] / sizes[0]:.3g} times fewer steps than "
+            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
+        )
+    resolvable = 100 * gap_table["resolvable"].dropna()
+    if len(resolvable):
+        caveats.append(
+            f"Of a single gap these seeds are likely to show {resolvable.min():.2f} points in the steadiest pair of "
+            f"cells and {resolvable.max():.2f} in the least steady one; smaller ones will mostly be missed."
+        )
+    if confirmed["train_on"].eq("all").any():
+        caveats.append(
+            "Confirmed runs trained on the validation samples too, so their validation accuracy says nothing."
+        )
+    devices = sorted({str(device) for device in [*trials["device"], *confirmed["device"]] if device}) if len(trials) else []
+    if len(devices) > 1:
+        caveats.append(f"Runs ran on different devices ({', '.join(devices)}): their seconds cannot be compared.")
+    return caveats
+
+
+def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any]) -> dict[str, str]:
+    """What was the same in every cell, in words, by what it is.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+        environment: `StudyFolder.environment`.
+    """
+    data, tuning, machine = study.dataset, study.tuning, environment.get("machine", {})
+    share = data.validation_size
+    size = f"{100 * share:g} %" if share < 1 else f"{share:g} samples"
+    trained_on = {"split": "the rest of them", "all": "all of them, validation samples too"}
+    used = sorted({trained_on[str(part)] for part in confirmed["train_on"].dropna()})
+    length = f"{study.budget.epochs} epochs" if study.budget.epochs else f"{study.budget.steps} steps"
+    pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
+    settings = study.fixed.model_dump(exclude_none=True)
+    groups = {name: settings.pop(name) for name in ("mixup", "noise", "kfac")}
+    smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
+    fixed = {
+        "model": f"{study.model}, {study.precision}, batch norm: {_words(study.batch_norm)}",
+        "data": f"{data.name}{f' in {data.root}' if data.root else ''}; augmentation: {', '.join(data.augment) or 'none'}",
+        "split": f"{size} of the training samples validate, drawn with seed {study.seed}"
+        + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
+        "budget": f"{length}; {_words(study.schedule)}",
+        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
+        "ranges": "; ".join(
+            f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
+            for name, entries in study.search.items()
+            for entry in entries
+        ),
+        "hyper-parameters": _words({k: v for k, v in settings.items() if k not in study.search}),
+    }
+    if any("mixup" in smoothing for smoothing in smoothings):
+        fixed["Mixup"] = _words(groups["mixup"])
+    if any("noise" in smoothing for smoothing in smoothings):
+        fixed["parameter noise"] = _words(groups["noise"])
+    if "kfac" in optimizers:
+        fixed["K-FAC"] = _words(groups["kfac"])
+    if study.published:
+        fixed["published"] = f"{len(study.published)} configurations from the literature are among the trials"
+    fixed["seed"] = str(study.seed)
+    if environment:
+        fixed |= {
+            "versions": f"Python {environment.get('python')}; {_words(environment.get('packages', {}))}",
+            "commit": str(environment.get("commit") or "not known"),
+            "machine of the driver": f"{machine.get('host')}, {machine.get('system')}, {machine.get('cpus')} CPUs",
+            "last driver": f"{environment.get('started')}: {shlex.join(map(str, environment.get('command', [])))}",
+        }
+    return fixed
+
+
+def _words(settings: Any) -> str:
+    """Settings as `name value, name value`; empty ones are left out."""
+    if isinstance(settings, str):
+        return settings
+    plain = settings if isinstance(settings, dict) else settings.model_dump(mode="json", exclude_none=True)
+    parts = []
+    for name, value in plain.items():
+        shown = "/".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if shown:
+            parts.append(f"{str(name).replace('_', ' ')} {shown}")
+    return ", ".join(parts)
+
+
+def health_matrix(findings: pd.DataFrame) -> pd.DataFrame:
+    """`health.health_table` with a row per cell and a column per check; a check that a cell has not had is a dash."""
+    marks = findings.assign(verdict=findings["verdict"].replace({"cannot tell": "?"}))
+    order = {name: list(dict.fromkeys(findings[name])) for name in ("cell", "check")}
+    matrix = marks.pivot(index="cell", columns="check", values="verdict").reindex(order["cell"], columns=order["check"])
+    return matrix.fillna("-").reset_index().rename_axis(columns=None).astype(object)
+
+
+def _for_page(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as text, without the columns that are empty."""
+    shown = tables.for_reading(table, digits=3)
+    return shown.loc[:, (shown != "-").any()]
+
+
+def _draw(folder: StudyFolder) -> Iterator[Picture]:
+    for drawing in figures.draw_all(folder):
+        svg = None
+        if drawing.figure is not None:  # matplotlib escapes the text it draws
+            svg = Markup(style.embeddable_svg(drawing.figure, drawing.name.replace("+", "-"), drawing.description))
+        yield Picture(drawing.name, drawing.description, svg, drawing.reason)
+
+
+def render(report: Report) -> str:
+    """The page. All text in it is escaped; only the figures are taken as they are."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(report=report)
+
+
+def write(folder: StudyFolder) -> Path:
+    """Write the page into the study's folder; returns its path.
+
+    Raises:
+        StudyError: the folder holds no study, or cannot be written.
+    """
+    page = folder.path / PAGE
+    text = render(collect(folder))
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StudyError(f"{page}: cannot be written: {error.strerror or error}") from error
+    return page
