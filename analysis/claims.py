@@ -8,15 +8,16 @@ confirmed runs diverged cannot tell. The claim is supported, or contradicted, wh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import exp, isnan
+from math import exp, inf, isnan, nan
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from analysis import stats
+from analysis.curves import width
 from analysis.tables import count_statuses, winners
-from analysis.targets import Target
+from analysis.targets import Target, baseline
 from lbstudy.study import Cell, StudySpec
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
@@ -26,6 +27,9 @@ SMOOTHINGS = {"none": "no smoothing", "mixup": "Mixup", "noise": "parameter nois
 
 HALF = 0.5
 """The share of the loss of accuracy that smoothing is claimed to exceed."""
+
+RISE = 1.0
+"""How far above its minimum the loss ends a valley."""
 
 LEVEL = 1 - stats.LEVEL
 """Largest p value that decides."""
@@ -64,7 +68,7 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "eigenvalue_1": Measure("largest Hessian eigenvalue", "smaller"),
-    "width": Measure("width of the loss curve", "larger"),
+    "width": Measure("width of the training loss’s valley", "larger"),
 }
 """The measures that decide about minima: columns of the frame that `wider_minima` takes."""
 
@@ -91,14 +95,14 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
     Args:
         study: the study.
         confirmed: `load.confirmed` of its folder.
-        times: `targets.winners_times` for each target, the targets being those of SGD's cell of the `rivals`.
+        times: `targets.winners_times` for each known target, which are those of SGD's cell of the `rivals`.
     """
     pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
     missing = " and ".join(OPTIMIZERS[name] for name in ("kfac", "sgd") if name not in optimizers)
     if pair:
         on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
         usable = [target for target in times if not (on_all and target.metric == "val_accuracy")]
-        comparisons = [_steps(*pair, target, times[target]) for target in usable if not isnan(target.value)]
+        comparisons = [_steps(*pair, target, times[target]) for target in usable]
         why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
     else:
         comparisons = []
@@ -113,7 +117,7 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
         "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
         "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
         "Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.",
-        "targets-sgd" if comparisons else "targets",
+        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) else "targets",
     )
 
 
@@ -184,13 +188,34 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
     )
 
 
+def measure_minima(sharpness: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
+    """A row per confirmed run of a cell's best configuration, with what has been measured of its minimum (`MEASURES`).
+
+    The width is where the training loss has risen by RISE along a random direction, median over the directions; it is
+    infinite where most valleys go on beyond the curve.
+
+    Args:
+        sharpness: `load.sharpness`.
+        lines: `load.landscape` of kind line.
+    """
+    keys = ["cell", "optimizer", "batch_size", "smoothing", "repeat"]
+    parts = [winners(sharpness)[[*keys, *(c for c in ["eigenvalue_1"] if c in sharpness)]]]
+    widths = []
+    for key, run in winners(lines).groupby(keys):
+        curves = run.pivot(index="direction", columns="a", values="train_loss").dropna(axis="columns", how="all")
+        if curves.columns.min() < 0 < curves.columns.max():
+            found = width(curves.columns, curves, RISE)
+            widths.append((*key, float(np.median(np.where(found.censored, inf, found.values)))))
+    parts.append(pd.DataFrame(widths, columns=[*keys, "width"]))
+    return parts[0].merge(parts[1], "outer", on=keys) if len(parts[0]) else parts[1]
+
+
 def wider_minima(study: StudySpec, measures: pd.DataFrame) -> Claim:
     """Smoothed minima are wider.
 
     Args:
         study: the study.
-        measures: a row per confirmed run that was measured: optimizer, batch_size, smoothing, repeat, and columns
-            of `MEASURES`; empty where nothing was.
+        measures: `measure_minima`.
     """
     comparisons = []
     present = [name for name in MEASURES if name in measures and measures[name].notna().any()]
@@ -209,7 +234,7 @@ def wider_minima(study: StudySpec, measures: pd.DataFrame) -> Claim:
         "The smoothed minimum over the plain one at the largest batch size, paired by seed; 95 % interval of the ratio "
         "against 1. Every measure that was taken must agree: "
         + "; ".join(f"{measure.words}, {measure.flatter} means flatter" for measure in MEASURES.values())
-        + ".",
+        + f" (a valley ends where the loss has risen by {RISE:g}).",
         comparisons,
         "Large positive eigenvalues mean a sharp minimum (Keskar et al. 2017). Naganuma and Yokota's slides (2019) have "
         "the two words swapped and call such a minimum flat; here the words are Keskar's. Eigenvalues change when "
@@ -226,11 +251,9 @@ def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, pres
         measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
         above: Verdict = "supported" if measure.flatter == "larger" else "contradicted"
         verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
-        parts.append(
-            f"{measure.words} {_times(ratio)} that without smoothing, {_count(ratio.n)}"
-            if ratio.n
-            else f"{measure.words} not measured in both"
-        )
+        known = "not measured in both" if not ratio.n else "not finite and positive in every run"
+        words = f"{_times(ratio)} that without smoothing ({_count(ratio.n)})" if not isnan(ratio.value) else known
+        parts.append(f"{measure.words} {words}")
     sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."
     return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
 
@@ -339,12 +362,14 @@ def _diverged(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
 
 
 def _ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
-    """The geometric mean of the ratio of two positive quantities with its interval, paired by repeat.
+    """The geometric mean of the ratio of two quantities with its interval, paired by repeat.
 
-    What is not positive or not finite has no logarithm, and does not count.
+    NaN where any of them has no logarithm: leaving out those that are not positive or not finite would be a choice.
     """
-    logs = [np.log(values.where((values > 0) & np.isfinite(values))) for values in (first, second)]
-    mean = stats.paired_difference(*logs)
+    first, second = first.dropna().align(second.dropna(), join="inner")
+    if not all((values > 0).all() and np.isfinite(values).all() for values in (first, second)):
+        return stats.Mean(nan, nan, len(first), nan, nan)
+    mean = stats.paired_difference(np.log(first), np.log(second))
     return mean._replace(value=exp(mean.value), low=exp(mean.low), high=exp(mean.high))
 
 

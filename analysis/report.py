@@ -7,20 +7,23 @@ loaded from elsewhere. Neither torch nor ray is needed.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from analysis import claims, figures, gaps, health, load, style, tables, targets
+from lbstudy import storage
 from lbstudy.provenance import utc_now
 from lbstudy.records import StudyFolder
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudyError, StudySpec
 
 PAGE = "report.html"
@@ -35,6 +38,13 @@ class Shown(NamedTuple):
     table: pd.DataFrame  # of text
     caption: str
     command: str
+
+    def kind(self, column: str) -> Literal["number", "long", "word"]:
+        """How a column is set: numbers to the right, long text in lines."""
+        cells = [cell for cell in self.table[column] if cell != "-"]
+        if all(re.match(r"-?(\d|inf)", cell) for cell in cells):
+            return "number"
+        return "long" if max(map(len, cells)) > 32 else "word"
 
 
 class Picture(NamedTuple):
@@ -58,17 +68,14 @@ class Report:
     missing: list[str]
     tables: list[Shown]
     pictures: list[Picture]
+    command: str
     figures_command: str
     fixed: dict[str, str]
     caveats: list[str]
 
 
-def collect(folder: StudyFolder, minima: pd.DataFrame | None = None) -> Report:
+def collect(folder: StudyFolder) -> Report:
     """Gather what the page shows.
-
-    Args:
-        folder: the study's folder.
-        minima: measures of the minima, for `claims.wider_minima`.
 
     Raises:
         StudyError: the folder holds no study.
@@ -78,8 +85,10 @@ def collect(folder: StudyFolder, minima: pd.DataFrame | None = None) -> Report:
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
     rivals = claims.rivals(study)
     goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
+    goals = [goal for goal in goals if not isnan(goal.value)]
     times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
     steps = claims.fewer_steps(study, confirmed, times)
+    minima = claims.measure_minima(load.sharpness(folder, trials), load.landscape(folder, "line", trials))
     findings = health.health_table(folder)
 
     def command(verb: str, *arguments: str) -> str:
@@ -94,7 +103,7 @@ def collect(folder: StudyFolder, minima: pd.DataFrame | None = None) -> Report:
             steps,
             claims.generalises_worse(study, confirmed, gap_table),
             claims.more_than_halves(study, confirmed, gap_table),
-            claims.wider_minima(study, pd.DataFrame() if minima is None else minima),
+            claims.wider_minima(study, minima),
         ],
         missing=list_missing(folder, study, trials, confirmed),
         tables=[
@@ -104,13 +113,13 @@ def collect(folder: StudyFolder, minima: pd.DataFrame | None = None) -> Report:
                 "targets", "Time to what the smallest plain batch delivers",
                 _for_page(targets.targets_table(study, confirmed, epochs)), TARGETS, command("table", "targets"),
             ),
-            *(
+            *([
                 Shown(
-                    "targets-sgd", f"Time to what plain SGD delivers at batch {sgd.batch_size}",
+                    "targets-sgd", f"Time to what plain SGD delivers at batch {rivals[1].batch_size}",
                     _for_page(targets.targets_table(study, confirmed, epochs, goals)), TARGETS_SGD,
-                    command("table", "targets", "--loss", repr(loss.value), "--accuracy", repr(accuracy.value)),
+                    command("table", "targets", *(part for goal in goals for part in goal.options)),
                 )
-            ),
+            ] if rivals and goals and rivals[1] != targets.baseline(study) else []),
             Shown("health", "Health", health_matrix(findings), HEALTH, command("table", "health")),
             Shown(
                 "warnings", "Warnings", _for_page(findings[findings["verdict"] == "warning"].drop(columns="verdict")),
@@ -118,6 +127,7 @@ def collect(folder: StudyFolder, minima: pd.DataFrame | None = None) -> Report:
             ),
         ],
         pictures=list(_draw(folder)),
+        command=command("report"),
         figures_command=command("figures"),
         fixed=describe_fixed(study, confirmed, folder.environment()),
         caveats=list_caveats(study, trials, confirmed, gap_table),
@@ -138,6 +148,10 @@ GAP = (
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
     "taken infinitely long (inf). The targets are what the worst run of the plain small-batch cell ends with."
+)
+TARGETS_SGD = (
+    "The same, where the targets are what the worst run of that cell ends with: whether K-FAC needs fewer steps at a "
+    "large batch is decided here."
 )
 HEALTH = "Whether each cell's numbers can be trusted; ? where it cannot be told."
 
@@ -286,16 +300,16 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.j2").render(report=report)
 
 
-def write(folder: StudyFolder) -> Path:
+def write(folder: StudyFolder) -> StoragePath:
     """Write the page into the study's folder; returns its path.
 
     Raises:
         StudyError: the folder holds no study, or cannot be written.
     """
     page = folder.path / PAGE
-    text = render(collect(folder))
+    content = render(collect(folder)).encode()
     try:
-        page.write_text(text, encoding="utf-8")
+        storage.write(page, content)
     except OSError as error:
         raise StudyError(f"{page}: cannot be written: {error.strerror or error}") from error
     return page

@@ -36,6 +36,11 @@ class Target(NamedTuple):
         words = {"clean_train_loss": "training loss", "val_accuracy": "validation accuracy"}
         return f"{words[self.metric]} {self.value:.3g}"
 
+    @property
+    def options(self) -> list[str]:
+        """What asks `lbstudy table STUDY targets` for it."""
+        return ["--loss" if self.metric == "clean_train_loss" else "--accuracy", repr(self.value)]
+
     def is_met(self, values: pd.Series) -> pd.Series:
         """Which of the values meet it; NaN never does."""
         return values >= self.value if self.metric == "val_accuracy" else values <= self.value
