@@ -16,14 +16,21 @@ import pandas as pd
 
 from analysis import stats
 from analysis.curves import width
+from analysis.sentences import (
+    OPTIMIZERS,
+    SMOOTHINGS,
+    closed_sentence,
+    count,
+    gap_sentence,
+    ratio_words,
+    selected_sentence,
+    share_sentence,
+)
 from analysis.tables import count_statuses, winners
 from analysis.targets import Target, baseline
 from lbstudy.study import Cell, StudySpec
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
-
-OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}
-SMOOTHINGS = {"none": "no smoothing", "mixup": "Mixup", "noise": "parameter noise", "mixup+noise": "Mixup with noise"}
 
 HALF = 0.5
 """The share of the loss of accuracy that smoothing is claimed to exceed."""
@@ -112,7 +119,8 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
         "K-FAC needs fewer steps than SGD at a large batch.",
         "Steps until a run is where the worst SGD run ends, at the largest batch size of both, without smoothing, each "
         "configuration tuned. Where every run has got there: the ratio K-FAC to SGD, paired by seed, with its 95 % "
-        "interval against 1. Else a run that has not is infinitely late: Fisher’s exact test of how many have, at 5 %.",
+        "interval against 1; steps are known to one epoch. Else a run that has not is infinitely late: Fisher’s exact "
+        "test of how many have, at 5 %.",
         comparisons or [Comparison("cannot tell", why)],
         "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
         "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
@@ -129,7 +137,7 @@ def _steps(kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Compar
     reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
     if reached == [len(own), len(other)]:
         ratio = _ratio(own, other)
-        sentence = f"{where}, K-FAC reached {target} in {_times(ratio)} SGD’s steps ({_count(ratio.n)})."
+        sentence = f"{where}, K-FAC reached {target} in {ratio_words(ratio)} SGD’s steps ({count(ratio.n)})."
         return Comparison(decide(ratio.low, ratio.high, 1, above="contradicted"), sentence)
     p = _fisher(reached[0], len(own), reached[1], len(other))
     sentence = (
@@ -178,12 +186,12 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
     return Claim(
         "smoothing",
         "Smoothing cuts the loss of accuracy at a large batch to less than half.",
-        "The share of the gap between batch sizes that smoothing takes away, against 50 %. The source leaves open which "
-        "share is meant, so the 95 % intervals of both must lie on one side: `closed`, the smoothed large batch against "
-        "the plain small batch; `narrowed`, both batch sizes smoothed.",
+        "The share of the gap between batch sizes that smoothing takes away, against 50 %. The source leaves open "
+        "which share is meant, so the 95 % intervals of both must lie on one side: closed, the smoothed large batch "
+        "against the plain small batch; narrowed, both batch sizes smoothed.",
         comparisons or [_no_gap(study)],
-        "This is the one quantitative claim in the text of Naganuma and Yokota's slides (2019); they give neither seeds "
-        "nor intervals. Wen et al. (SmoothOut, 2018) report gains at small and large batches alike.",
+        "This is the one quantitative claim in the text of Naganuma and Yokota’s slides (2019); they give neither "
+        "seeds nor intervals. Wen et al. (SmoothOut, 2018) report gains at small and large batches alike.",
         "gap",
     )
 
@@ -202,9 +210,10 @@ def measure_minima(sharpness: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame
     parts = [winners(sharpness)[[*keys, *(c for c in ["eigenvalue_1"] if c in sharpness)]]]
     widths = []
     for key, run in winners(lines).groupby(keys):
-        curves = run.pivot(index="direction", columns="a", values="train_loss").dropna(axis="columns", how="all")
-        if curves.columns.min() < 0 < curves.columns.max():
-            found = width(curves.columns, curves, RISE)
+        curves = run.pivot(index="direction", columns="a", values="train_loss")
+        a = curves.columns.to_numpy(float)
+        if a[0] < 0 < a[-1]:  # else too many points are missing
+            found = width(a, curves.to_numpy(float), RISE)
             widths.append((*key, float(np.median(np.where(found.censored, inf, found.values)))))
     parts.append(pd.DataFrame(widths, columns=[*keys, "width"]))
     return parts[0].merge(parts[1], "outer", on=keys) if len(parts[0]) else parts[1]
@@ -221,7 +230,9 @@ def wider_minima(study: StudySpec, measures: pd.DataFrame) -> Claim:
     present = [name for name in MEASURES if name in measures and measures[name].notna().any()]
     for optimizer in dict.fromkeys(cell.optimizer for cell in study.list_cells()):
         batch = max(cell.batch_size for cell in study.list_cells() if cell.optimizer == optimizer)
-        runs = measures[(measures["optimizer"] == optimizer) & (measures["batch_size"] == batch)] if present else measures
+        runs = (
+            measures[(measures["optimizer"] == optimizer) & (measures["batch_size"] == batch)] if present else measures
+        )
         smoothings = [c.smoothing for c in study.list_cells() if (c.optimizer, c.batch_size) == (optimizer, batch)]
         if "none" in smoothings and present:
             comparisons += [_minima(optimizer, batch, s, runs, present) for s in smoothings if s != "none"]
@@ -236,11 +247,11 @@ def wider_minima(study: StudySpec, measures: pd.DataFrame) -> Claim:
         + "; ".join(f"{measure.words}, {measure.flatter} means flatter" for measure in MEASURES.values())
         + f" (a valley ends where the loss has risen by {RISE:g}).",
         comparisons,
-        "Large positive eigenvalues mean a sharp minimum (Keskar et al. 2017). Naganuma and Yokota's slides (2019) have "
-        "the two words swapped and call such a minimum flat; here the words are Keskar's. Eigenvalues change when "
-        "weights are rescaled and the function stays the same, widths along filter-normalised directions do not; on the "
-        "line between two solutions the sharper side flips with weight decay (Li et al. 2018), so it decides nothing.",
-        "sharpness",
+        "Large positive eigenvalues mean a sharp minimum (Keskar et al. 2017). Naganuma and Yokota’s slides (2019) "
+        "have the two words swapped and call such a minimum flat; here the words are Keskar’s. Eigenvalues change when "
+        "weights are rescaled though the function stays the same; widths along filter-normalised directions do not. On "
+        "the line between two solutions the sharper side flips with weight decay (Li et al. 2018): it decides nothing.",
+        "figures",
     )
 
 
@@ -252,7 +263,7 @@ def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, pres
         above: Verdict = "supported" if measure.flatter == "larger" else "contradicted"
         verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
         known = "not measured in both" if not ratio.n else "not finite and positive in every run"
-        words = f"{_times(ratio)} that without smoothing ({_count(ratio.n)})" if not isnan(ratio.value) else known
+        words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
         parts.append(f"{measure.words} {words}")
     sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."
     return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
@@ -269,71 +280,11 @@ def answer(study: StudySpec, gaps: pd.DataFrame, steps: Claim, configs: pd.DataF
     """
     rows, sentences = _at_largest_batch(gaps), []
     for plain in (row for row in rows if row["smoothing"] == "none" and not isnan(row["gap"])):
-        sentences.append((gap_sentence(plain), "gap"))
-        shares = [r for r in rows if r["optimizer"] == plain["optimizer"] and not isnan(r["closed"])]
+        shares = [row for row in rows if row["optimizer"] == plain["optimizer"] and not isnan(row["closed"])]
         shares.sort(key=lambda row: -row["closed"])
-        sentences += [(f"{closed_words(row)} ({_count(row['n'])}).", "gap") for row in shares]
-    sentences += [(c.sentence, "targets") for c in steps.comparisons if c.verdict != "cannot tell"]
-    return sentences + [(sentence, "best") for sentence in [_selected(study, configs)] if sentence]
-
-
-def _selected(study: StudySpec, configs: pd.DataFrame) -> str:
-    """The cell that validation prefers at the largest batch size, and its test accuracy."""
-    metric = study.tuning.metric
-    largest = configs[configs["batch_size"].eq(configs["batch_size"].max()) & configs[metric].notna()]
-    if largest.empty:
-        return ""
-    row = largest.loc[largest[metric].idxmax() if metric == "val_accuracy" else largest[metric].idxmin()]
-    value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
-    smoothing = f"with {SMOOTHINGS[row['smoothing']]}"
-    sentence = (
-        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
-        f"{OPTIMIZERS[row['optimizer']]}: {metric.replace('val_', 'validation ')} {value} in one trial"
-    )
-    if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
-        return f"{sentence}; its test accuracy is not known."
-    interval = f" [{percent(row['test_low'])}, {percent(row['test_high'])}]" if row["n"] > 1 else ""
-    return f"{sentence}, test accuracy {percent(row['test_accuracy'])} %{interval} when confirmed ({_count(row['n'])})."
-
-
-def gap_sentence(row: dict[str, Any]) -> str:
-    """What a larger batch costs without smoothing, from a row of the gap table."""
-    way = f"From batch {row['small_batch']} to {row['large_batch']}, {OPTIMIZERS[row['optimizer']]} without smoothing"
-    if isnan(row["gap"]):
-        return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
-    verb = "lost" if row["gap"] >= 0 else "gained"
-    size = points(abs(row["gap"]))
-    if isnan(row["gap_low"]):
-        return f"{way} {verb} {size} points of test accuracy with one seed, which has no interval."
-    ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
-    sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({_count(row['n'])})"
-    if row["gap_low"] <= 0 <= row["gap_high"]:
-        sentence += (
-            f", which cannot be told from nothing: a gap below {points(row['resolvable'])} points is likely to be missed"
-        )
-    return f"{sentence}."
-
-
-def share_sentence(row: dict[str, Any]) -> str:
-    """How much of the gap a smoothing takes away, in both senses, from a row of the gap table."""
-    if isnan(row["closed"]) and isnan(row["narrowed"]):
-        who = f"{OPTIMIZERS[row['optimizer']]} with {SMOOTHINGS[row['smoothing']]}, batch {row['large_batch']}"
-        return f"{who}: {row['note'] or 'no share is known'}."
-    narrowed = _share(row, "narrowed") if not isnan(row["narrowed"]) else "an unknown share"
-    note = f"; {row['note']}" if row["note"] else ""
-    return f"{closed_words(row)}, and narrowed it by {narrowed} ({_count(row['n'])}{note})."
-
-
-def closed_words(row: dict[str, Any]) -> str:
-    """How much of the gap a smoothing closes, from a row of the gap table."""
-    share = _share(row, "closed") if not isnan(row["closed"]) else "an unknown share"
-    gap = f"{OPTIMIZERS[row['optimizer']]}’s large-batch gap"
-    return f"{capitalise(SMOOTHINGS[row['smoothing']])} closed {share} of {gap}"
-
-
-def _share(row: dict[str, Any], notion: str) -> str:
-    value, low, high = (_signed(100 * row[f"{notion}{end}"], ".0f") for end in ("", "_low", "_high"))
-    return f"{value} % [{low}, {high}]"
+        sentences.append((" ".join([gap_sentence(plain), *([closed_sentence(shares)] if shares else [])]), "gap"))
+    sentences += [(c.sentence, steps.table) for c in steps.comparisons if c.verdict != "cannot tell"]
+    return sentences + [(sentence, "best") for sentence in [selected_sentence(study, configs)] if sentence]
 
 
 def _no_gap(study: StudySpec) -> Comparison:
@@ -346,7 +297,8 @@ def _no_gap(study: StudySpec) -> Comparison:
 def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the gap table at each optimizer's largest batch size."""
     largest = gaps.groupby("optimizer", sort=False)["large_batch"].transform("max")
-    return gaps[gaps["large_batch"] == largest].to_dict("records")  # type: ignore[return-value]
+    rows = gaps[gaps["large_batch"] == largest]
+    return [{str(name): row[name] for name in rows} for _, row in rows.iterrows()]
 
 
 def _cells(row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:
@@ -358,7 +310,7 @@ def _diverged(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
     """A warning where runs of these cells diverged: the means are those of the runs that survived."""
     counts = {cell: count_statuses(winners(confirmed), cell)["diverged"] for cell in cells}
     found = [f"{count} of {cell}" for cell, count in counts.items() if count]
-    return f" Confirmed runs diverged ({', '.join(found)}) and are in no mean, so this decides nothing." if found else ""
+    return f" This decides nothing, since confirmed runs diverged: {', '.join(found)}." if found else ""
 
 
 def _ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
@@ -377,33 +329,3 @@ def _fisher(first: int, of_first: int, second: int, of_second: int) -> float:
     from scipy.stats import fisher_exact  # here, since the import takes most of a second
 
     return float(fisher_exact([[first, of_first - first], [second, of_second - second]]).pvalue)
-
-
-def _times(ratio: stats.Mean) -> str:
-    interval = "" if isnan(ratio.low) else f" [{ratio.low:.2g}, {ratio.high:.2g}]"
-    return f"{ratio.value:.2g} times{interval}"
-
-
-def _count(n: int) -> str:
-    return "one seed: no interval" if n == 1 else f"n = {n}"
-
-
-def points(share: float) -> str:
-    """A difference of accuracies in percentage points."""
-    return _signed(100 * share, ".2f")
-
-
-def percent(share: float) -> str:
-    """An accuracy in percent."""
-    return f"{100 * share:.2f}"
-
-
-def capitalise(words: str) -> str:
-    """With a first capital, the others left alone."""
-    return words[:1].upper() + words[1:]
-
-
-def _signed(value: float, form: str) -> str:
-    """With a true minus sign, and no minus zero."""
-    text = format(value, form)
-    return (text if float(text) else text.lstrip("-")).replace("-", "−")
