@@ -247,9 +247,7 @@ def draw_widths(info: Curves) -> Figure:
             panel.set_ylim(*LOSS_AXIS)
     label_outer(axes, "a", "training loss")
     cross = Line2D([], [], marker="x", ms=3, ls="none", color=INK, label=NOT_FINITE)
-    encoding.legend(
-        figure, ["optimizer", "batch size", "smoothing"], [cross] if (points["lost"] >= 0.5).any() else []
-    )
+    encoding.legend(figure, ["optimizer", "batch size", "smoothing"], [cross] if (points["lost"] >= 0.5).any() else [])
     return figure
 
 
