@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from analysis import (
 from analysis.style import NothingToDraw
 from lbstudy import datasets
 from lbstudy.records import StudyFolder
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudyError, StudySpec
 
 
@@ -152,7 +152,7 @@ def _images(study: StudySpec) -> NDArray[np.uint8]:
 
 def write_all(
     folder: StudyFolder, file_format: style.Format, reached: Reached | None = None
-) -> Iterator[tuple[Drawing, Path | None]]:
+) -> Iterator[tuple[Drawing, StoragePath | None]]:
     """Write what can be drawn to STUDY/figures, a file each; yields each drawing with its file's path.
 
     Raises:
@@ -162,7 +162,7 @@ def write_all(
     try:
         target.mkdir(exist_ok=True)
         for drawing in draw_all(folder, reached):
-            path = None
+            path: StoragePath | None = None
             if drawing.figure is not None:
                 path = target / f"{drawing.name}.{file_format}"
                 style.write(drawing.figure, path)

@@ -38,7 +38,7 @@ class SharpnessSpec(Spec):
     The defaults take about half a minute for LeNet-5 on one CPU core.
     """
 
-    samples: int = Field(2000, gt=1, description="of the images, drawn at random by seed; all if there are no more")
+    samples: int = Field(1000, gt=1, description="of the images, drawn at random by seed; all if there are no more")
     seed: int = Field(0, ge=0, description="of the samples, start vectors, probes and draws")
     include: Literal["all", "weights"] = Field(
         "all", description="parameters: all, or weights only, without biases and norm parameters"
@@ -61,7 +61,7 @@ class SharpnessSpec(Spec):
 
 @dataclass(frozen=True)
 class Sharpness:
-    """All measures of one model, as plain numbers: `dataclasses.asdict` is JSON, `from_json` the way back."""
+    """All measures of one model, as plain numbers: `as_json` and `from_json` for a file, `row` for a table."""
 
     loss: float  # mean over the samples
     gradient_norm: float  # far from 0: not at a minimum, and the plain measures see the slope too
@@ -189,7 +189,7 @@ class KeskarSharpness(NamedTuple):
     published: float  # over those tried from x itself
 
 
-CLIMBS = 3  # each from another random point near the centre of the box
+CLIMBS = 2  # each from another random point near the centre of the box
 TURNS = 2  # steps of a climb that stay near the centre and turn towards the steepest curvature
 CORNERS = 2  # then, from corner to corner
 JITTER = 0.1  # how near the centre, as a fraction of the box
@@ -206,9 +206,10 @@ def keskar(
     """Keskar et al. 2017, Metric 2.1: 100 (max f(x + A y) - f(x)) / (1 + f(x)) over |y_i| <= eps (|(A^+ x)_i| + 1).
 
     As published, the maximum is sought by ten iterations of L-BFGS-B from y = 0. At a minimum the gradient is nearly
-    zero there, and the search may stall. So a few climbs are tried too: from a random point near 0, turned towards
-    the steepest curvature by the gradient there, to the corner of the box that the gradient's signs point to, and on to
-    the next corner, which never descends where the loss is convex. `best` is the largest loss that any search met. Every result is a lower bound of the maximum.
+    zero there, and the search may stall. So it is helped by climbs: from a random point near 0, turned towards the
+    steepest curvature by the gradient there, to the corner of the box that the gradient's signs point to, and on to
+    the next corner, which never descends where the loss is convex. `best` is the largest loss that any search met.
+    Every result is a lower bound of the maximum. Not invariant to rescaling the weights.
 
     Args:
         loss: f and its gradient.

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,9 +21,10 @@ from rich.table import Table
 from lbstudy import __version__
 from lbstudy.confirm import as_study, plan_runs
 from lbstudy.lock import DriverLock
-from lbstudy.progress import Progress
+from lbstudy.progress import Progress, TaskProgress
 from lbstudy.records import FINISHED, StudyFolder, TrialRecord
-from lbstudy.runspec import TrainOn
+from lbstudy.runspec import Spec, TrainOn
+from lbstudy.storage import StorageError, StoragePath, locate
 from lbstudy.study import StudyError, StudySpec, check_study, find_study
 from lbstudy.study_checks import notices
 from lbstudy.study_file import KeyProblems, StudyFile, parse_override
@@ -31,6 +32,7 @@ from lbstudy.study_file import KeyProblems, StudyFile, parse_override
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.minima import Task
     from lbstudy.datasets import Dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -46,6 +48,15 @@ class TableFormat(StrEnum):
     json = "json"
     markdown = "markdown"
     latex = "latex"
+
+
+class LandscapeKind(StrEnum):
+    """What `landscape` computes."""
+
+    line = "line"
+    plane = "plane"
+    interpolate = "interpolate"
+    trajectory = "trajectory"
 
 
 class TableKind(StrEnum):
@@ -66,9 +77,10 @@ class FigureFormat(StrEnum):
     pdf = "pdf"
 
 
+Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
-Folder = Annotated[Path, typer.Argument(help="a study's folder", metavar="STUDY")]
-Storage = Annotated[Path, typer.Option(help="the study's folder is made in this one")]
+Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in an object store", metavar="STUDY")]
+Storage = Annotated[str, typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER")]
 Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
 Trials = Annotated[int | None, typer.Option(help="trials per cell")]
 Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
@@ -87,10 +99,10 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray sa
 
 
 def main() -> None:
-    """Entry point: a StudyError is one message and exit code 2, never a traceback."""
+    """Entry point: bad input, or a storage that fails, is one message and exit code 2, never a traceback."""
     try:
         app()
-    except StudyError as error:
+    except (StudyError, StorageError) as error:
         for line in str(error).splitlines():
             err.print(f"error: {line}", markup=False)
         sys.exit(2)
@@ -105,11 +117,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 @app.command()
-def demo(storage: Storage = Path("studies"), verbose: Verbose = False) -> None:
+def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     """Tune LeNet-5 on handwritten digits, small against large batch: a whole study in a few minutes."""
     source = StudyFile(find_study("digits.yaml"))
     study = check_study(source)
-    _run(study, source, _folder(storage, study), None, verbose)
+    _run(study, source, locate(storage) / study.name, None, verbose)
 
 
 @app.command()
@@ -124,14 +136,15 @@ def plan(
 
 @app.command()
 def run(
-    file: File, storage: Storage = Path("studies"), name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    file: File, storage: Storage = "studies", name: Name = None, trials: Trials = None, epochs: Epochs = None,
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
     study, source = _resolve(file, name, trials, epochs, workers, data, set_)
-    going_on = Path(file).is_dir() and name is None
-    _run(study, source, Path(file) if going_on else _folder(storage, study), address, verbose)
+    given = locate(file)
+    going_on = given.is_dir() and name is None
+    _run(study, source, given if going_on else locate(storage) / study.name, address, verbose)
 
 
 @app.command()
@@ -145,8 +158,8 @@ def confirm(
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-    spec, source = _resolve(str(study), None, None, None, workers, data, set_)
-    folder = StudyFolder.open(study.resolve())
+    spec, source = _resolve(study, None, None, None, workers, data, set_)
+    folder = StudyFolder.open(locate(study).resolve())
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, _notice)
     where = folder.confirmation
@@ -170,22 +183,100 @@ def confirm(
     _exit(found, len(runs), f"lbstudy confirm {folder.path}")
 
 
+@app.command()
+def landscape(
+    study: Folder,
+    kind: Annotated[LandscapeKind, typer.Option(help="line and plane: random directions around each solution; "
+        "interpolate: from the small-batch solution to the large-batch one; trajectory: a run's path")] =
+        LandscapeKind.line,
+    directions: Annotated[int, typer.Option(min=1, help="line: random directions, the same for every model")] = 5,
+    normalisation: Annotated[Normalisation, typer.Option(help="none: the plain Gaussian")] = "filter",
+    biases_and_norms: Annotated[bool, typer.Option("--biases-and-norms", help="move these too")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="of the training and of the test set; all if fewer")] = 10_000,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all, and one for "
+        "plane and trajectory")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of directions and samples")] = 0,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Loss and accuracy around the confirmed runs' solutions. Run again, it computes what is missing."""
+    from analysis import minima
+
+    folder = StudyFolder.open(study)
+    if repeats is None and kind in (LandscapeKind.plane, LandscapeKind.trajectory):
+        repeats = 1
+    settings = minima.LandscapeSettings(
+        directions=directions,
+        normalisation=normalisation,
+        biases_and_norms=biases_and_norms,
+        samples=samples,
+        seed=seed,
+    )
+    tasks = minima.landscape_tasks(folder, kind.value, minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, f"landscape/{kind.value}", settings, address, data, verbose)
+
+
+@app.command()
+def sharpness(
+    study: Folder,
+    samples: Annotated[int, typer.Option(min=2, help="training images that are measured on; all if fewer")] = 1000,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of samples, probes and draws")] = 0,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """How sharp the confirmed runs' solutions are: Hessian, Keskar's measure, SAM's. Run again, it does what is
+    missing."""
+    from analysis import minima
+    from analysis.sharpness import SharpnessSpec
+
+    folder = StudyFolder.open(study)
+    settings = SharpnessSpec(samples=samples, seed=seed)
+    tasks = minima.sharpness_tasks(minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, "sharpness", settings, address, data, verbose)
+
+
+def _compute(
+    folder: StudyFolder, study: str, tasks: Sequence[Task], where: str, settings: Spec, address: str | None,
+    data: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Compute on Ray what is missing of the tasks."""
+    from analysis import minima
+
+    spec, source = _resolve(study, None, None, None, None, data, None)
+    minima.keep_settings(folder, where, settings)
+    missing = minima.missing(folder, tasks)
+    failures: list[str] = []
+    if missing:
+        dataset = _load_data(spec, source)
+        with TaskProgress(where, len(missing), err) as progress:
+
+            def failed(task: Task, reason: str) -> None:
+                failures.append(f"{task.result}: {reason}")
+                progress.advance()
+
+            work = partial(minima.compute, folder, spec, dataset, missing, lambda task: progress.advance(), failed)
+            _on_ray(work, folder.path, address, verbose)
+    for failure in failures:
+        err.print(f"failed: {failure}", markup=False)
+    print(f"{len(tasks) - len(failures)} of {len(tasks)} results in {folder.path / where}")
+    raise typer.Exit(1 if failures else 0)
+
+
 @app.command("doctor")
 def examine(
     file: Annotated[str | None, typer.Argument(help="a study that shall run here")] = None,
-    storage: Storage = Path("studies"), address: Address = None,
+    storage: Storage = "studies", address: Address = None,
 ) -> None:  # fmt: skip
     """Check Ray, its nodes and the storage, and whether a study fits; exit code 2 if something is wrong."""
     study, dataset = None, None
     if file is not None:
         study, source = _resolve(file, None, None, None, None, None, None)
         dataset = _load_data(study, source)
-    _require_local(storage)
+    folder = locate(storage)
     _set_address(address)
     from lbstudy import doctor
 
     failed = False
-    for finding in doctor.examine(study, dataset, storage):
+    for finding in doctor.examine(study, dataset, folder):
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
         out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
         failed |= not finding.ok
@@ -281,18 +372,7 @@ def _resolve(
     }
     overrides |= {key: value for key, value in flags.items() if value is not None}
     source = StudyFile(find_study(file), overrides)
-    return check_study(source, written_by_hand=not Path(file).is_dir()), source
-
-
-def _folder(storage: Path, study: StudySpec) -> Path:
-    _require_local(storage)
-    return storage / study.name
-
-
-def _require_local(storage: Path) -> None:
-    """An address such as s3://bucket would silently become the local folder `s3:`."""
-    if storage.parts and storage.parts[0].endswith(":"):
-        raise StudyError(f"--storage {storage}: must be a folder that this machine can write to, not an address")
+    return check_study(source, written_by_hand=not locate(file).is_dir()), source
 
 
 def _set_address(address: str | None) -> None:
@@ -313,7 +393,7 @@ def _load_data(study: StudySpec, source: StudyFile) -> Dataset:
     return dataset
 
 
-def _run(study: StudySpec, source: StudyFile, path: Path, address: str | None, verbose: bool) -> None:
+def _run(study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, verbose: bool) -> None:
     for message in notices(study):
         _notice(message)
     if left_out := study.left_out():
@@ -349,7 +429,7 @@ def _exit(trials: Sequence[TrialRecord], count: int, command: str) -> NoReturn:
     raise typer.Exit(1 if failed or missing else 0)
 
 
-def _tune(study: StudySpec, path: Path, dataset: Dataset, verbose: bool) -> None:
+def _tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) -> None:
     """Run what is missing on the connected Ray."""
     from lbstudy import doctor, tuner
 
@@ -362,7 +442,7 @@ def _tune(study: StudySpec, path: Path, dataset: Dataset, verbose: bool) -> None
         tuner.tune_study(folder, planned, progress.update, _notice, verbose)
 
 
-def _on_ray(work: Callable[[], None], path: Path, address: str | None, verbose: bool) -> None:
+def _on_ray(work: Callable[[], None], path: StoragePath, address: str | None, verbose: bool) -> None:
     """Join or start Ray, and work on the study at this path."""
     _set_address(address)
     from lbstudy import tuner

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
@@ -22,9 +19,10 @@ import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lbstudy import __version__, tuner
+from lbstudy import __version__, storage, tuner
 from lbstudy.datasets import Dataset
 from lbstudy.runspec import ModelName
+from lbstudy.storage import StoragePath
 from lbstudy.study import Resources, StudyError, StudySpec
 
 NODE_SECONDS = 60.0
@@ -54,13 +52,13 @@ class NodeReport:
     error: str = ""
 
 
-def examine(study: StudySpec | None, dataset: Dataset | None, storage: Path) -> Iterator[Finding]:
+def examine(study: StudySpec | None, dataset: Dataset | None, folder: StoragePath) -> Iterator[Finding]:
     """All checks, on a Ray that is joined, or started, for them.
 
     Args:
         study: checked against the cluster, where given.
         dataset: the study's.
-        storage: where studies are written.
+        folder: where studies are written.
     """
     try:
         tuner.connect()
@@ -79,12 +77,12 @@ def examine(study: StudySpec | None, dataset: Dataset | None, storage: Path) -> 
             if fit.ok and dataset is not None:
                 lanes = tuner.plan(study, dataset, nodes).lanes
         needed = planned_bytes(study, dataset, lanes) if study is not None and dataset is not None else 0
-        yield check_storage(storage, needed)
+        yield check_storage(folder, needed)
     finally:
         tuner.disconnect()
 
 
-def before_a_run(plan: tuner.Plan, folder: Path) -> Iterator[Finding]:
+def before_a_run(plan: tuner.Plan, folder: StoragePath) -> Iterator[Finding]:
     """The cheap checks; this machine's own versions need none."""
     yield check_state_api()
     here = ray.get_runtime_context().get_node_id()
@@ -190,16 +188,16 @@ def check_resources(resources: Resources, nodes: Sequence[dict[str, float]]) -> 
     return Finding("resources", True, f"room for {lanes} trial{'s' * (lanes != 1)} at a time")
 
 
-def check_storage(folder: Path, needed: int) -> Finding:
+def check_storage(folder: StoragePath, needed: int) -> Finding:
     """Whether the driver can write there, and has room for what is planned. Leaves nothing behind."""
     folder = folder.resolve()
     try:
-        above = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=above) as probe:
-            probe.write(b"lbstudy")
-        free = shutil.disk_usage(above).free
+        storage.require_writable(folder)
+        free = storage.free_bytes(folder)
     except OSError as error:
         return Finding("storage", False, f"{folder} cannot be written: {error.strerror or error}")
+    if free is None:
+        return Finding("storage", True, f"{folder} can be written")
     if free < needed:
         return Finding("storage", False, f"{folder} has {_size(free)} free, but the study may need {_size(needed)}")
     plan = f"; the study needs at most {_size(needed)}" if needed else ""

@@ -125,7 +125,8 @@ class Lane:
     Args:
         resources: workers of the group, and what each occupies; `gpus_per_worker` decided.
         dataset: the `Dataset` of its trials, in the object store.
-        storage: folder for Ray Train's own bookkeeping, reachable from all nodes.
+        storage: folder for Ray Train's own bookkeeping; as no Ray checkpoint is reported, only the node of the lane
+            itself uses it.
         name: of the group in Ray's logs.
     """
 

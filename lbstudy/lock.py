@@ -2,25 +2,26 @@
 
 The lock is a file that names its holder (host, process, since when) and is touched every few seconds. It is stale, and
 taken over, when its process is dead on this host or when nobody has touched it for a minute. No file locking of the
-operating system: that is not to be relied on over NFS.
+operating system: that is not to be relied on over NFS. In an object store two drivers that begin in the same moment
+might both believe that they hold the lock (see `storage.create`); one of them notices, and stops, when it touches it.
 """
 
 from __future__ import annotations
 
+import _thread
 import json
-import os
 import platform
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 
 import psutil
 
+from lbstudy import storage
 from lbstudy.records import LOCK
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudyError
 
 TOUCH_SECONDS = 10.0
@@ -32,11 +33,13 @@ class DriverLock:
 
     Args:
         folder: of the study; made where it is missing, and removed again if it is still empty in the end.
-        notice: is told when a dead driver's lock is taken over.
+        notice: is told when a dead driver's lock is taken over, and when another driver has taken over this one's;
+            then the main thread is interrupted, as by Ctrl-C.
     """
 
-    def __init__(self, folder: Path, notice: Callable[[str], None]):
+    def __init__(self, folder: StoragePath, notice: Callable[[str], None]):
         self._path, self._notice = folder / LOCK, notice
+        self._mine: dict[str, object] = {}
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_touching, name="driver-lock", daemon=True)
 
@@ -47,10 +50,10 @@ class DriverLock:
             StudyError: another driver holds it; names its host, process and since when.
         """
         process = psutil.Process()
-        mine = {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
+        self._mine = {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        mine["since"] = datetime.now(UTC).isoformat(timespec="seconds")
-        while not self._create(json.dumps(mine)):
+        self._mine["since"] = datetime.now(UTC).isoformat(timespec="seconds")
+        while not storage.create(self._path, json.dumps(self._mine).encode()):
             holder = self._holder()
             if holder is not None and not self._is_stale(holder):
                 raise StudyError(
@@ -67,22 +70,18 @@ class DriverLock:
     ) -> None:
         self._released.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: the study has begun
+        with suppress(
+            OSError
+        ):  # it cannot be reached, and will be stale; or the folder is not empty: the study has begun
+            if self._holder() == self._mine:
+                self._path.unlink(missing_ok=True)
             self._path.parent.rmdir()
 
-    def _create(self, text: str) -> bool:
-        try:
-            with self._path.open("x", encoding="utf-8") as out:
-                out.write(text)
-        except FileExistsError:
-            return False
-        return True
-
     def _holder(self) -> dict[str, object] | None:
+        """What the lock says; None where there is no lock any more, or a damaged one."""
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            return dict(json.loads(storage.read(self._path) or b""))
+        except (ValueError, TypeError):
             return None
 
     def _is_stale(self, holder: dict[str, object]) -> bool:
@@ -92,9 +91,17 @@ class DriverLock:
             except (psutil.NoSuchProcess, KeyError, ValueError):
                 alive = False
             return not alive
-        return time.time() - self._path.stat().st_mtime > STALE_SECONDS
+        return storage.age(self._path) > STALE_SECONDS
 
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
-            if self._path.exists():
-                os.utime(self._path)
+            try:
+                holder = self._holder()
+                if holder == self._mine:
+                    storage.touch(self._path)
+            except OSError:  # the next time may do
+                continue
+            if holder is not None and holder != self._mine:
+                self._notice(f"{self._path.parent}: another driver has taken over: {holder}; this one stops")
+                _thread.interrupt_main()
+                return

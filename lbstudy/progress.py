@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from lbstudy.records import FINISHED, TrialRecord
@@ -84,6 +85,39 @@ class Progress:
         for cell in self._cells.values():
             table.add_row(*cell.row())
         return table
+
+
+class TaskProgress:
+    """How many of so many tasks are done: a bar on a terminal, a line for every tenth elsewhere.
+
+    Args:
+        title: what is computed.
+        total: tasks.
+        console: where to show.
+    """
+
+    def __init__(self, title: str, total: int, console: Console):
+        self._title, self._total, self._console, self._done = title, total, console, 0
+        self._bar = Bar(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(title, total=total)
+
+    def __enter__(self) -> TaskProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._done += 1
+        self._bar.advance(self._task)
+        tenths = 10 * self._done // self._total
+        if not self._console.is_terminal and tenths > 10 * (self._done - 1) // self._total:
+            line = f"{time.strftime('%H:%M:%S')}  {self._title}: {self._done} of {self._total}"
+            self._console.print(line, soft_wrap=True, highlight=False)
 
 
 class CellProgress:

@@ -21,6 +21,7 @@ from ray import tune
 from lbstudy.provenance import utc_now
 from lbstudy.records import FINISHED, Damaged, StudyFolder, TrialRecord, model_name, ranked, set_aside
 from lbstudy.search import Past, StudyPruner, objective
+from lbstudy.storage import locate
 from lbstudy.study import Cell, StudySpec
 
 TRAJECTORY = 20
@@ -68,7 +69,7 @@ def _checkpoint(
     try:
         found = folder.read_state(record, "checkpoint")
     except Damaged as error:
-        notice(f"{error} is damaged; set aside as {set_aside(Path(str(error))).name}, its epochs will be redone")
+        notice(f"{error} is damaged; set aside as {set_aside(locate(str(error))).name}, its epochs will be redone")
         return None
     return found if found and found[0] <= len(folder.epochs(record)) else None
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from lbstudy import storage
 from lbstudy.provenance import environment
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudyError, StudySpec, load_study
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
@@ -62,13 +61,13 @@ class Damaged(Exception):
 
 
 class StudyFolder:
-    """A study's folder."""
+    """A study's folder, on a file system or in an object store."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: StoragePath):
         self.path = path
 
     @classmethod
-    def check(cls, path: Path, study: StudySpec) -> None:
+    def check(cls, path: StoragePath, study: StudySpec) -> None:
         """Make sure that a study can begin, or go on, in this folder; leaves nothing behind.
 
         Raises:
@@ -80,14 +79,12 @@ class StudyFolder:
                 cls(path).require_extension(study)
             elif path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
                 raise StudyError(f"{path} is not empty and holds no study; choose another --storage or --name")
-            above = next(folder for folder in (path, *path.parents) if folder.exists())
-            with tempfile.TemporaryFile(dir=above):
-                pass
+            storage.require_writable(path)
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     @classmethod
-    def create(cls, path: Path, study: StudySpec) -> StudyFolder:
+    def create(cls, path: StoragePath, study: StudySpec) -> StudyFolder:
         """Begin a study in a new or empty folder, or take up the one that lies there.
 
         Raises:
@@ -97,19 +94,24 @@ class StudyFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _write(path / "study.yaml", study.to_yaml().encode())
-            _write(path / "environment.json", json.dumps(environment(), indent=2).encode())
+            storage.write(path / "study.yaml", study.to_yaml().encode())
+            storage.write(path / "environment.json", json.dumps(environment(), indent=2).encode())
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> StudyFolder:
+    def open(cls, where: str | StoragePath) -> StudyFolder:
         """An existing study.
+
+        Args:
+            where: its folder, or the address of its folder in an object store (`s3://bucket/studies/mine`).
 
         Raises:
             StudyError: the folder holds no study.
+            StorageError: the object store does not answer or refuses.
         """
+        path = storage.locate(where)
         if not (path / "study.yaml").is_file():
             raise StudyError(f"{path}: no study here; a study's folder holds a study.yaml")
         return cls(path)
@@ -136,7 +138,7 @@ class StudyFolder:
         )
 
     @property
-    def journal(self) -> Path:
+    def journal(self) -> StoragePath:
         """Optuna's journal of all cells."""
         return self.path / "optuna.journal"
 
@@ -149,19 +151,18 @@ class StudyFolder:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
+        storage.write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
-        with (self.trial_folder(record) / "epochs.jsonl").open("a", encoding="utf-8") as out:
-            out.write(json.dumps(report) + "\n")
+        storage.append(self.trial_folder(record) / "epochs.jsonl", json.dumps(report).encode() + b"\n")
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""
         if not self.trial_folder(record).exists():
             return
         lines = [json.dumps(entry) + "\n" for entry in self.epochs(record)[:count]]
-        _write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
+        storage.write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
 
     def write_state(self, record: TrialRecord, name: str, epoch: int, state: bytes) -> None:
         """Keep a trial's state after an epoch: its latest `checkpoint`, or a model.
@@ -169,7 +170,7 @@ class StudyFolder:
         Models are the final one (`model`) and, of a confirmed run, the `best` one on the validation split and those on
         its way (`epoch-0010`, see `model_name`).
         """
-        _write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
+        storage.write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
 
     def read_state(self, record: TrialRecord, name: str) -> tuple[int, bytes] | None:
         """A trial's state and its epoch, or None if there is none.
@@ -178,24 +179,30 @@ class StudyFolder:
             Damaged: it is not what was written.
         """
         path = self.trial_folder(record) / f"{name}.pt"
-        if not path.exists():
+        content = storage.read(path)
+        if content is None:
             return None
-        header, _, state = path.read_bytes().partition(b"\n")
+        header, _, state = content.partition(b"\n")
         epoch = header.partition(b" ")[2]
         if not epoch.isdigit() or _state_header(int(epoch), state) != header + b"\n":
             raise Damaged(str(path))
         return int(epoch), state
 
+    def models_on_the_way(self, record: TrialRecord) -> list[str]:
+        """The names of the models that a confirmed run has kept on its way, in their order (`epoch-0010`, ...)."""
+        return sorted(path.name.removesuffix(".pt") for path in self.trial_folder(record).glob("epoch-*.pt"))
+
     def drop_state(self, record: TrialRecord, name: str) -> None:
         """Remove a trial's state."""
         (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
 
-    def scan(self) -> tuple[list[TrialRecord], list[Path]]:
+    def scan(self) -> tuple[list[TrialRecord], list[StoragePath]]:
         """All trials by cell and number, and the records that cannot be trusted."""
         records, damaged = [], []
-        for path in sorted((self.path / "trials").glob("*/*/trial.json")):
+        paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
+        for path, content in zip(paths, storage.read_all(paths), strict=True):
             try:
-                records.append(TrialRecord(**json.loads(_checked(path.read_bytes()))))
+                records.append(TrialRecord(**json.loads(_checked(content))))
             except (Damaged, ValueError, TypeError):
                 damaged.append(path)
         return records, damaged
@@ -208,7 +215,7 @@ class StudyFolder:
         """A trial's metrics, an entry per epoch; what follows a damaged line does not count."""
         path = self.trial_folder(record) / "epochs.jsonl"
         entries: list[dict[str, Any]] = []
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        for line in (storage.read(path) or b"").splitlines(keepends=True):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
@@ -218,7 +225,7 @@ class StudyFolder:
             entries.append(entry)
         return entries
 
-    def trial_folder(self, record: TrialRecord) -> Path:
+    def trial_folder(self, record: TrialRecord) -> StoragePath:
         """Where a trial's files lie."""
         return self.path / "trials" / record.cell / f"{record.number:04d}"
 
@@ -235,10 +242,10 @@ def model_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}"
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: StoragePath) -> StoragePath:
     """Rename a damaged file, so that it can be looked at but is not read again; returns its new path."""
     aside = path.with_name(path.name + ".damaged")
-    path.replace(aside)
+    path.replace(aside)  # type: ignore[arg-type]  # of the same kind
     return aside
 
 
@@ -277,12 +284,3 @@ def _state_header(epoch: int, state: bytes) -> bytes:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: readers see the old content or the new, never a part."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, path)

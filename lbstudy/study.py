@@ -35,6 +35,7 @@ from lbstudy.runspec import (
     is_used,
 )
 from lbstudy.space import Condition, Range
+from lbstudy.storage import ObjectPath, StoragePath, locate
 from lbstudy.study_checks import contradictions, never_apply
 from lbstudy.study_file import StudyError, StudyFile, explain, nearest, parse_override, show, truths_as_numbers
 
@@ -258,14 +259,14 @@ class StudySpec(Spec):
         return stream.getvalue()
 
 
-def find_study(file: str) -> Path:
+def find_study(file: str) -> StoragePath:
     """The path of a study file: as given, or that of a study's folder, or else a shipped study by its name."""
-    path = Path(file)
+    path = locate(file)
     if (path / "study.yaml").is_file():
         return path / "study.yaml"
     if path.is_file():
         return path
-    if path.is_dir():
+    if isinstance(path, ObjectPath) or path.is_dir():
         raise StudyError(f"{file}: no study here; a study's folder holds a study.yaml")
     name = path.name if path.suffix else f"{path.name}.yaml"
     for folder in SHIPPED_STUDIES:
@@ -276,7 +277,7 @@ def find_study(file: str) -> Path:
     raise StudyError(f"{file}: no such study file{hint}; the shipped studies are {', '.join(shipped)}")
 
 
-def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+def load_study(path: StoragePath, overrides: Mapping[str, Any] | None = None) -> StudySpec:
     """Read and check a study file; see `check_study`."""
     return check_study(StudyFile(path, overrides))
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from inspect import isclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -20,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from lbstudy.runspec import Spec
+from lbstudy.storage import StoragePath
 
 Keys = tuple[str | int, ...]
 
@@ -73,7 +73,7 @@ class StudyFile:
         StudyError: it cannot be read, or is no mapping.
     """
 
-    def __init__(self, path: Path, overrides: Mapping[str, Any] | None = None):
+    def __init__(self, path: StoragePath, overrides: Mapping[str, Any] | None = None):
         self.path = path
         self._raw = _read_yaml(path)
         if not isinstance(self._raw, dict):
@@ -228,7 +228,7 @@ def truths_as_numbers(content: dict[str, Any], root: type[Spec]) -> Iterator[Pro
             yield Problem(keys, f"input should be {_allowed(keys, root)}; got {show(value)}")
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: StoragePath) -> Any:
     """Parse YAML 1.2, where 1e-3 is a number; duplicate keys are errors. Values keep their line numbers."""
     try:
         return YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8-sig"))

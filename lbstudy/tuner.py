@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from lbstudy.recorder import Recorder, take_up
 from lbstudy.records import FINISHED, StudyFolder, TrialRecord
 from lbstudy.runspec import TrainOn
 from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, TrialQueue, objective
+from lbstudy.storage import local_file
 from lbstudy.study import Resources, StudyError, StudySpec
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
@@ -226,11 +226,11 @@ def tune_study(
     pruner = StudyPruner(study, plan.epochs, pruner_past)
     recorder = Recorder(folder, study, plan.epochs, records, show)
     past = recorder.settle_interrupted(pruner_past, pruner)
-    folder.journal.unlink(missing_ok=True)  # rebuilt from the records
-    storage = JournalStorage(JournalFileBackend(str(folder.journal)))
-    search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
-    if not search.is_done():
-        _fit(folder, plan, search, pruner, recorder, verbose)
+    with local_file(folder.journal) as journal:  # rebuilt from the records
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
+        if not search.is_done():
+            _fit(plan, search, pruner, recorder, verbose)
 
 
 def confirm_runs(
@@ -262,34 +262,29 @@ def confirm_runs(
     waiting = [(cells[run.cell], run.number, run.params, run.published) for run in missing]
     search = TrialQueue(plan.study, waiting, recorder.begin, recorder.try_again)
     if not search.is_done():
-        _fit(folder, plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
+        _fit(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
 
 
-def _fit(
-    folder: StudyFolder, plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool
-) -> None:
+def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool) -> None:
     study = plan.study
-    lane = {
-        "resources": study.resources.model_dump(),
-        "metric": study.tuning.metric,
-        "storage": str((folder.path / ".lanes").resolve()),
-        "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
-    }
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
-        try:
-            tune.Tuner(
-                tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
-                param_space={"lane": lane},
-                tune_config=tune.TuneConfig(
-                    num_samples=-1,  # the search says when it has no more
-                    search_alg=search,
-                    scheduler=pruner,
-                    max_concurrent_trials=plan.lanes,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name=study.name, storage_path=scratch, callbacks=[recorder], verbose=3 if verbose else 0
-                ),
-            ).fit()
-        finally:
-            shutil.rmtree(folder.path / ".lanes", ignore_errors=True)
+        lane = {
+            "resources": study.resources.model_dump(),
+            "metric": study.tuning.metric,
+            "storage": scratch,
+            "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
+        }
+        tune.Tuner(
+            tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
+            param_space={"lane": lane},
+            tune_config=tune.TuneConfig(
+                num_samples=-1,  # the search says when it has no more
+                search_alg=search,
+                scheduler=pruner,
+                max_concurrent_trials=plan.lanes,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=study.name, storage_path=scratch, callbacks=[recorder], verbose=3 if verbose else 0
+            ),
+        ).fit()

@@ -210,9 +210,26 @@ def test_a_steeper_loss_is_sharper_by_every_measure(data: ImageData, measured: S
         assert high[name] > low[name]
 
 
-def test_networks_with_batch_norm(data: ImageData):
+def vgg9(data: ImageData) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = models.build("vgg9", data.shape, data.classes)
+    return models.build("vgg9", data.shape, data.classes)
+
+
+def test_batch_norm_is_differentiated_with_its_running_statistics(data: ImageData):
+    model = vgg9(data).double()
+    before = fingerprint(model)
+    objective = Objective.of_sample(model, data, data.train, 4, 0)
+    x, v = objective.x, draw().standard_normal(len(objective.x))
+    v *= 1e-5 / np.linalg.norm(v)
+    (_, ahead), (_, behind) = objective.value_and_gradient(x + v), objective.value_and_gradient(x - v)
+    product = objective.hessian() @ v
+    assert np.linalg.norm(product - (ahead - behind) / 2) < 1e-4 * np.linalg.norm(product)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.slow
+def test_networks_with_batch_norm_are_measured(data: ImageData):
+    model = vgg9(data)
     before = fingerprint(model)
     spec = {
         "samples": 4, "eigenvalues": 1, "density_steps": 2, "epsilons": (1e-3,), "subspace": 2, "ascent_steps": 1,

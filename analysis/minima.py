@@ -1,0 +1,302 @@
+"""What the minima look like: landscapes and sharpness of a study's confirmed runs, computed all over a Ray cluster.
+
+The work is cut into tasks of at most CHUNK points, or one run's sharpness. A task's result is a file in the study's
+folder, written as soon as it is there; what has its file is not computed again. `settings.json` beside the files says
+what they are, so that anyone can repeat them: directions are a seed and a rule. A process keeps images and network from
+one task to the next. This is the only module of `analysis` that starts Ray.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from analysis import load
+from lbstudy import storage
+from lbstudy.datasets import Dataset
+from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.runspec import RunSpec, Spec
+from lbstudy.study import StudyError, StudySpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from analysis.landscape import Points
+    from lbstudy.data import ImageData
+
+Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness"]
+CHUNK = 64  # points of a task: minutes at most, so that little is lost when a node is
+
+
+class LandscapeSettings(Spec):
+    """How landscapes are computed; of one kind, all that are compared have the same."""
+
+    directions: int = Field(5, gt=0, description="of a line: random directions, the same for every model")
+    normalisation: Literal["filter", "layer", "none"] = "filter"
+    biases_and_norms: bool = Field(False, description="whether directions move biases and batch-norm parameters")
+    samples: int = Field(10_000, gt=0, description="of the training and of the test set, drawn by seed; all if fewer")
+    seed: int = Field(0, ge=0, description="of directions and samples")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work on one confirmed run, or on two of them."""
+
+    kind: Kind
+    folder: str  # of the results, below the study's folder
+    part: int
+    run: dict[str, Any]  # the RunSpec of the networks
+    states: tuple[tuple[TrialRecord, str], ...]  # of the run, or of the start and the end, or on the way
+    settings: dict[str, Any]
+
+    @property
+    def result(self) -> str:
+        """The file that is there when the work is done."""
+        return f"{self.folder}/{self.part:03d}.csv" if self.kind != "sharpness" else f"{self.folder}.json"
+
+
+def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialRecord]:
+    """The completed confirmed runs of each cell's best configuration, with the first so many seeds.
+
+    Raises:
+        StudyError: there are none.
+    """
+    table = load.confirmed(folder)
+    table = table[(table["status"] == "completed") & (table["rank"] == 0)]
+    chosen = set(zip(table["cell"], table["number"], strict=True))
+    runs = [
+        run
+        for run in folder.confirmation.trials()
+        if (run.cell, run.number) in chosen and (repeats is None or run.repeat < repeats)
+    ]
+    if not runs:
+        raise StudyError(f"{folder.path}: no confirmed run has completed; begin with lbstudy confirm {folder.path}")
+    return runs
+
+
+def landscape_tasks(
+    folder: StudyFolder, kind: Kind, runs: Sequence[TrialRecord], settings: LandscapeSettings
+) -> list[Task]:
+    """The tasks of all runs' landscapes of a kind.
+
+    Raises:
+        StudyError: interpolation, but no two runs differ in the batch size alone.
+    """
+    plain = settings.model_dump(mode="json")
+    tasks = []
+    for states, name in _subjects(folder, kind, runs):
+        parts = -(-_count(kind, settings) // CHUNK)
+        where = f"landscape/{kind}/{name}"
+        tasks += [Task(kind, where, part, states[-1][0].run, states, plain) for part in range(parts)]
+    return tasks
+
+
+def sharpness_tasks(runs: Sequence[TrialRecord], settings: Spec) -> list[Task]:
+    """A task per run."""
+    plain = settings.model_dump(mode="json")
+    return [Task("sharpness", f"sharpness/{_name(run)}", 0, run.run, ((run, "model"),), plain) for run in runs]
+
+
+def _name(run: TrialRecord) -> str:
+    return f"{run.cell}/{run.number:04d}"
+
+
+def _count(kind: Kind, settings: LandscapeSettings) -> int:
+    from analysis.landscape import INTERPOLATION, LINE, PLANE
+
+    if kind == "line":
+        return len(LINE) * settings.directions
+    return len(INTERPOLATION) if kind == "interpolate" else len(PLANE) ** 2
+
+
+def _subjects(
+    folder: StudyFolder, kind: Kind, runs: Sequence[TrialRecord]
+) -> Iterator[tuple[tuple[tuple[TrialRecord, str], ...], str]]:
+    """Which states each landscape of a kind is about, and its name."""
+    if kind == "interpolate":
+        yield from _pairs(runs)
+        return
+    for run in runs:
+        way = folder.confirmation.models_on_the_way(run) if kind == "trajectory" else []
+        states = tuple((run, name) for name in way)
+        if kind != "trajectory" or len(states) >= 2:
+            yield (*states, (run, "model")), _name(run)
+
+
+def _pairs(runs: Sequence[TrialRecord]) -> Iterator[tuple[tuple[tuple[TrialRecord, str], ...], str]]:
+    """From the solution of the smallest batch to that of each larger one, with the same seed and all else alike."""
+    found = False
+    for end in runs:
+        alike = [r for r in runs if (r.optimizer, r.smoothing, r.repeat) == (end.optimizer, end.smoothing, end.repeat)]
+        start = min(alike, key=lambda run: run.batch_size)
+        if start.batch_size < end.batch_size:
+            found = True
+            yield ((start, "model"), (end, "model")), _name(end)
+    if not found:
+        raise StudyError("interpolation needs confirmed runs that differ in the batch size alone, and there are none")
+
+
+def keep_settings(folder: StudyFolder, where: str, settings: Spec) -> None:
+    """Write down what the results in a folder are made with.
+
+    Raises:
+        StudyError: it holds results made with other settings.
+    """
+    path = folder.path / where / "settings.json"
+    mine = settings.model_dump_json(indent=2).encode()
+    if (theirs := storage.read(path)) is not None and theirs != mine:
+        old, new = json.loads(theirs), json.loads(mine)
+        other = ", ".join(f"{key} {old.get(key)} (now {new[key]})" for key in new if old.get(key) != new[key])
+        raise StudyError(f"{path.parent} holds results with {other}; remove the folder, or keep to the former")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(path, mine)
+
+
+def missing(folder: StudyFolder, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks whose results are not there yet."""
+    return [task for task in tasks if not (folder.path / task.result).exists()]
+
+
+def compute(
+    folder: StudyFolder,
+    study: StudySpec,
+    dataset: Dataset,
+    tasks: Sequence[Task],
+    done: Callable[[Task], None],
+    failed: Callable[[Task, str], None],
+) -> None:
+    """Compute tasks on the connected Ray and write down their results as they come.
+
+    Args:
+        folder: of the study.
+        study: the study, for the resources of a worker: a task takes what one worker of a trial does.
+        dataset: the study's.
+        tasks: what to compute.
+        done: is told of each result.
+        failed: is told of each task that raised, and why.
+    """
+    import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
+
+    import ray
+
+    from lbstudy.tuner import cluster_nodes, with_gpus
+
+    resources = with_gpus(study.resources, cluster_nodes())
+    remote = ray.remote(_compute).options(
+        num_cpus=resources.cpus_per_worker, num_gpus=float(resources.gpus_per_worker), max_retries=3
+    )
+    images = ray.put(dataset)
+    states: dict[tuple[str, str], ray.ObjectRef] = {}
+
+    def state(run: TrialRecord, name: str) -> ray.ObjectRef:
+        key = (_name(run), name)
+        if key not in states:
+            found = folder.confirmation.read_state(run, name)
+            if found is None:
+                raise StudyError(f"{folder.confirmation.trial_folder(run)}: {name}.pt is missing")
+            states[key] = ray.put(found[1])
+        return states[key]
+
+    waiting = {
+        remote.remote(task.kind, task.run, task.settings, task.part, images, *(state(*s) for s in task.states)): task
+        for task in tasks
+    }
+    while waiting:
+        for answer in ray.wait(list(waiting), num_returns=1)[0]:
+            task = waiting.pop(answer)
+            try:
+                files = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                failed(task, str(error).strip().splitlines()[-1])
+                continue
+            target = folder.path / task.result
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                storage.write(target.parent / name if name else target, content)
+            done(task)
+
+
+def _compute(
+    kind: Kind, run: dict[str, Any], settings: dict[str, Any], part: int, dataset: Dataset, *states: bytes
+) -> dict[str, bytes]:
+    """On a worker: the files of a task by name; the one without a name is the result."""
+    import torch
+
+    from lbstudy.data import place
+
+    spec = RunSpec.model_validate(run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    key = spec.model_dump_json(include={"dataset", "split_seed", "train_on", "model", "precision"})
+    data = _keep("data", key, lambda: place(dataset, spec.dataset, spec.split_seed, device, spec.train_on))
+    loaded = [_load(state, device) for state in states]
+    model = _network(spec, data, loaded[-1])
+    if kind == "sharpness":
+        from analysis.sharpness import SharpnessSpec, measure
+
+        found = measure(model, data, data.train, SharpnessSpec.model_validate(settings))
+        return {"": json.dumps(found.as_json()).encode()}
+    from analysis.landscape import evaluate_points, prepare
+
+    chosen = LandscapeSettings.model_validate(settings)
+    key += chosen.model_dump_json(include={"samples", "seed"})
+    images = _keep("images", key, lambda: prepare(model, data, chosen.samples, chosen.seed))
+    points, files = _points(kind, model, loaded, chosen)
+    here = slice(part * CHUNK, (part + 1) * CHUNK)
+    points = points._replace(coordinates=points.coordinates[here], coefficients=points.coefficients[here])
+    frame = evaluate_points(model, points, images)
+    files[""] = frame.to_csv(index=False, na_rep="nan").encode()
+    return files if part == 0 else {"": files[""]}
+
+
+def _points(
+    kind: Kind, model: nn.Module, states: Sequence[Any], settings: LandscapeSettings
+) -> tuple[Points, dict[str, bytes]]:
+    """All points of a landscape, and what else there is to keep of it."""
+    from analysis import landscape
+    from analysis.directions import DirectionSpec
+
+    spec = DirectionSpec(
+        seed=settings.seed, normalisation=settings.normalisation, biases_and_norms=settings.biases_and_norms
+    )
+    if kind == "line":
+        return landscape.line(model, spec, settings.directions), {}
+    if kind == "plane":
+        return landscape.plane(model, spec), {}
+    if kind == "interpolate":
+        return landscape.interpolate(*states), {}
+    found = landscape.trajectory(model, states)
+    path = {"path": found.path.tolist(), "explained": found.explained.tolist()}
+    return found.points, {"path.json": json.dumps(path).encode()}
+
+
+def _load(state: bytes, device: str) -> Any:
+    import torch
+
+    return torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+
+
+def _network(spec: RunSpec, data: ImageData, state: dict[str, torch.Tensor]) -> nn.Module:
+    from lbstudy import models
+    from lbstudy.train import DTYPES
+
+    model = models.build(spec.model, data.shape, data.classes, spec.ghost_samples)
+    model = model.to(data.train.images.device, DTYPES[spec.precision])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+_kept: dict[str, tuple[str, Any]] = {}  # what this process holds for its next task
+
+
+def _keep(what: str, key: str, make: Callable[[], Any]) -> Any:
+    """What was made last of a sort, if it is this one, or else a new one in its place."""
+    if what not in _kept or _kept[what][0] != key:
+        _kept.pop(what, None)
+        _kept[what] = (key, make())
+    return _kept[what][1]
