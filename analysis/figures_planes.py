@@ -240,12 +240,12 @@ def _each(info: Planes, axes: NDArray[Any]) -> list[tuple[Any, str, Plane]]:
 
 def _contours(panel: Axes, plane: Plane) -> None:
     """Filled contours and lines; hatched where the loss is not finite, blank where it was not evaluated."""
-    panel.set_xlim(plane.a[0], plane.a[-1])
-    panel.set_ylim(plane.b[0], plane.b[-1])
     panel.grid(False)
     if min(plane.loss.shape) < 2:
         mark_empty(panel, "too few points")
         return
+    panel.set_xlim(plane.a[0], plane.a[-1])
+    panel.set_ylim(plane.b[0], plane.b[-1])
     loss = np.ma.masked_invalid(plane.loss)
     if loss.count():
         panel.contourf(plane.a, plane.b, loss, LEVELS, norm=_norm(), cmap=COLOURS, extend="both")
