@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
-from analysis.curves import width
+from analysis.minima_table import MEASURES
 from analysis.sentences import (
     OPTIMIZERS,
     SMOOTHINGS,
@@ -34,9 +34,6 @@ Verdict = Literal["supported", "contradicted", "cannot tell"]
 
 HALF = 0.5
 """The share of the loss of accuracy that smoothing is claimed to exceed."""
-
-RISE = 1.0
-"""How far above its minimum the loss ends a valley."""
 
 LEVEL = 1 - stats.LEVEL
 """Largest p value that decides."""
@@ -66,18 +63,8 @@ class Claim(NamedTuple):
         return found.pop() if len(found) == 1 else "cannot tell"
 
 
-class Measure(NamedTuple):
-    """A measure of a minimum."""
-
-    words: str
-    flatter: Literal["smaller", "larger"]  # which values mean a flatter, wider minimum
-
-
-MEASURES = {
-    "eigenvalue_1": Measure("largest Hessian eigenvalue", "smaller"),
-    "width": Measure("width of the training loss’s valley", "larger"),
-}
-"""The measures that decide about minima: columns of the frame that `wider_minima` takes."""
+DECISIVE = ("eigenvalue_1", "width_1")
+"""The measures (of `minima_table.MEASURES`) that decide about minima: one of curvature, one of width."""
 
 
 def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict:
@@ -196,62 +183,34 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
     )
 
 
-def measure_minima(sharpness: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
-    """A row per confirmed run of a cell's best configuration, with what has been measured of its minimum (`MEASURES`).
-
-    The width is where the training loss has risen by RISE along a random direction, median over the directions; it is
-    infinite where most valleys go on beyond the curve.
-
-    Args:
-        sharpness: `load.sharpness`.
-        lines: `load.landscape` of kind line.
-    """
-    keys = ["cell", "optimizer", "batch_size", "smoothing", "repeat"]
-    parts = [winners(sharpness)[[*keys, *(c for c in ["eigenvalue_1"] if c in sharpness)]]]
-    widths = []
-    for key, run in winners(lines).groupby(keys):
-        curves = run.pivot(index="direction", columns="a", values="train_loss")
-        a = curves.columns.to_numpy(float)
-        if a[0] < 0 < a[-1]:  # else too many points are missing
-            found = width(a, curves.to_numpy(float), RISE)
-            widths.append((*key, float(np.median(np.where(found.censored, inf, found.values)))))
-    parts.append(pd.DataFrame(widths, columns=[*keys, "width"]))
-    return parts[0].merge(parts[1], "outer", on=keys) if len(parts[0]) else parts[1]
-
-
-def wider_minima(study: StudySpec, measures: pd.DataFrame) -> Claim:
-    """Smoothed minima are wider.
-
-    Args:
-        study: the study.
-        measures: `measure_minima`.
-    """
+def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
+    """Smoothed minima are wider. `runs`: `minima_table.runs`."""
+    # where most valleys go on beyond the line there is a lower bound of the width, which decides nothing
+    runs = runs.assign(width_1=runs["width_1"].mask(runs["beyond"] >= 0.5, inf))
+    present = [name for name in DECISIVE if runs[name].notna().any()]
     comparisons = []
-    present = [name for name in MEASURES if name in measures and measures[name].notna().any()]
     for optimizer in dict.fromkeys(cell.optimizer for cell in study.list_cells()):
         batch = max(cell.batch_size for cell in study.list_cells() if cell.optimizer == optimizer)
-        runs = (
-            measures[(measures["optimizer"] == optimizer) & (measures["batch_size"] == batch)] if present else measures
-        )
+        here = runs[(runs["optimizer"] == optimizer) & (runs["batch_size"] == batch)]
         smoothings = [c.smoothing for c in study.list_cells() if (c.optimizer, c.batch_size) == (optimizer, batch)]
         if "none" in smoothings and present:
-            comparisons += [_minima(optimizer, batch, s, runs, present) for s in smoothings if s != "none"]
+            comparisons += [_minima(optimizer, batch, s, here, present) for s in smoothings if s != "none"]
     if not comparisons:
-        why = "No minimum has been looked at" if not present else "There is no smoothed cell beside a plain one"
+        why = "There is no smoothed cell beside a plain one" if present else "No minimum has been measured"
         comparisons = [Comparison("cannot tell", f"{why}.")]
     return Claim(
         "minima",
         "Smoothed minima are wider (flatter).",
         "The smoothed minimum over the plain one at the largest batch size, paired by seed; 95 % interval of the ratio "
         "against 1. Every measure that was taken must agree: "
-        + "; ".join(f"{measure.words}, {measure.flatter} means flatter" for measure in MEASURES.values())
-        + f" (a valley ends where the loss has risen by {RISE:g}).",
+        + "; ".join(f"{MEASURES[name].label}, large means {MEASURES[name].large_is}" for name in DECISIVE)
+        + ".",
         comparisons,
         "Large positive eigenvalues mean a sharp minimum (Keskar et al. 2017). Naganuma and Yokota’s slides (2019) "
         "have the two words swapped and call such a minimum flat; here the words are Keskar’s. Eigenvalues change when "
         "weights are rescaled though the function stays the same; widths along filter-normalised directions do not. On "
         "the line between two solutions the sharper side flips with weight decay (Li et al. 2018): it decides nothing.",
-        "figures",
+        "sharpness",
     )
 
 
@@ -260,11 +219,11 @@ def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, pres
     parts, verdicts = [], set()
     for name in present:
         measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
-        above: Verdict = "supported" if measure.flatter == "larger" else "contradicted"
+        above: Verdict = "supported" if measure.large_is == "flat" else "contradicted"
         verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
         known = "not measured in both" if not ratio.n else "not finite and positive in every run"
         words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
-        parts.append(f"{measure.words} {words}")
+        parts.append(f"{measure.label} {words}")
     sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."
     return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
 
@@ -298,7 +257,7 @@ def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the gap table at each optimizer's largest batch size."""
     largest = gaps.groupby("optimizer", sort=False)["large_batch"].transform("max")
     rows = gaps[gaps["large_batch"] == largest]
-    return [{str(name): row[name] for name in rows} for _, row in rows.iterrows()]
+    return [{str(name): value for name, value in row.items()} for _, row in rows.iterrows()]
 
 
 def _cells(row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """All figures of a study that can be drawn, each with its name and a description; and why the others cannot.
 
 The figures themselves: `figures_runs` (learning curves, steps to a target), `figures_tuning` (sensitivity, learning
-rates, tuning curves), `figures_mixup`. How they look: `style`.
+rates, tuning curves), `figures_mixup`, `figures_landscape` (lines), `figures_planes`, `figures_sharpness`. How they
+look: `style`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 from math import isnan
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import figures_mixup, figures_runs, figures_tuning, load, style, targets
+from analysis import (
+    figures_landscape,
+    figures_mixup,
+    figures_planes,
+    figures_runs,
+    figures_sharpness,
+    figures_tuning,
+    load,
+    minima_table,
+    style,
+    targets,
+)
 from analysis.style import NothingToDraw
 from lbstudy import datasets
 from lbstudy.records import StudyFolder
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudyError, StudySpec
 
 
@@ -64,6 +76,34 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
         densities = figures_mixup.mixup_densities_info(study, trials)
         return figures_mixup.draw_mixup_samples(figures_mixup.mixup_samples_info(densities, _images(study)))
 
+    @cache
+    def landscape(kind: load.Kind) -> pd.DataFrame:
+        return load.landscape(folder, kind, trials)
+
+    @cache
+    def lines() -> figures_landscape.Curves:
+        return figures_landscape.line_info(study, landscape("line"), load.landscape_settings(folder, "line"))
+
+    @cache
+    def planes() -> figures_planes.Planes:
+        return figures_planes.plane_info(study, landscape("plane"), load.landscape_settings(folder, "plane"))
+
+    def trajectories() -> Figure:
+        found = figures_planes.trajectory_info(study, landscape("trajectory"), load.trajectories(folder))
+        return figures_planes.draw_trajectory(found)
+
+    @cache
+    def minima() -> pd.DataFrame:
+        return minima_table.runs(load.confirmed(folder, trials), load.sharpness(folder, trials), landscape("line"))
+
+    def densities() -> Figure:
+        found = figures_sharpness.densities_info(study, minima(), load.spectral_densities(folder))
+        return figures_sharpness.draw_densities(found)
+
+    def sharpness_accuracy() -> Figure:
+        table = minima_table.minima_table(study, minima())
+        return figures_sharpness.draw_sharpness_accuracy(figures_sharpness.sharpness_accuracy_info(study, table))
+
     def sensitivity(parameter: str) -> Callable[[], Figure]:
         return lambda: figures_tuning.draw_sensitivity(figures_tuning.sensitivity_info(study, trials, parameter))
 
@@ -82,6 +122,20 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
         ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
          lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),
         ("mixup_samples", "Training images mixed by Mixup", samples),
+        ("landscape_line", "Loss and accuracy around the minima of every cell, along random directions",
+         lambda: figures_landscape.draw_line(lines())),
+        ("landscape_widths", "Training loss around the minima, batch sizes and smoothings compared",
+         lambda: figures_landscape.draw_widths(lines())),
+        ("landscape_plane", "Contours of the training loss around the minima, on a plane of two random directions",
+         lambda: figures_planes.draw_plane(planes())),
+        ("landscape_surface", "The same planes in three dimensions", lambda: figures_planes.draw_surface(planes())),
+        ("landscape_interpolate", "Loss and accuracy on the line from the small-batch to the large-batch solution",
+         lambda: figures_landscape.draw_interpolation(
+             figures_landscape.interpolation_info(study, landscape("interpolate")))),
+        ("landscape_trajectory", "The path of a run over its training loss, on the plane that holds most of it",
+         trajectories),
+        ("spectral_densities", "Density of the Hessian's eigenvalues at the minima of every cell", densities),
+        ("sharpness_accuracy", "Sharpness of the minima against test accuracy, a point per cell", sharpness_accuracy),
     ]  # fmt: skip
     for name, description, draw in figures:
         try:
@@ -107,7 +161,7 @@ def _images(study: StudySpec) -> NDArray[np.uint8]:
 
 def write_all(
     folder: StudyFolder, file_format: style.Format, reached: Reached | None = None
-) -> Iterator[tuple[Drawing, Path | None]]:
+) -> Iterator[tuple[Drawing, StoragePath | None]]:
     """Write what can be drawn to STUDY/figures, a file each; yields each drawing with its file's path.
 
     Raises:
@@ -117,7 +171,7 @@ def write_all(
     try:
         target.mkdir(exist_ok=True)
         for drawing in draw_all(folder, reached):
-            path = None
+            path: StoragePath | None = None
             if drawing.figure is not None:
                 path = target / f"{drawing.name}.{file_format}"
                 style.write(drawing.figure, path)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from analysis.curves import spread
 from analysis.load import COORDINATES, Kind
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
 from analysis.tables import winners
@@ -65,7 +66,7 @@ def line_info(study: StudySpec, lines: pd.DataFrame, settings: Mapping[str, Any]
         NothingToDraw: no line was evaluated.
     """
     lines = of_winners(lines, "line")
-    count = _range(lines.groupby(["cell", "number"])["direction"].nunique()), _range(_seeds(lines))
+    count = _range(lines.groupby("cell")["direction"].nunique()), _range(_seeds(lines))
     words = f"n = {count[0]} random directions × {count[1]} seed{'' if count[1] == '1' else 's'}"
     return Curves(study, _summarise(lines), words, describe(lines, "line", settings))
 
@@ -149,16 +150,12 @@ def _summarise(lines: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for metric in METRICS:
         worst = np.inf if metric.endswith("loss") else -np.inf
-        values = lines[[*key, metric]].assign(value=lines[metric].where(np.isfinite(lines[metric]), worst))
-        at = values.groupby(key, sort=False)["value"]
-        # Between two values quantiles would be interpolated, which is NaN next to an infinity.
-        spread = pd.DataFrame({
-            "median": at.median(), "low": at.quantile(0.25, interpolation="lower"),
-            "high": at.quantile(0.75, interpolation="higher"),
-            "lost": 1 - np.isfinite(values["value"]).groupby([values[k] for k in key], sort=False).mean(),
-            "n": at.size(),
-        })  # fmt: skip
-        parts.append(spread.reset_index().assign(metric=metric))
+        values = lines[metric].where(np.isfinite(lines[metric]), worst)
+        rows = [
+            (*at, *spread(curves), 1 - np.isfinite(curves).mean(), len(curves))
+            for at, curves in values.groupby([lines[name] for name in key], sort=False)
+        ]
+        parts.append(pd.DataFrame(rows, columns=[*key, "median", "low", "high", "lost", "n"]).assign(metric=metric))
     return pd.concat(parts).sort_values(["cell", "metric", "a"], ignore_index=True)
 
 
@@ -247,9 +244,7 @@ def draw_widths(info: Curves) -> Figure:
             panel.set_ylim(*LOSS_AXIS)
     label_outer(axes, "a", "training loss")
     cross = Line2D([], [], marker="x", ms=3, ls="none", color=INK, label=NOT_FINITE)
-    encoding.legend(
-        figure, ["optimizer", "batch size", "smoothing"], [cross] if (points["lost"] >= 0.5).any() else []
-    )
+    encoding.legend(figure, ["optimizer", "batch size", "smoothing"], [cross] if (points["lost"] >= 0.5).any() else [])
     return figure
 
 

@@ -114,6 +114,9 @@ def trajectory_info(
     """
     planes = plane_info(study, points, {}, "trajectory")
     found = {cell: paths[cell, plane.number] for cell, plane in planes.planes.items() if (cell, plane.number) in paths}
+    missing = [cell for cell in planes.planes if cell not in found]
+    if missing:
+        planes = planes._replace(note=f"{planes.note} No path: {', '.join(missing)}.")
     return Trajectories(
         planes,
         {cell: np.asarray(path["path"], float) for cell, path in found.items()},
@@ -164,6 +167,8 @@ def draw_surface(info: Planes) -> Figure:
             axis.set_major_locator(MaxNLocator(2))
             axis.set_label_text(name)
             axis.labelpad = -12
+    for panel, name in zip(axes[:, 0], _rows(info.study), strict=True):
+        panel.text2D(-0.08, 0.5, name, transform=panel.transAxes, rotation=90, va="center", ha="right")
     lost = any(_lost(plane).any() for plane in info.planes.values())
     cross = Line2D([], [], marker="x", ls="none", ms=3, color=LOST, label=NOT_FINITE)
     _key(figure, axes, [cross] if lost else [])
@@ -209,7 +214,8 @@ def _panels(info: Planes, title: str, **options: Any) -> tuple[Figure, NDArray[A
     of = "the first seed" if repeats == {0} else "the first seed that was evaluated"
     return panels(
         info.study.name, title, f"n = 1: of each cell, {of}. {info.note}",
-        list(_rows(info.study)), Encoding.of(info.study).smoothings, **{"width": 1.75, "height": 1.6} | options,
+        [""] * len(_rows(info.study)) if "projection" in options else list(_rows(info.study)),
+        Encoding.of(info.study).smoothings, **{"width": 1.75, "height": 1.6} | options,
     )  # fmt: skip
 
 
@@ -234,12 +240,12 @@ def _each(info: Planes, axes: NDArray[Any]) -> list[tuple[Any, str, Plane]]:
 
 def _contours(panel: Axes, plane: Plane) -> None:
     """Filled contours and lines; hatched where the loss is not finite, blank where it was not evaluated."""
-    panel.set_xlim(plane.a[0], plane.a[-1])
-    panel.set_ylim(plane.b[0], plane.b[-1])
     panel.grid(False)
     if min(plane.loss.shape) < 2:
         mark_empty(panel, "too few points")
         return
+    panel.set_xlim(plane.a[0], plane.a[-1])
+    panel.set_ylim(plane.b[0], plane.b[-1])
     loss = np.ma.masked_invalid(plane.loss)
     if loss.count():
         panel.contourf(plane.a, plane.b, loss, LEVELS, norm=_norm(), cmap=COLOURS, extend="both")

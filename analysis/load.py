@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from lbstudy import storage
 from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudySpec
 
 if TYPE_CHECKING:
@@ -97,9 +99,10 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     numbers = [*COORDINATES[kind], *POINT_METRICS]
     known = _keys_of_confirmed_runs(folder, tuned)
     parts, left_out = [], []
-    for path in sorted((folder.path / "landscape" / kind).glob("*/*/*.csv")):
+    paths = sorted((folder.path / "landscape" / kind).glob("*/*/*.csv"))
+    for path, content in zip(paths, storage.read_all(paths), strict=True):
         key = known.get((path.parent.parent.name, path.parent.name))
-        points = _read_points(path.read_bytes(), numbers)
+        points = _read_points(content, numbers)
         if key is None or points is None:
             left_out.append(_address(folder, path))
         else:
@@ -112,7 +115,7 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
 
 def landscape_settings(folder: StudyFolder, kind: Kind) -> dict[str, Any]:
     """How the landscapes of a kind were looked at: directions, normalisation, samples, seed; empty if unknown."""
-    settings = _read_json(folder.path / "landscape" / kind / "settings.json")
+    settings = _parse(storage.read(folder.path / "landscape" / kind / "settings.json"))
     return settings if isinstance(settings, dict) else {}
 
 
@@ -120,8 +123,9 @@ def trajectories(folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:
     """The path of each run through its plane, by cell and number: `path`, a point per checkpoint and the final one,
     (0, 0), last; `explained`, the share of the checkpoints' variance along either axis. Damaged files do not count."""
     found = {}
-    for path in sorted((folder.path / "landscape" / "trajectory").glob("*/*/path.json")):
-        content = _read_json(path)
+    paths = sorted((folder.path / "landscape" / "trajectory").glob("*/*/path.json"))
+    for path, text in zip(paths, storage.read_all(paths), strict=True):
+        content = _parse(text)
         try:
             steps = [(float(x), float(y)) for x, y in content["path"]]
             first, second = map(float, content["explained"])
@@ -163,15 +167,17 @@ def spectral_densities(folder: StudyFolder) -> dict[tuple[str, int], SpectralDen
     }
 
 
-def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[Any, Sharpness | None]]:
+def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpness | None]]:
     """Each run's file, and what it holds, or None if it is damaged."""
     from analysis.sharpness import Sharpness  # here, since it imports SciPy's optimisers
 
-    for path in sorted((folder.path / "sharpness").glob("*/*.json")):
+    paths = sorted((folder.path / "sharpness").glob("*/*.json"))
+    for path, text in zip(paths, storage.read_all(paths), strict=True):
         try:
-            yield path, Sharpness.from_json(_read_json(path))
+            measured = Sharpness.from_json(_parse(text))
         except (KeyError, TypeError, ValueError, AttributeError):  # whatever a file may hold instead
-            yield path, None
+            measured = None
+        yield path, measured
 
 
 def _read_points(content: bytes, numbers: list[str]) -> pd.DataFrame | None:
@@ -186,15 +192,15 @@ def _read_points(content: bytes, numbers: list[str]) -> pd.DataFrame | None:
     return None if coordinates.isna().any(axis=None) else points
 
 
-def _read_json(path: Any) -> Any:
-    """What a file holds, or None if it is missing or damaged."""
+def _parse(text: bytes | None) -> Any:
+    """What a JSON file holds, or None if it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return None if text is None else json.loads(text)
+    except ValueError:
         return None
 
 
-def _address(folder: StudyFolder, path: Any) -> str:
+def _address(folder: StudyFolder, path: StoragePath) -> str:
     """A file's place in the folder."""
     return str(path).removeprefix(str(folder.path)).lstrip("/")
 

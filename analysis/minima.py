@@ -19,7 +19,7 @@ from pydantic import Field
 from analysis import load
 from lbstudy import storage
 from lbstudy.datasets import Dataset
-from lbstudy.records import StudyFolder, TrialRecord, model_name
+from lbstudy.records import StudyFolder, TrialRecord
 from lbstudy.runspec import RunSpec, Spec
 from lbstudy.study import StudyError, StudySpec
 
@@ -123,8 +123,8 @@ def _subjects(
         yield from _pairs(runs)
         return
     for run in runs:
-        way = sorted(folder.confirmation.trial_folder(run).glob("epoch-*.pt")) if kind == "trajectory" else []
-        states = tuple((run, model_name(int(path.name[6:-3]))) for path in way)
+        way = folder.confirmation.models_on_the_way(run) if kind == "trajectory" else []
+        states = tuple((run, name) for name in way)
         if kind != "trajectory" or len(states) >= 2:
             yield (*states, (run, "model")), _name(run)
 

@@ -19,7 +19,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis import claims, conditions, figures, gaps, health, load, style, tables, targets
+from analysis import claims, conditions, figures, gaps, health, load, minima_table, sentences, style, tables, targets
 from lbstudy import storage
 from lbstudy.provenance import utc_now
 from lbstudy.records import StudyFolder
@@ -91,7 +91,10 @@ def collect(folder: StudyFolder) -> Report:
     goals = [goal for goal in goals if not isnan(goal.value)]
     times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
     steps = claims.fewer_steps(study, confirmed, times)
-    minima = claims.measure_minima(load.sharpness(folder, trials), load.landscape(folder, "line", trials))
+    sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
+    minima = minima_table.runs(confirmed, sharpness, lines)
+    measured = minima_table.minima_table(study, minima)
+    measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
 
     def command(verb: str, *arguments: str) -> str:
@@ -108,7 +111,8 @@ def collect(folder: StudyFolder) -> Report:
             claims.more_than_halves(study, confirmed, gap_table),
             claims.wider_minima(study, minima),
         ],
-        missing=list_missing(folder, study, trials, confirmed),
+        missing=list_missing(folder, study, trials, confirmed)
+        + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(sharpness, lines)],
         tables=[
             Shown("best", "Best configurations", _for_page(best), BEST, command("best")),
             Shown("gap", "Small against large batch", _for_page(gap_table), GAP, command("table", "gap")),
@@ -123,6 +127,14 @@ def collect(folder: StudyFolder) -> Report:
                     command("table", "targets", *(part for goal in goals for part in goal.options)),
                 )
             ] if rivals and goals and rivals[1] != targets.baseline(study) else []),
+            Shown(
+                "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
+                command("table", "sharpness"),
+            ),
+            Shown(
+                "correlations", "Sharpness and test accuracy", _for_page(minima_table.correlations(measured)),
+                CORRELATIONS, command("table", "correlations"),
+            ),
             Shown("health", "Health", health_matrix(findings), HEALTH, command("table", "health")),
             Shown(
                 "warnings", "Warnings", _for_page(findings[findings["verdict"] == "warning"].drop(columns="verdict")),
@@ -155,6 +167,11 @@ TARGETS = (
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell ends with: whether K-FAC needs fewer steps at a "
     "large batch is decided here."
+)
+MINIMA = "Means over the n seeds that were measured, and their standard deviations (sd)."
+CORRELATIONS = (
+    "Spearman’s rank correlation of each measure with test accuracy across cells, which differ in more than sharpness: "
+    "it is no cause."
 )
 HEALTH = "Whether each cell's numbers can be trusted; ? where it cannot be told."
 

@@ -11,8 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
-from io import StringIO
-from pathlib import Path
+from io import BytesIO, StringIO
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from lbstudy import storage
+from lbstudy.storage import StoragePath
 from lbstudy.study import Cell, StudySpec
 
 COLOURS = {"sgd": "#0072B2", "kfac": "#D55E00", "lars": "#009E73", "adamw": "#CC79A7"}
@@ -171,14 +172,16 @@ def mark_empty(axes: Axes, reason: str) -> None:
 
 
 @in_style
-def write(figure: Figure, path: Path) -> None:
+def write(figure: Figure, path: StoragePath) -> None:
     """Save a figure on white; the same figure gives the same bytes."""
     undated: dict[str, dict[str, None]] = {
-        ".svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
-        ".pdf": {"CreationDate": None},
-        ".png": {"Software": None},
+        "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+        "pdf": {"CreationDate": None},
+        "png": {"Software": None},
     }
-    figure.savefig(path, metadata=undated[path.suffix])
+    content, kind = BytesIO(), path.name.rpartition(".")[2]
+    figure.savefig(content, format=kind, metadata=undated[kind])
+    storage.write(path, content.getvalue())
 
 
 @in_style

@@ -196,6 +196,10 @@ class StudyFolder:
             raise Damaged(str(path))
         return int(epoch), state
 
+    def models_on_the_way(self, record: TrialRecord) -> list[str]:
+        """The names of the models that a confirmed run has kept on its way, in their order (`epoch-0010`, ...)."""
+        return sorted(path.name.removesuffix(".pt") for path in self.trial_folder(record).glob("epoch-*.pt"))
+
     def drop_state(self, record: TrialRecord, name: str) -> None:
         """Remove a trial's state."""
         (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
