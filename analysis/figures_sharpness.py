@@ -138,11 +138,12 @@ def draw_sharpness_accuracy(info: SharpnessAccuracy) -> Figure:
     rows = -(-len(info.correlations) // columns)
     n = info.cells["n"][info.cells["n"] > 0]
     seeds = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    bars = "; bars: standard deviation" if n.max() > 1 else ""
     figure, axes = panels(
         info.study.name, "sharpness against test accuracy",
-        f"A point per cell: mean over n = {seeds} seed{'' if n.max() == 1 else 's'}; bars: standard deviation. "
+        f"A point per cell: mean over n = {seeds} seed{'' if n.max() == 1 else 's'}{bars}. "
         "r: rank correlation across cells with its 95% interval, which holds from about eight cells on. "
-        "Right is sharper, but for the width, where left is.",
+        "Right is sharper, but for the width, where left is. A network that has hardly learnt lies flat too.",
         [""] * rows, [""] * columns, width=2.2, height=1.75, sharex=False,
     )  # fmt: skip
     for panel, (name, correlation) in zip(axes.flat, info.correlations.items(), strict=False):
