@@ -17,13 +17,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from analysis.hessian import SpectralDensity
-from analysis.minima_table import MEASURES
+from analysis.minima_table import CHIEF, MEASURES
 from analysis.stats import Correlation, rank_correlation
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
 from lbstudy.study import StudySpec
-
-SHOWN = ["eigenvalue_1", "trace", "keskar_full_0.001", "sam_ascent_adaptive", "width_0.1", "mean_rise"]
-"""The measures that the scatter shows, of those there are."""
 
 DECADES = 7
 """How far below its highest value a density is shown; farther down it is the tails of the broadening."""
@@ -119,7 +116,7 @@ def sharpness_accuracy_info(study: StudySpec, table: pd.DataFrame) -> SharpnessA
     """
     shown = {
         name: rank_correlation(table[name], table["test_accuracy"])
-        for name in SHOWN
+        for name in CHIEF
         if name in table and (table[name].notna() & table["test_accuracy"].notna()).sum() > 1
     }
     if not shown:

@@ -53,6 +53,9 @@ MEASURES = {
 }
 """Column -> what it is. The worst rises are by ascent, means over mini-batches; see `sharpness.worst_rise`."""
 
+CHIEF = ["eigenvalue_1", "trace", "keskar_full_0.001", "sam_ascent_adaptive", "width_0.1", "mean_rise"]
+"""One measure of each sort: what the scatter and a terminal show."""
+
 OUTCOMES = ("test_accuracy", "clean_train_loss")
 """What the minima are worth, and whether they are minima at all."""
 
@@ -137,6 +140,13 @@ def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
         row["note"] = _note(of_cell, measured)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def for_terminal(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of minima, narrow enough for a terminal: the chief measures, without their errors."""
+    shown = [name for name in (*OUTCOMES, *CHIEF) if name in table]
+    pairs = [column for name in shown for column in (name, f"{name}_sd")]
+    return table[["optimizer", "batch_size", "smoothing", "n", *pairs, "note"]]
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
