@@ -6,8 +6,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from lbstudy import __version__
 from lbstudy.confirm import as_study, plan_runs
+from lbstudy.interrupt import Interrupted, interruptible
 from lbstudy.lock import DriverLock
 from lbstudy.progress import Progress, TaskProgress
 from lbstudy.records import FINISHED, StudyFolder, TrialRecord
@@ -174,13 +175,16 @@ def confirm(
         with Progress(planned.study, err, Counter(run.cell for run in runs)) as progress:
             tuner.confirm_runs(where, planned, runs, progress.update, _notice, verbose)
 
-    dataset = _load_data(spec, source)
-    with DriverLock(folder.path, _notice):
-        _on_ray(lambda: go(dataset), folder.path, address, verbose)
+    command = f"lbstudy confirm {folder.path}"
+    with _ended_in_order(where.path, command):
+        _require_room(spec, address)
+        dataset = _load_data(spec, source)
+        with DriverLock(folder.path, _notice):
+            _on_ray(lambda: go(dataset), folder.path, verbose)
     _print_best(folder, TableFormat.table)
     wanted = {(run.cell, run.number) for run in runs}
     found = [trial for trial in where.trials() if (trial.cell, trial.number) in wanted]
-    _exit(found, len(runs), f"lbstudy confirm {folder.path}")
+    _exit(found, len(runs), command)
 
 
 @app.command()
@@ -246,15 +250,19 @@ def _compute(
     missing = minima.missing(folder, tasks)
     failures: list[str] = []
     if missing:
+        _require_room(spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 1})}), address)
         dataset = _load_data(spec, source)
-        with TaskProgress(where, len(missing), err) as progress:
+        with (
+            _ended_in_order(folder.path, "the same command"),
+            TaskProgress(where, len(missing), err) as progress,
+        ):
 
             def failed(task: Task, reason: str) -> None:
                 failures.append(f"{task.result}: {reason}")
                 progress.advance()
 
             work = partial(minima.compute, folder, spec, dataset, missing, lambda task: progress.advance(), failed)
-            _on_ray(work, folder.path, address, verbose)
+            _on_ray(work, folder.path, verbose)
     for failure in failures:
         err.print(f"failed: {failure}", markup=False)
     print(f"{len(tasks) - len(failures)} of {len(tasks)} results in {folder.path / where}")
@@ -401,19 +409,47 @@ def _run(study: StudySpec, source: StudyFile, path: StoragePath, address: str | 
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     path = path.resolve()
-    StudyFolder.check(path, study)
-    dataset = _load_data(study, source)
-    storage_is_new = not path.parent.exists()
-    try:
+    command = f"lbstudy run {path}"
+    with _ended_in_order(path, command):
+        StudyFolder.check(path, study)
+        _require_room(study, address)
+        dataset = _load_data(study, source)
         with DriverLock(path, _notice):
-            _on_ray(lambda: _tune(study, path, dataset, verbose), path, address, verbose)
-    finally:
-        if storage_is_new:  # and still empty, where the study could not begin
-            with suppress(OSError):
-                path.parent.rmdir()
+            _on_ray(lambda: _tune(study, path, dataset, verbose), path, verbose)
     folder = StudyFolder.open(path)
     _print_best(folder, TableFormat.table)
-    _exit(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {path}")
+    _exit(folder.trials(), len(study.list_cells()) * study.tuning.trials, command)
+
+
+@contextmanager
+def _ended_in_order(path: StoragePath, command: str) -> Iterator[None]:
+    """Around the work on the study at this path: whoever interrupts it is told how to go on.
+
+    Raises:
+        typer.Exit: Ctrl-C or SIGTERM.
+    """
+    try:
+        with interruptible():
+            yield
+    except Interrupted as interrupted:
+        begun = (path / "study.yaml").is_file()
+        hint = f"what has finished is safe; to go on: {command}" if begun else "the study had not begun"
+        err.print(f"interrupted by {interrupted}; {hint}")
+        raise typer.Exit(interrupted.exit_code) from interrupted
+
+
+def _require_room(study: StudySpec, address: str | None) -> None:
+    """Whether this machine can hold a trial is known long before a private Ray is up.
+
+    Raises:
+        StudyError: it cannot.
+    """
+    from lbstudy.resources import count_lanes, this_machine, with_gpus
+
+    _set_address(address)
+    if "RAY_ADDRESS" not in os.environ:
+        machine = [this_machine()]
+        count_lanes(with_gpus(study.resources, machine), machine)
 
 
 def _exit(trials: Sequence[TrialRecord], count: int, command: str) -> NoReturn:
@@ -444,19 +480,22 @@ def _tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) 
         tuner.tune_study(folder, planned, progress.update, _notice, verbose)
 
 
-def _on_ray(work: Callable[[], None], path: StoragePath, address: str | None, verbose: bool) -> None:
+def _on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
     """Join or start Ray, and work on the study at this path."""
-    _set_address(address)
     from lbstudy import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
-    tuner.connect(verbose)
     try:
-        work()
-    except OSError as error:
-        raise StudyError(
-            f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
-        ) from error
+        tuner.connect(verbose)
+        try:
+            work()
+        except OSError as error:
+            raise StudyError(
+                f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
+            ) from error
+    except KeyboardInterrupt:
+        err.print("ending the trials at work; once more to leave at once")
+        raise
     finally:
         tuner.disconnect()
 
@@ -471,7 +510,7 @@ def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
 
 def _print_plan(study: StudySpec, source: StudyFile) -> None:
     from lbstudy import datasets
-    from lbstudy.tuner import count_lanes, with_gpus
+    from lbstudy.resources import count_lanes, this_machine, with_gpus
 
     table = Table(title=f"{study.name}: {study.model} on {study.dataset.name}", title_justify="left")
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
@@ -497,11 +536,7 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
         f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
     )  # fmt: skip
     out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {length}; {tuning.sampler}, {pruner}")
-    machine: dict[str, float] = {"CPU": os.cpu_count() or 1}
-    if resources.gpus_per_worker:
-        import torch
-
-        machine["GPU"] = torch.cuda.device_count()
+    machine = this_machine()
     resources = with_gpus(resources, [machine])
     each = f"{resources.cpus_per_worker:g} CPU" + (
         f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""

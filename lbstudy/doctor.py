@@ -6,12 +6,10 @@ one. Only the driver writes to the storage (checkpoints reach it through Ray), s
 
 from __future__ import annotations
 
-import math
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
@@ -19,15 +17,14 @@ import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lbstudy import __version__, storage, tuner
+from lbstudy import __version__, sizes, storage, tuner
 from lbstudy.datasets import Dataset
-from lbstudy.runspec import ModelName
+from lbstudy.resources import count_lanes, with_gpus
 from lbstudy.storage import StoragePath
 from lbstudy.study import Resources, StudyError, StudySpec
 
 NODE_SECONDS = 60.0
 STATE_API_SECONDS = 10
-OPTIMIZER_COPIES = 3  # a checkpoint holds the parameters and at most two moments of each
 TRIAL_BYTES = 20_000  # record and Optuna journal of a trial
 EPOCH_BYTES = 400  # a line of its series
 
@@ -72,7 +69,7 @@ def examine(study: StudySpec | None, dataset: Dataset | None, folder: StoragePat
         yield from (check_devices(report) for report in reports if not report.error)
         lanes, nodes = 1, tuner.cluster_nodes()
         if study is not None:
-            fit = check_resources(tuner.with_gpus(study.resources, nodes), nodes)
+            fit = check_resources(with_gpus(study.resources, nodes), nodes)
             yield fit
             if fit.ok and dataset is not None:
                 lanes = tuner.plan(study, dataset, nodes).lanes
@@ -182,7 +179,7 @@ def check_devices(report: NodeReport) -> Finding:
 def check_resources(resources: Resources, nodes: Sequence[dict[str, float]]) -> Finding:
     """Whether a trial fits into the cluster."""
     try:
-        lanes = tuner.count_lanes(resources, nodes)
+        lanes = count_lanes(resources, nodes)
     except StudyError as error:
         return Finding("resources", False, str(error).removeprefix("resources: "))
     return Finding("resources", True, f"room for {lanes} trial{'s' * (lanes != 1)} at a time")
@@ -210,25 +207,11 @@ def _size(count: float) -> str:
 
 def planned_bytes(study: StudySpec, dataset: Dataset, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
-    shape: tuple[int, int, int] = dataset.train_images.shape[1:]
-    model = parameters(study.model, shape, dataset.classes) * (8 if study.precision == "fp64" else 4)
-    cells = len(study.list_cells())
-    samples = len(dataset.train_labels)
-    epochs = max(study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells())
-    records = cells * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-    checkpoints = 2 * lanes * OPTIMIZER_COPIES * model
-    return records + checkpoints + cells * (study.resources.keep_best + 1) * model
-
-
-def parameters(model: ModelName, shape: tuple[int, int, int], classes: int) -> int:
-    """Parameters of a model, by formula: importing torch to count them would take the driver seconds."""
-    channels, *sides = shape
-    if model == "lenet5":
-        features = 16 * math.prod(((side - 4) // 2 - 4) // 2 for side in sides)
-        return (25 * channels + 1) * 6 + (25 * 6 + 1) * 16 + (features + 1) * 120 + 121 * 84 + 85 * classes
-    if model == "vgg9":
-        widths = [channels, 64, 64, 128, 128, 256, 256, 256]
-        convolutions = sum((9 * a + 3) * b for a, b in pairwise(widths))  # bias, batch norm's two
-        features = 256 * math.prod(-(-side // 8) for side in sides)
-        return convolutions + (features + 3) * 256 + 257 * classes
-    return 11_167_104 + 9 * 64 * channels + 513 * classes  # ResNet-18 between its first and its last layer
+    cells, samples = study.list_cells(), len(dataset.train_labels)
+    layers = sizes.layers(study.model, dataset.train_images.shape[1:], dataset.classes)
+    element = 8 if study.precision == "fp64" else 4
+    epochs = max(study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in cells)
+    records = len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
+    checkpoints = 2 * lanes * max(sizes.checkpoint_bytes(layers, cell.optimizer, element) for cell in cells)
+    models = len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(layers, element)
+    return records + checkpoints + models

@@ -140,6 +140,7 @@ class Lane:
         self._job: Job | None = None
         self._reports = 0
         self._up = self._lost = False
+        self._workers = resources.workers
         gpus = float(resources.gpus_per_worker)
         per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
@@ -192,6 +193,8 @@ class Lane:
             if report is not None:
                 self._up = True
                 self._reports += 1
+                if report.get("outcome") == "failed" and self._workers > 1:
+                    self._lost = True  # its end is near, see `_serve`: the next trial gets another group
                 return report
             if up and not self._up:
                 self._up, began = True, time.monotonic()

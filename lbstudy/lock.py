@@ -32,7 +32,8 @@ class DriverLock:
     """Held while a driver writes to a study's folder; use as a context manager.
 
     Args:
-        folder: of the study; made where it is missing, and removed again if it is still empty in the end.
+        folder: of the study; made where it is missing, and removed again, with those above it that were made for it,
+            if it is still empty in the end.
         notice: is told when a dead driver's lock is taken over, and when another driver has taken over this one's;
             then the main thread is interrupted, as by Ctrl-C.
     """
@@ -40,6 +41,7 @@ class DriverLock:
     def __init__(self, folder: StoragePath, notice: Callable[[str], None]):
         self._path, self._notice = folder / LOCK, notice
         self._mine: dict[str, object] = {}
+        self._made: list[StoragePath] = []
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_touching, name="driver-lock", daemon=True)
 
@@ -47,11 +49,22 @@ class DriverLock:
         """Take the lock.
 
         Raises:
-            StudyError: another driver holds it; names its host, process and since when.
+            StudyError: another driver holds it; names its host, process and since when. Or the folder cannot be
+                written.
         """
+        try:
+            self._take()
+        except OSError as error:
+            self._remove_folders()
+            raise StudyError(f"{self._path.parent}: cannot be written: {error.strerror or error}") from error
+        self._thread.start()
+        return self
+
+    def _take(self) -> None:
         process = psutil.Process()
         self._mine = {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self._path.parent
+        self._made = storage.make_folder(folder)
         self._mine["since"] = datetime.now(UTC).isoformat(timespec="seconds")
         while not storage.create(self._path, json.dumps(self._mine).encode()):
             holder = self._holder()
@@ -62,20 +75,21 @@ class DriverLock:
                 )
             self._notice(f"taking over from a driver that has died: {holder or 'unreadable lock'}")
             self._path.unlink(missing_ok=True)
-        self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released.set()
         self._thread.join()
-        with suppress(
-            OSError
-        ):  # it cannot be reached, and will be stale; or the folder is not empty: the study has begun
+        with suppress(OSError):  # it cannot be reached, or has become read-only: the lock is stale from now on
             if self._holder() == self._mine:
                 self._path.unlink(missing_ok=True)
-            self._path.parent.rmdir()
+        self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        with suppress(OSError):  # not empty: the study has begun
+            for folder in self._made:
+                folder.rmdir()
 
     def _holder(self) -> dict[str, object] | None:
         """What the lock says; None where there is no lock any more, or a damaged one."""

@@ -19,6 +19,7 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside ours
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's snapshots are not used
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no value
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # lbstudy.interrupt has its own
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }

@@ -92,6 +92,8 @@ def _values(study: StudySpec, record: TrialRecord, series: list[dict[str, Any]])
     return values
 
 
+TOLD = ("report", "checkpoint", "kept", "model", "best", "config")  # of a result, of no use once it is recorded
+
 NewRecord = Callable[[Cell, int, dict[str, float], bool], TrialRecord]
 """Makes a trial's record of its cell, number, tuned values and whether these were published."""
 
@@ -192,11 +194,16 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch, or the news that the trial has failed."""
-        record, report = self._running[trial.trial_id], dict(result["report"])
+        self._record(self._running[trial.trial_id], trial.trial_id, result)
+        for name in TOLD:  # Tune keeps each trial's last result, and would keep the models in the object store with it
+            result.pop(name, None)
+
+    def _record(self, record: TrialRecord, trial_id: str, result: dict[str, Any]) -> None:
+        report = dict(result["report"])
         if result.get("outcome") == "failed":
             record.error = report["error"]
             if result.get("not_started"):
-                self._never_started.add(trial.trial_id)
+                self._never_started.add(trial_id)
             return
         record.status = result.get("outcome", "running")
         record.device = result["device"]
@@ -216,6 +223,8 @@ class Recorder(tune.Callback):
         """The trial has ended by itself, or the pruner ended it, or it has failed."""
         failed = (trial.last_result or {}).get("outcome") == "failed"
         self._end(trial.trial_id, failed)
+        trial.metric_analysis.clear()  # Tune's averages of every number that it was told: its memory grows by them
+        trial.metric_n_steps.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial's lane has died."""
@@ -223,6 +232,11 @@ class Recorder(tune.Callback):
         text = error_file.read_text() if error_file and error_file.exists() else "the lane has died"
         self._running[trial.trial_id].error = text
         self._end(trial.trial_id, failed=True)
+
+    def write_running(self) -> None:
+        """Bring the records of running trials up to date with their series: the driver ends now."""
+        for record in self._running.values():
+            self._write(record)
 
     def _end(self, trial_id: str, failed: bool) -> None:
         record = self._running.pop(trial_id)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -237,10 +237,15 @@ def write(path: StoragePath, content: bytes) -> None:
         path.write_bytes(content)
         return
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, path)
+        try:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+            os.replace(out.name, path)
+        except OSError:  # a full disk shall not keep half a file
+            with suppress(OSError):
+                os.unlink(out.name)
+            raise
 
 
 def append(path: StoragePath, line: bytes) -> None:
@@ -284,11 +289,25 @@ def create(path: StoragePath, content: bytes) -> bool:
         time.sleep(SETTLE_SECONDS)
         return read(path) == content
     try:
-        with path.open("xb") as out:
-            out.write(content)
+        out = path.open("xb")
     except FileExistsError:
         return False
+    try:
+        with out:
+            out.write(content)
+    except OSError:  # the disk is full
+        path.unlink()
+        raise
     return True
+
+
+def make_folder(folder: StoragePath) -> list[StoragePath]:
+    """Make a folder and those above it; returns the ones that were missing, innermost first."""
+    if isinstance(folder, ObjectPath):
+        return []
+    made: list[StoragePath] = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
 
 
 def touch(path: StoragePath) -> None:

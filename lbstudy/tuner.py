@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from lbstudy.datasets import Dataset, training_samples
 from lbstudy.lane import Job, Lane, LaneNotStarted
 from lbstudy.recorder import Recorder, take_up
 from lbstudy.records import FINISHED, StudyFolder, TrialRecord
+from lbstudy.resources import count_lanes, with_gpus
 from lbstudy.runspec import TrainOn
 from lbstudy.search import OBJECTIVE, StudyPruner, StudySearch, TrialQueue, objective
 from lbstudy.storage import local_file
@@ -37,38 +39,6 @@ HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, o
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
-
-
-def count_lanes(resources: Resources, nodes: Sequence[dict[str, float]]) -> int:
-    """How many trials can run at the same time.
-
-    Args:
-        resources: what a trial occupies.
-        nodes: the resources of each node, those an autoscaler may still add included.
-
-    Raises:
-        StudyError: not even one trial fits; says what is missing.
-    """
-    need = {"CPU": resources.cpus_per_worker, "GPU": float(resources.gpus_per_worker)}
-    need = {kind: amount for kind, amount in need.items() if amount}
-    fits = [min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in need.items()) for node in nodes]
-    if sum(fits) >= resources.workers:
-        return sum(fits) // resources.workers
-    wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in need.items())
-    if not sum(fits):
-        largest = " and ".join(f"{max((n.get(k, 0) for n in nodes), default=0):g} {k}" for k in need)
-        raise StudyError(f"resources: a worker needs {wanted}, but the most that a node has is {largest}")
-    raise StudyError(
-        f"resources.workers: a trial needs {resources.workers} workers of {wanted} each, "
-        f"but the cluster has room for {sum(fits)}"
-    )
-
-
-def with_gpus(resources: Resources, nodes: Sequence[dict[str, float]]) -> Resources:
-    """Resources with `gpus_per_worker: auto` decided: a GPU per worker where any node has one."""
-    if resources.gpus_per_worker != "auto":
-        return resources
-    return resources.model_copy(update={"gpus_per_worker": float(any(node.get("GPU", 0) >= 1 for node in nodes))})
 
 
 def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
@@ -104,13 +74,17 @@ def connect(verbose: bool = False) -> None:
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
-        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
+        if address is None:
+            ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
+        else:
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
         raise StudyError(f"no Ray cluster answers at {address}: {error}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
 
 
 def disconnect() -> None:
@@ -220,6 +194,9 @@ def tune_study(
         show: is told of every change of a trial.
         notice: is told of damaged files and interrupted trials found in the folder.
         verbose: let Tune print.
+
+    Raises:
+        OSError: the folder cannot be written any more.
     """
     study = plan.study
     pruner_past, records = take_up(folder, study, notice)
@@ -274,17 +251,25 @@ def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder
             "storage": scratch,
             "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
         }
-        tune.Tuner(
-            tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
-            param_space={"lane": lane},
-            tune_config=tune.TuneConfig(
-                num_samples=-1,  # the search says when it has no more
-                search_alg=search,
-                scheduler=pruner,
-                max_concurrent_trials=plan.lanes,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=study.name, storage_path=scratch, callbacks=[recorder], verbose=3 if verbose else 0
-            ),
-        ).fit()
+        try:
+            tune.Tuner(
+                tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
+                param_space={"lane": lane},
+                tune_config=tune.TuneConfig(
+                    num_samples=-1,  # the search says when it has no more
+                    search_alg=search,
+                    scheduler=pruner,
+                    max_concurrent_trials=plan.lanes,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=study.name, storage_path=scratch, callbacks=[recorder], verbose=3 if verbose else 0
+                ),
+            ).fit()
+        except KeyboardInterrupt:
+            recorder.write_running()
+            raise
+        except tune.TuneError as error:
+            if isinstance(error.__context__, OSError):  # from the recorder: Tune makes text of what callbacks raise
+                raise error.__context__ from None
+            raise

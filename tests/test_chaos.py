@@ -54,21 +54,27 @@ class Driver:
         study = {**STUDY, **(study or {}), "resources": {**STUDY["resources"], **resources}}  # type: ignore[dict-item]
         self._file = folder / "chaos.yaml"
         self._file.write_text(json.dumps(study))
-        self._storage, self._address = folder, address
-        self.folder = StudyFolder(folder / "chaos")
+        self._address = address
+        self.move_to(folder)
         self.log = (folder / "log.txt").open("a")
         self.process: subprocess.Popen[bytes] | None = None
+
+    def move_to(self, storage: Path) -> None:
+        """Where the study's folder shall be."""
+        self._storage, self.folder = storage, StudyFolder(storage / "chaos")
 
     def start(self) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         address = ["--address", self._address] if self._address else []
         command = [sys.executable, "-m", "lbstudy", "run", str(self._file), "--storage", str(self._storage), *address]
-        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
+        )
 
     def epochs_written(self) -> int:
         return sum(p.read_bytes().count(b"\n") for p in (self.folder.path / "trials").glob("*/*/epochs.jsonl"))
 
-    def wait_for_epochs(self, count: int, timeout: float = 240) -> bool:
+    def wait_for_epochs(self, count: int, timeout: float = 600) -> bool:
         """Wait until so many more epochs are written; False if the driver ended before."""
         assert self.process is not None
         before, deadline = self.epochs_written(), time.monotonic() + timeout
@@ -80,7 +86,7 @@ class Driver:
             if written >= before + count:
                 return True
             time.sleep(0.02)
-        raise TimeoutError(f"no {count} epochs in {timeout} s: {(self._storage / 'log.txt').read_text()[-2000:]}")
+        raise TimeoutError(f"no {count} epochs in {timeout} s: {Path(self.log.name).read_text()[-2000:]}")
 
     def kill(self) -> None:
         assert self.process is not None

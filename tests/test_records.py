@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lbstudy import storage
 from lbstudy.lock import DriverLock
 from lbstudy.records import LOCK, Damaged, StudyFolder, TrialRecord
 from lbstudy.study import StudyError
@@ -232,3 +233,25 @@ class TestLock:
         with DriverLock(tmp_path / "s", print):
             pass
         assert not (tmp_path / "s").exists()
+
+
+def test_lock_leaves_nothing_of_what_it_made_and_all_of_what_was_there(tmp_path: Path):
+    with pytest.raises(StudyError), DriverLock(tmp_path / "new" / "studies" / "s", print):
+        raise StudyError("the study cannot begin")
+    assert not list(tmp_path.iterdir())
+    with DriverLock(tmp_path / "new" / "s", print):
+        (tmp_path / "new" / "other").mkdir()  # another study begins beside it
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
+    with DriverLock(tmp_path / "new" / "other", print):
+        pass
+    assert (tmp_path / "new" / "other").is_dir()
+
+
+def test_lock_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, content: bytes) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "create", full)
+    with pytest.raises(StudyError, match="cannot be written: No space left on device"):
+        DriverLock(tmp_path / "new" / "s", print).__enter__()
+    assert not list(tmp_path.iterdir())

@@ -355,7 +355,11 @@ def test_a_study_runs_in_an_object_store(ray_session: None, place: ObjectPath, t
 @pytest.mark.slow
 def test_killed_driver_goes_on(place: ObjectPath, tmp_path: Path):
     study = tmp_path / "study.yaml"
-    study.write_text(json.dumps(TINIEST | {"budget": {"epochs": 20}, "resources": {"checkpoint_minutes": 0.01}}))
+    study.write_text(
+        json.dumps(
+            TINIEST | {"budget": {"epochs": 20}, "resources": {"checkpoint_minutes": 0.01, "cpus_per_worker": 2}}
+        )
+    )
     folder = StudyFolder(place / "tiniest")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 

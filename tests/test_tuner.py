@@ -15,10 +15,11 @@ from lbstudy import datasets
 from lbstudy.data import place
 from lbstudy.lane import process_group_backend
 from lbstudy.records import TrialRecord
+from lbstudy.resources import count_lanes, with_gpus
 from lbstudy.runspec import RunSpec
 from lbstudy.study import Resources, StudyError
 from lbstudy.train import train
-from lbstudy.tuner import cluster_nodes, count_lanes, with_gpus
+from lbstudy.tuner import cluster_nodes
 from tests.conftest import RanStudy, run_tiny, tiny_study
 
 EPOCHS = 4

@@ -1,0 +1,65 @@
+"""Ctrl-C, and SIGTERM, with which clusters end jobs: the first ends a study in good order, a second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import psutil
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody wants this process to end."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number  # as a shell reports a process that a signal has ended
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around work that starts processes: none of them is left when a signal ends it.
+
+    The first signal ends the process soon, so the handlers stay: a second one may come while Python tidies up.
+
+    Raises:
+        Interrupted: after the first signal, which the work sees as a KeyboardInterrupt (Ray's code turns every
+            exception of a handler into one). A second one ends the process there and then.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    first: int | None = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is not None:
+            _kill_children()
+            os._exit(128 + number)
+        first = number
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
+            raise
+        first = first or signal.SIGTERM  # while Ray starts, a handler of its own is there, which raises SystemExit
+        _kill_children()
+        raise Interrupted(first) from error
+    finally:
+        if first is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _kill_children() -> None:
+    """What Ray has started and, interrupted in its start or shut-down, would leave; parents before their children."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()

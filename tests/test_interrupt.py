@@ -1,0 +1,66 @@
+"""Signals, without Ray: a process that has a child."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+PROGRAM = """
+import subprocess, sys, time
+from lbstudy.interrupt import Interrupted, interruptible
+try:
+    with interruptible():
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        print(child.pid, flush=True)
+        try:
+            time.sleep(600)
+        finally:
+            print("tidying up", flush=True)
+            time.sleep({tidying})
+except Interrupted as interrupted:
+    print(interrupted)
+    sys.exit(interrupted.exit_code)
+"""
+
+
+def begin(tidying: float) -> tuple[subprocess.Popen[str], psutil.Process]:
+    program = PROGRAM.format(tidying=tidying)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    return process, psutil.Process(int(process.stdout.readline()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_ends_in_good_order(number: signal.Signals):
+    process, child = begin(tidying=0)
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == (f"tidying up\n{number.name}\n", "")
+    assert process.returncode == 128 + number
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_second_signal_ends_at_once():
+    process, child = begin(tidying=600)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "tidying up\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert time.monotonic() - began < 2
+    assert process.returncode == 128 + signal.SIGINT
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_handlers_are_as_before_where_no_signal_came():
+    from lbstudy.interrupt import interruptible
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interruptible():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    with pytest.raises(SystemExit), interruptible():
+        raise SystemExit(2)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
