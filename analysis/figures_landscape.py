@@ -215,7 +215,8 @@ def draw_widths(info: Curves) -> Figure:
     figure, axes = panels(
         info.study.name, "training loss around the minima, compared",
         f"Above: batch sizes, {_without(plain)}. Below: smoothings at the largest batch size. "
-        f"Median and quartiles over {info.curves}. A wider valley is a flatter minimum. {info.note} {_clipped()}",
+        f"Median and quartiles over {info.curves}. A wider valley is a flatter minimum, if its floor is low. "
+        f"{info.note} {_clipped()}",
         ["batch sizes", "smoothings"] if len(encoding.smoothings) > 1 else ["batch sizes"], encoding.optimizers,
         width=2.6, height=2.0,
     )  # fmt: skip

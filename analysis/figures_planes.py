@@ -143,7 +143,9 @@ def draw_surface(info: Planes) -> Figure:
     """The same planes in three dimensions; height is the logarithm of the loss."""
     with rc_context({"grid.color": "#D9D9D9"}):  # three-dimensional axes heed no transparency of their grid
         figure, axes = _panels(
-            info, "training loss over a plane of two random directions; height and colour: logarithm of the loss",
+            info,
+            "training loss over a plane of two random directions; height and colour: logarithm of the loss, cut off at "
+            f"{LEVELS[-1]:g}",
             projection="3d", sharex=False, sharey=False,
         )  # fmt: skip
     losses = np.concatenate([plane.loss[np.isfinite(plane.loss)] for plane in info.planes.values()])
@@ -159,7 +161,7 @@ def draw_surface(info: Planes) -> Figure:
         lost = _lost(plane)
         panel.scatter(a[lost], b[lost], np.full(lost.sum(), high), marker="x", color=LOST, s=4)
         panel.set_zlim(low, high)
-        panel.zaxis.set_major_locator(FixedLocator(np.arange(low, high + 1)))
+        panel.zaxis.set_major_locator(FixedLocator(np.arange(low, high + 1).tolist()))
         panel.zaxis.set_major_formatter(lambda value, _: f"{10.0**value:g}")
         panel.view_init(elev=28, azim=-60)
         panel.tick_params(labelsize=5, pad=-4)
@@ -169,9 +171,9 @@ def draw_surface(info: Planes) -> Figure:
             axis.labelpad = -12
     for panel, name in zip(axes[:, 0], _rows(info.study), strict=True):
         panel.text2D(-0.08, 0.5, name, transform=panel.transAxes, rotation=90, va="center", ha="right")
-    lost = any(_lost(plane).any() for plane in info.planes.values())
+    any_lost = any(_lost(plane).any() for plane in info.planes.values())
     cross = Line2D([], [], marker="x", ls="none", ms=3, color=LOST, label=NOT_FINITE)
-    _key(figure, axes, [cross] if lost else [])
+    _key(figure, axes, [cross] if any_lost else [])
     return figure
 
 
@@ -180,8 +182,11 @@ def draw_trajectory(info: Trajectories) -> Figure:
     """Contours of the training loss and the run's path over them, a panel per cell, each with axes of its own."""
     planes = info.planes
     figure, axes = _panels(
-        planes, "the path of a run over its training loss", sharex=False, sharey=False, width=2.05, height=1.9
-    )
+        planes,
+        "the path of a run over its training loss, on the first two principal components of its checkpoints (share of "
+        "their variance); Euclidean distances",
+        sharex=False, sharey=False, width=2.05, height=1.9,
+    )  # fmt: skip
     for panel, cell, plane in _each(planes, axes):
         _contours(panel, plane)
         for which, axis in enumerate((panel.xaxis, panel.yaxis)):

@@ -17,13 +17,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from analysis.hessian import SpectralDensity
-from analysis.minima_table import MEASURES
+from analysis.minima_table import CHIEF, MEASURES
 from analysis.stats import Correlation, rank_correlation
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
 from lbstudy.study import StudySpec
-
-SHOWN = ["eigenvalue_1", "trace", "keskar_full_0.001", "sam_ascent_adaptive", "width_0.1", "mean_rise"]
-"""The measures that the scatter shows, of those there are."""
 
 DECADES = 7
 """How far below its highest value a density is shown; farther down it is the tails of the broadening."""
@@ -119,7 +116,7 @@ def sharpness_accuracy_info(study: StudySpec, table: pd.DataFrame) -> SharpnessA
     """
     shown = {
         name: rank_correlation(table[name], table["test_accuracy"])
-        for name in SHOWN
+        for name in CHIEF
         if name in table and (table[name].notna() & table["test_accuracy"].notna()).sum() > 1
     }
     if not shown:
@@ -138,11 +135,12 @@ def draw_sharpness_accuracy(info: SharpnessAccuracy) -> Figure:
     rows = -(-len(info.correlations) // columns)
     n = info.cells["n"][info.cells["n"] > 0]
     seeds = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    bars = "; bars: standard deviation" if n.max() > 1 else ""
     figure, axes = panels(
         info.study.name, "sharpness against test accuracy",
-        f"A point per cell: mean over n = {seeds} seed{'' if n.max() == 1 else 's'}; bars: standard deviation. "
+        f"A point per cell: mean over n = {seeds} seed{'' if n.max() == 1 else 's'}{bars}. "
         "r: rank correlation across cells with its 95% interval, which holds from about eight cells on. "
-        "Right is sharper, but for the width, where left is.",
+        "Right is sharper, but for the width, where left is. A network that has hardly learnt lies flat too.",
         [""] * rows, [""] * columns, width=2.2, height=1.75, sharex=False,
     )  # fmt: skip
     for panel, (name, correlation) in zip(axes.flat, info.correlations.items(), strict=False):

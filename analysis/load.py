@@ -99,14 +99,14 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     numbers = [*COORDINATES[kind], *POINT_METRICS]
     known = _keys_of_confirmed_runs(folder, tuned)
     parts, left_out = [], []
-    paths = sorted((folder.path / "landscape" / kind).glob("*/*/*.csv"))
+    paths: list[StoragePath] = sorted((folder.path / "landscape" / kind).glob("*/*/*.csv"))
     for path, content in zip(paths, storage.read_all(paths), strict=True):
         key = known.get((path.parent.parent.name, path.parent.name))
         points = _read_points(content, numbers)
         if key is None or points is None:
             left_out.append(_address(folder, path))
         else:
-            parts.append(points.assign(**key)[[*CONFIRMED_KEY, *numbers]])
+            parts.append(pd.DataFrame(key, points.index).join(points))
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*CONFIRMED_KEY, *numbers])
     frame = frame.astype(dict.fromkeys(numbers, float) | {"rank": "Int64"})
     frame.attrs["left_out"] = left_out
@@ -123,7 +123,7 @@ def trajectories(folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:
     """The path of each run through its plane, by cell and number: `path`, a point per checkpoint and the final one,
     (0, 0), last; `explained`, the share of the checkpoints' variance along either axis. Damaged files do not count."""
     found = {}
-    paths = sorted((folder.path / "landscape" / "trajectory").glob("*/*/path.json"))
+    paths: list[StoragePath] = sorted((folder.path / "landscape" / "trajectory").glob("*/*/path.json"))
     for path, text in zip(paths, storage.read_all(paths), strict=True):
         content = _parse(text)
         try:
@@ -171,7 +171,7 @@ def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpne
     """Each run's file, and what it holds, or None if it is damaged."""
     from analysis.sharpness import Sharpness  # here, since it imports SciPy's optimisers
 
-    paths = sorted((folder.path / "sharpness").glob("*/*.json"))
+    paths: list[StoragePath] = sorted((folder.path / "sharpness").glob("*/*.json"))
     for path, text in zip(paths, storage.read_all(paths), strict=True):
         try:
             measured = Sharpness.from_json(_parse(text))

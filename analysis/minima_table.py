@@ -18,7 +18,8 @@ from lbstudy.study import StudySpec
 
 WHICH_SIDE = (
     "Large positive eigenvalues, like large Keskar and SAM values and a large mean rise, mean a SHARP minimum; a large "
-    "width means a FLAT one. (The HPML 2019 slides have the two words swapped.)"
+    "width means a FLAT one. (The HPML 2019 slides have the two words swapped.) A network that has hardly learnt lies "
+    "flat too: see its training loss."
 )
 
 FEW_PAIRS = 8
@@ -52,6 +53,12 @@ MEASURES = {
 }
 """Column -> what it is. The worst rises are by ascent, means over mini-batches; see `sharpness.worst_rise`."""
 
+CHIEF = ["eigenvalue_1", "trace", "keskar_full_0.001", "sam_ascent_adaptive", "width_0.1", "mean_rise"]
+"""One measure of each sort: what the scatter and a terminal show."""
+
+OUTCOMES = ("test_accuracy", "clean_train_loss")
+"""What the minima are worth, and whether they are minima at all."""
+
 ERRORS = ("eigenvalue_1", "trace")
 """Measures with an error of their own in the table, besides the spread over seeds."""
 
@@ -70,8 +77,8 @@ def line_measures(lines: pd.DataFrame) -> pd.DataFrame:
     for (cell, number), run in lines.groupby(["cell", "number"], sort=False):
         points = run.groupby("direction")["a"].nunique()
         complete = run[run["direction"].isin(points.index[points == points.max()])]
-        losses = complete.pivot(index="direction", columns="a", values="train_loss")
-        a, losses = losses.columns.to_numpy(float), losses.to_numpy(float)
+        by_direction = complete.pivot(index="direction", columns="a", values="train_loss")
+        a, losses = by_direction.columns.to_numpy(float), by_direction.to_numpy(float)
         if not a[0] <= 0 <= a[-1]:
             continue
         row: dict[str, Any] = {"cell": cell, "number": number}
@@ -88,7 +95,7 @@ def line_measures(lines: pd.DataFrame) -> pd.DataFrame:
 
 def runs(confirmed: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     """A row per completed confirmed run of what is now its cell's best configuration: cell, optimizer, batch_size,
-    smoothing, number, repeat, test_accuracy, all MEASURES and the ERRORS' errors; NaN where not measured.
+    smoothing, number, repeat, the OUTCOMES, all MEASURES and the ERRORS' errors; NaN where not measured.
 
     Args:
         confirmed: as from `load.confirmed`.
@@ -96,18 +103,18 @@ def runs(confirmed: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) 
         lines: as from `load.landscape` with kind line.
     """
     best = winners(confirmed)
-    key = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", "test_accuracy"]
+    key = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", *OUTCOMES]
     found = best.loc[best["status"] == "completed", key]
     names = [*MEASURES, *(f"{name}_error" for name in ERRORS)]
     measured = [name for name in names if name in sharpness]
     for measures in (sharpness[["cell", "number", *measured]], line_measures(lines)):
         found = found.merge(measures.astype({"cell": object}), on=["cell", "number"], how="left")
     missing = dict.fromkeys([name for name in names if name not in found], np.nan)
-    return found.assign(**missing).astype(dict.fromkeys(["test_accuracy", *names, "beyond"], float))
+    return found.assign(**missing).astype(dict.fromkeys([*OUTCOMES, *names, "beyond"], float))
 
 
 def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell: mean and standard deviation (`NAME_sd`) over seeds of test accuracy and of each measure.
+    """A row per cell: mean and standard deviation (`NAME_sd`) over seeds of the outcomes and of each measure.
 
     `n` counts the seeds that were measured. `NAME_error` is the largest error of a run: of the eigenvalue the residual
     of Lanczos, of the trace the standard error over probes. `note` says what is missing, and where `width_1` is a lower
@@ -125,7 +132,7 @@ def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {
             "optimizer": cell.optimizer, "batch_size": cell.batch_size, "smoothing": cell.smoothing, "n": len(measured),
         }  # fmt: skip
-        for name in ("test_accuracy", *known):
+        for name in (*OUTCOMES, *known):
             values = of_cell[name].dropna()
             row |= {name: values.mean(), f"{name}_sd": _sd(values)}
             if name in ERRORS:
@@ -133,6 +140,13 @@ def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
         row["note"] = _note(of_cell, measured)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def for_terminal(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of minima, narrow enough for a terminal: the chief measures, without their errors."""
+    shown = [name for name in (*OUTCOMES, *CHIEF) if name in table]
+    pairs = [column for name in shown for column in (name, f"{name}_sd")]
+    return table[["optimizer", "batch_size", "smoothing", "n", *pairs, "note"]]
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:

@@ -338,6 +338,8 @@ def table(
         found = minima_table.minima_table(spec, minima_table.runs(confirmed, sharpness, lines))
         if kind is TableKind.correlations:
             found = minima_table.correlations(found)
+        elif format is TableFormat.table:
+            found = minima_table.for_terminal(found)
         for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(sharpness, lines)):
             err.print(sentence, markup=False)
     if format is TableFormat.table:

@@ -42,7 +42,7 @@ def confirmed_frame(accuracies: dict[str, list[float]]) -> pd.DataFrame:
         {
             "cell": cell.name, "optimizer": cell.optimizer, "batch_size": cell.batch_size, "smoothing": cell.smoothing,
             "number": repeat, "trial": 0, "repeat": repeat, "rank": 0, "published": False, "status": "completed",
-            "test_accuracy": accuracy,
+            "test_accuracy": accuracy, "clean_train_loss": 1 - accuracy,
         }
         for cell in STUDY.list_cells()
         for repeat, accuracy in enumerate(accuracies.get(cell.name, []))
@@ -103,6 +103,7 @@ def test_the_table_has_mean_and_spread_over_seeds_next_to_test_accuracy() -> Non
     table = minima_table.minima_table(STUDY, found)
     first = table.iloc[0]
     assert (first["n"], first["test_accuracy"], first["eigenvalue_1"]) == (2, pytest.approx(0.85), 15)
+    assert first["clean_train_loss"] == pytest.approx(0.15)
     assert first["eigenvalue_1_sd"] == pytest.approx(np.std([10, 20], ddof=1))
     assert (first["eigenvalue_1_error"], first["trace"], first["trace_error"]) == (0.1, 30, 0.5)
     assert (first["keskar_full_0.001"], first["keskar_full_0.0005"]) == (15, 3.75)

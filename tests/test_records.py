@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lbstudy import storage
 from lbstudy.lock import DriverLock
 from lbstudy.records import LOCK, Damaged, StudyFolder, TrialRecord
 from lbstudy.study import StudyError
@@ -247,10 +248,10 @@ def test_lock_leaves_nothing_of_what_it_made_and_all_of_what_was_there(tmp_path:
 
 
 def test_lock_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(self: DriverLock, text: str) -> bool:
+    def full(path: Path, content: bytes) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(DriverLock, "_create", full)
+    monkeypatch.setattr(storage, "create", full)
     with pytest.raises(StudyError, match="cannot be written: No space left on device"):
         DriverLock(tmp_path / "new" / "s", print).__enter__()
     assert not list(tmp_path.iterdir())
