@@ -40,9 +40,8 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
         caveats.append(
             "Confirmed runs trained on the validation samples too, so their validation accuracy says nothing."
         )
-    devices = (
-        sorted({str(device) for device in [*trials["device"], *confirmed["device"]] if device}) if len(trials) else []
-    )
+    used = [device for runs in (trials, confirmed) if "device" in runs for device in runs["device"]]
+    devices = sorted({str(device) for device in used if device})
     if len(devices) > 1:
         caveats.append(f"Runs ran on different devices ({', '.join(devices)}): their seconds cannot be compared.")
     return caveats

@@ -25,6 +25,9 @@ WHICH_SIDE = (
 FEW_PAIRS = 8
 """From so many cells on a rank correlation's interval keeps its coverage; see `stats.rank_interval`."""
 
+KEY = {"cell": object, "number": int}
+"""What tells runs apart, and its types, which an empty frame does not have by itself."""
+
 WIDTH_RISES = (0.1, 1.0)
 RADIUS = 0.5
 
@@ -104,11 +107,11 @@ def runs(confirmed: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) 
     """
     best = winners(confirmed)
     key = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", *OUTCOMES]
-    found = best.loc[best["status"] == "completed", key]
+    found = best.loc[best["status"] == "completed", key].astype(KEY)
     names = [*MEASURES, *(f"{name}_error" for name in ERRORS)]
     measured = [name for name in names if name in sharpness]
     for measures in (sharpness[["cell", "number", *measured]], line_measures(lines)):
-        found = found.merge(measures.astype({"cell": object}), on=["cell", "number"], how="left")
+        found = found.merge(measures.astype(KEY), on=["cell", "number"], how="left")
     missing = dict.fromkeys([name for name in names if name not in found], np.nan)
     return found.assign(**missing).astype(dict.fromkeys([*OUTCOMES, *names, "beyond"], float))
 
