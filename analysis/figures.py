@@ -1,13 +1,15 @@
 """All figures of a study that can be drawn, each with its name and a description; and why the others cannot.
 
 The figures themselves: `figures_runs` (learning curves, steps to a target), `figures_tuning` (sensitivity, learning
-rates, tuning curves), `figures_mixup`. How they look: `style`.
+rates, tuning curves), `figures_mixup`, `figures_landscape` (lines), `figures_planes`, `figures_sharpness`. How they
+look: `style`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +17,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import figures_mixup, figures_runs, figures_tuning, load, style
+from analysis import (
+    figures_landscape,
+    figures_mixup,
+    figures_planes,
+    figures_runs,
+    figures_sharpness,
+    figures_tuning,
+    load,
+    minima_table,
+    style,
+    targets,
+)
 from analysis.style import NothingToDraw
 from lbstudy import datasets
 from lbstudy.records import StudyFolder
@@ -44,24 +57,52 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
 
     Args:
         folder: the study's folder.
-        reached: for the steps to a target.
+        reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
+            baseline cell.
     """
     study, trials, epochs = folder.study(), load.trials(folder), load.epochs(folder)
-    confirmed = load.confirmed_epochs(folder)
-    on_all = any(run.run.get("train_on") == "all" for run in folder.confirmation.trials())
+    runs, confirmed = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    on_all = bool(runs["train_on"].eq("all").any())
 
     @cache
     def curves() -> figures_runs.LearningCurves:
         return figures_runs.learning_curves_info(study, trials, epochs, confirmed, "all" if on_all else "split")
 
-    def targets() -> Figure:
-        if reached is None:
-            raise NothingToDraw("no target was set")
-        return figures_runs.draw_steps_to_target(figures_runs.steps_to_target_info(study, reached.runs, reached.target))
+    def steps_to_target() -> Figure:
+        found = reached or _reached_by_default(study, runs, confirmed)
+        return figures_runs.draw_steps_to_target(figures_runs.steps_to_target_info(study, found.runs, found.target))
 
     def samples() -> Figure:
         densities = figures_mixup.mixup_densities_info(study, trials)
         return figures_mixup.draw_mixup_samples(figures_mixup.mixup_samples_info(densities, _images(study)))
+
+    @cache
+    def landscape(kind: load.Kind) -> pd.DataFrame:
+        return load.landscape(folder, kind, trials)
+
+    @cache
+    def lines() -> figures_landscape.Curves:
+        return figures_landscape.line_info(study, landscape("line"), load.landscape_settings(folder, "line"))
+
+    @cache
+    def planes() -> figures_planes.Planes:
+        return figures_planes.plane_info(study, landscape("plane"), load.landscape_settings(folder, "plane"))
+
+    def trajectories() -> Figure:
+        found = figures_planes.trajectory_info(study, landscape("trajectory"), load.trajectories(folder))
+        return figures_planes.draw_trajectory(found)
+
+    @cache
+    def minima() -> pd.DataFrame:
+        return minima_table.runs(load.confirmed(folder, trials), load.sharpness(folder, trials), landscape("line"))
+
+    def densities() -> Figure:
+        found = figures_sharpness.densities_info(study, minima(), load.spectral_densities(folder))
+        return figures_sharpness.draw_densities(found)
+
+    def sharpness_accuracy() -> Figure:
+        table = minima_table.minima_table(study, minima())
+        return figures_sharpness.draw_sharpness_accuracy(figures_sharpness.sharpness_accuracy_info(study, table))
 
     def sensitivity(parameter: str) -> Callable[[], Figure]:
         return lambda: figures_tuning.draw_sensitivity(figures_tuning.sensitivity_info(study, trials, parameter))
@@ -71,7 +112,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
          lambda: figures_runs.draw_learning_curves(curves())),
         ("learning_curves_steps", "Accuracy and loss of every cell against optimizer steps",
          lambda: figures_runs.draw_learning_curves(curves(), "step")),
-        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", targets),
+        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", steps_to_target),
         ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
          lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
         ("tuning_curves", "Expected best validation accuracy after k trials",
@@ -81,12 +122,33 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
         ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
          lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),
         ("mixup_samples", "Training images mixed by Mixup", samples),
+        ("landscape_line", "Loss and accuracy around the minima of every cell, along random directions",
+         lambda: figures_landscape.draw_line(lines())),
+        ("landscape_widths", "Training loss around the minima, batch sizes and smoothings compared",
+         lambda: figures_landscape.draw_widths(lines())),
+        ("landscape_plane", "Contours of the training loss around the minima, on a plane of two random directions",
+         lambda: figures_planes.draw_plane(planes())),
+        ("landscape_surface", "The same planes in three dimensions", lambda: figures_planes.draw_surface(planes())),
+        ("landscape_interpolate", "Loss and accuracy on the line from the small-batch to the large-batch solution",
+         lambda: figures_landscape.draw_interpolation(
+             figures_landscape.interpolation_info(study, landscape("interpolate")))),
+        ("landscape_trajectory", "The path of a run over its training loss, on the plane that holds most of it",
+         trajectories),
+        ("spectral_densities", "Density of the Hessian's eigenvalues at the minima of every cell", densities),
+        ("sharpness_accuracy", "Sharpness of the minima against test accuracy, a point per cell", sharpness_accuracy),
     ]  # fmt: skip
     for name, description, draw in figures:
         try:
             yield Drawing(name, description, draw())
         except NothingToDraw as nothing:
             yield Drawing(name, description, None, str(nothing))
+
+
+def _reached_by_default(study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Reached:
+    target = targets.choose_targets(study, confirmed)[0]
+    if isnan(target.value):
+        raise NothingToDraw(f"no target: no confirmed run of {targets.baseline(study).name} has completed")
+    return Reached(str(target), targets.winners_times(confirmed, epochs, target))
 
 
 def _images(study: StudySpec) -> NDArray[np.uint8]:

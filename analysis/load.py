@@ -1,11 +1,26 @@
-"""Records as tidy tables: a row per trial or confirmed run, a row per epoch."""
+"""Records as tidy tables: a row per trial or confirmed run, a row per epoch, a row per point of a landscape.
+
+What was measured on the final weights of confirmed runs, landscapes and sharpness, may be incomplete and files of it
+damaged, for many processes write it: what can be read is returned, and `frame.attrs["left_out"]` names the other files.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Literal
+
 import pandas as pd
 
+from lbstudy import storage
 from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.storage import StoragePath
 from lbstudy.study import StudySpec
+
+if TYPE_CHECKING:
+    from analysis.hessian import SpectralDensity
+    from analysis.sharpness import Sharpness
 
 METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
@@ -14,6 +29,12 @@ CONFIRMED_METRICS = [
 KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]
 CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]
 OUTCOME = ["status", "epochs"]
+
+Kind = Literal["line", "plane", "interpolate", "trajectory"]
+COORDINATES: dict[Kind, list[str]] = {
+    "line": ["direction", "a"], "plane": ["a", "b"], "interpolate": ["a"], "trajectory": ["a", "b"],
+}  # fmt: skip
+POINT_METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_samples", "test_samples"]
 
 
 def trials(folder: StudyFolder) -> pd.DataFrame:
@@ -61,6 +82,134 @@ def confirmed_epochs(folder: StudyFolder) -> pd.DataFrame:
     where = folder.confirmation
     rows = [key | entry for run, key in _confirmed_runs(folder) for entry in where.epochs(run)]
     return _frame(rows, [*CONFIRMED_KEY, "epoch", *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
+
+
+def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per point of the landscapes of a kind around confirmed runs: which run, coordinates, and metrics.
+
+    Coordinates are `direction` and `a` of a line, `a` and `b` of a plane and (in Euclidean distance) a trajectory, and
+    `a` of an interpolation, where 0 is the small-batch solution and 1 the run's own. Losses may be infinite or NaN.
+    `attrs["left_out"]` lists files that are damaged or of no confirmed run.
+
+    Args:
+        folder: the study's folder.
+        kind: which landscapes.
+        tuned: `trials` of it, where they have been loaded already.
+    """
+    numbers = [*COORDINATES[kind], *POINT_METRICS]
+    known = _keys_of_confirmed_runs(folder, tuned)
+    parts, left_out = [], []
+    paths: list[StoragePath] = sorted((folder.path / "landscape" / kind).glob("*/*/*.csv"))
+    for path, content in zip(paths, storage.read_all(paths), strict=True):
+        key = known.get((path.parent.parent.name, path.parent.name))
+        points = _read_points(content, numbers)
+        if key is None or points is None:
+            left_out.append(_address(folder, path))
+        else:
+            parts.append(pd.DataFrame(key, points.index).join(points))
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*CONFIRMED_KEY, *numbers])
+    frame = frame.astype(dict.fromkeys(numbers, float) | {"rank": "Int64"})
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def landscape_settings(folder: StudyFolder, kind: Kind) -> dict[str, Any]:
+    """How the landscapes of a kind were looked at: directions, normalisation, samples, seed; empty if unknown."""
+    settings = _parse(storage.read(folder.path / "landscape" / kind / "settings.json"))
+    return settings if isinstance(settings, dict) else {}
+
+
+def trajectories(folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:
+    """The path of each run through its plane, by cell and number: `path`, a point per checkpoint and the final one,
+    (0, 0), last; `explained`, the share of the checkpoints' variance along either axis. Damaged files do not count."""
+    found = {}
+    paths: list[StoragePath] = sorted((folder.path / "landscape" / "trajectory").glob("*/*/path.json"))
+    for path, text in zip(paths, storage.read_all(paths), strict=True):
+        content = _parse(text)
+        try:
+            steps = [(float(x), float(y)) for x, y in content["path"]]
+            first, second = map(float, content["explained"])
+            key = (path.parent.parent.name, int(path.parent.name))
+        except (KeyError, TypeError, ValueError):
+            continue
+        found[key] = {"path": steps, "explained": (first, second)}
+    return found
+
+
+def sharpness(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per confirmed run whose sharpness was measured: which run, and `Sharpness.row()`.
+
+    `attrs["left_out"]` lists files that are damaged or of no confirmed run.
+
+    Args:
+        folder: the study's folder.
+        tuned: `trials` of it, where they have been loaded already.
+    """
+    known = _keys_of_confirmed_runs(folder, tuned)
+    rows, left_out = [], []
+    for path, measured in _sharpness_files(folder):
+        key = known.get((path.parent.name, path.name.removesuffix(".json")))
+        if key is None or measured is None:
+            left_out.append(_address(folder, path))
+        else:
+            rows.append(key | measured.row())
+    frame = _frame(rows, CONFIRMED_KEY, [])
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def spectral_densities(folder: StudyFolder) -> dict[tuple[str, int], SpectralDensity]:
+    """The density of the Hessian's eigenvalues of each run, by cell and number. Damaged files do not count."""
+    return {
+        (path.parent.name, int(path.name.removesuffix(".json"))): measured.density
+        for path, measured in _sharpness_files(folder)
+        if measured is not None
+    }
+
+
+def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpness | None]]:
+    """Each run's file, and what it holds, or None if it is damaged."""
+    from analysis.sharpness import Sharpness  # here, since it imports SciPy's optimisers
+
+    paths: list[StoragePath] = sorted((folder.path / "sharpness").glob("*/*.json"))
+    for path, text in zip(paths, storage.read_all(paths), strict=True):
+        try:
+            measured = Sharpness.from_json(_parse(text))
+        except (KeyError, TypeError, ValueError, AttributeError):  # whatever a file may hold instead
+            measured = None
+        yield path, measured
+
+
+def _read_points(content: bytes, numbers: list[str]) -> pd.DataFrame | None:
+    """The points of a file, or None if it is damaged: a column is missing, or the last line was cut short."""
+    if not content.endswith(b"\n"):
+        return None
+    try:
+        points = pd.read_csv(BytesIO(content), keep_default_na=False, na_values=["nan"])[numbers].astype(float)
+    except (KeyError, ValueError):  # among them pandas' ParserError, and UnicodeDecodeError
+        return None
+    coordinates = points[[n for n in numbers if n not in POINT_METRICS]]
+    return None if coordinates.isna().any(axis=None) else points
+
+
+def _parse(text: bytes | None) -> Any:
+    """What a JSON file holds, or None if it is missing or damaged."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return None
+
+
+def _address(folder: StudyFolder, path: StoragePath) -> str:
+    """A file's place in the folder."""
+    return str(path).removeprefix(str(folder.path)).lstrip("/")
+
+
+def _keys_of_confirmed_runs(
+    folder: StudyFolder, tuned: pd.DataFrame | None
+) -> dict[tuple[str, str], dict[str, object]]:
+    """The columns that say which run it is, by the names of its cell and its folder."""
+    return {(run.cell, f"{run.number:04d}"): key for run, key in _confirmed_runs(folder, tuned)}
 
 
 def _confirmed_runs(

@@ -103,7 +103,7 @@ class Encoding(NamedTuple):
 
 def panels(
     study: str, title: str, note: str, rows: Sequence[str], columns: Sequence[str], *,
-    width: float = 1.75, height: float = 1.5, sharex: Any = True, sharey: Any = True,
+    width: float = 1.75, height: float = 1.5, sharex: Any = True, sharey: Any = True, projection: str | None = None,
 ) -> tuple[Figure, NDArray[Any]]:  # fmt: skip
     """A grid of small multiples under a heading.
 
@@ -114,6 +114,7 @@ def panels(
         rows, columns: headings of the panels; an empty one is not shown.
         width, height: of a panel, in inches.
         sharex, sharey: as in `Figure.subplots`.
+        projection: of the axes, such as "3d".
 
     Returns:
         The figure, and its axes as an array of rows x columns.
@@ -122,7 +123,9 @@ def panels(
     text = textwrap.fill(f"{study}: {title}", int(figure.get_figwidth() * 15.5))
     text += "\n" + textwrap.fill(note, int(figure.get_figwidth() * 15.5))
     figure.suptitle(text, x=0.01, ha="left")
-    axes = figure.subplots(len(rows), len(columns), sharex=sharex, sharey=sharey, squeeze=False)
+    axes = figure.subplots(
+        len(rows), len(columns), sharex=sharex, sharey=sharey, squeeze=False, subplot_kw={"projection": projection}
+    )
     for axis, heading in zip(axes[0], columns, strict=True):
         axis.set_title(heading)
     for axis, heading in zip(axes[:, -1], rows, strict=True):

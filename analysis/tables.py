@@ -161,7 +161,8 @@ def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
 def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     """The table as text for people: so many significant digits, and a dash where there is nothing to say.
 
-    An estimate and the interval beside it (`gap`, `gap_low`, `gap_high`) become one column, `0.021 [0.01, 0.032]`.
+    An estimate and the interval beside it (`gap`, `gap_low`, `gap_high`) become one column, `0.021 [0.01, 0.032]`; so
+    do a mean and its standard deviation (`trace`, `trace_sd`), `5.1 ± 0.3`.
     """
 
     def text(value: object) -> str:
@@ -175,4 +176,7 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     for name in [c for c in shown if f"{c}_low" in shown and f"{c}_high" in shown]:
         low, high = shown.pop(f"{name}_low"), shown.pop(f"{name}_high")
         shown[name] = shown[name].where(low == "-", shown[name] + " [" + low + ", " + high + "]")
+    for name in [c for c in shown if f"{c}_sd" in shown]:
+        sd = shown.pop(f"{name}_sd")
+        shown[name] = shown[name].where(sd == "-", shown[name] + " ± " + sd)
     return shown

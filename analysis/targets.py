@@ -32,6 +32,15 @@ class Target(NamedTuple):
     metric: str
     value: float
 
+    def __str__(self) -> str:
+        words = {"clean_train_loss": "training loss", "val_accuracy": "validation accuracy"}
+        return f"{words[self.metric]} {self.value:.3g}"
+
+    @property
+    def options(self) -> list[str]:
+        """What asks `lbstudy table STUDY targets` for it."""
+        return ["--loss" if self.metric == "clean_train_loss" else "--accuracy", repr(self.value)]
+
     def is_met(self, values: pd.Series) -> pd.Series:
         """Which of the values meet it; NaN never does."""
         return values >= self.value if self.metric == "val_accuracy" else values <= self.value
@@ -47,9 +56,10 @@ def baseline(study: StudySpec) -> Cell:
 
 
 def choose_targets(
-    study: StudySpec, confirmed: pd.DataFrame, loss: float | None = None, accuracy: float | None = None
-) -> list[Target]:
-    """A target of training loss and one of validation accuracy: as given, else from the baseline cell.
+    study: StudySpec, confirmed: pd.DataFrame, loss: float | None = None, accuracy: float | None = None,
+    cell: Cell | None = None,
+) -> list[Target]:  # fmt: skip
+    """A target of training loss and one of validation accuracy: as given, else from a cell, by default the baseline.
 
     Raises:
         StudyError: a target that no run could reach, or every run.
@@ -59,7 +69,7 @@ def choose_targets(
     if accuracy is not None and not 0 < accuracy <= 1:
         raise StudyError(f"the target accuracy must be a fraction above 0 and at most 1, but got {accuracy:g}")
     runs = winners(confirmed)
-    runs = runs[(runs["cell"] == baseline(study).name) & (runs["status"] == "completed")]
+    runs = runs[(runs["cell"] == (cell or baseline(study)).name) & (runs["status"] == "completed")]
     return [
         Target("clean_train_loss", float(runs["clean_train_loss"].max()) if loss is None else loss),
         Target("val_accuracy", float(runs["val_accuracy"].min()) if accuracy is None else accuracy),
@@ -82,6 +92,17 @@ def times_to_target(epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
     return runs.fillna(dict.fromkeys(TIMES, inf))
 
 
+def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
+    """The times of the runs that count: those of each cell's best configuration that completed or diverged."""
+    runs = winners(confirmed)
+    ended = runs.loc[
+        runs["status"].isin(["completed", "diverged"]),
+        ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat"],
+    ]
+    times = times_to_target(epochs, target)[["cell", "number", *TIMES]]
+    return ended.merge(times, "left").fillna(dict.fromkeys(TIMES, inf))
+
+
 def targets_table(
     study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame, targets: list[Target] | None = None
 ) -> pd.DataFrame:
@@ -95,13 +116,7 @@ def targets_table(
     """
     targets = choose_targets(study, confirmed) if targets is None else targets
     runs = winners(confirmed)
-    ended = runs[runs["status"].isin(["completed", "diverged"])]
-    times = {
-        target: ended[["cell", "number"]]
-        .merge(times_to_target(epochs, target), "left")
-        .fillna(dict.fromkeys(TIMES, inf))
-        for target in targets
-    }
+    times = {target: winners_times(confirmed, epochs, target) for target in targets}
     rows = []
     for cell, target in product(study.list_cells(), targets):
         found = times[target].loc[times[target]["cell"] == cell.name, TIMES]

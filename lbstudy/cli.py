@@ -66,6 +66,8 @@ class TableKind(StrEnum):
     gap = "gap"
     targets = "targets"
     health = "health"
+    sharpness = "sharpness"
+    correlations = "correlations"
 
 
 class FigureFormat(StrEnum):
@@ -323,7 +325,8 @@ def best(
 def table(
     study: Folder,
     kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; targets: time to reach a loss and "
-                                              "an accuracy; health: can the comparison be trusted")],
+                                              "an accuracy; health: can the comparison be trusted; sharpness: how "
+                                              "sharp the minima are, and their test accuracy; correlations: of both")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
     loss: Annotated[float | None, typer.Option(help="targets: training loss; default: the baseline's")] = None,
     accuracy: Annotated[float | None, typer.Option(help="targets: validation accuracy, a fraction")] = None,
@@ -331,7 +334,7 @@ def table(
     """Compare the cells of a study, by their confirmed runs."""
     if kind is not TableKind.targets and (loss is not None or accuracy is not None):
         raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
-    from analysis import gaps, health, load, tables, targets
+    from analysis import gaps, health, load, minima_table, tables, targets
 
     folder = StudyFolder.open(study)
     spec, trials = folder.study(), load.trials(folder)
@@ -341,8 +344,17 @@ def table(
     elif kind is TableKind.targets:
         goals = targets.choose_targets(spec, confirmed, loss, accuracy)
         found = targets.targets_table(spec, confirmed, load.confirmed_epochs(folder), goals)
-    else:
+    elif kind is TableKind.health:
         found = health.health_table(folder)
+    else:
+        sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
+        found = minima_table.minima_table(spec, minima_table.runs(confirmed, sharpness, lines))
+        if kind is TableKind.correlations:
+            found = minima_table.correlations(found)
+        elif format is TableFormat.table:
+            found = minima_table.for_terminal(found)
+        for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(sharpness, lines)):
+            err.print(sentence, markup=False)
     if format is TableFormat.table:
         shown = tables.for_reading(found, digits=3)
         _print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
@@ -361,6 +373,14 @@ def figures(
 
     for drawing, path in figures.write_all(StudyFolder.open(study), format.value):
         print(path if path else f"left out {drawing.name}: {drawing.reason}")
+
+
+@app.command()
+def report(study: Folder) -> None:
+    """Write the study's report, one self-contained page: the answer, the evidence, and what is missing."""
+    from analysis import report
+
+    print(report.write(StudyFolder.open(study)))
 
 
 @app.command()

@@ -120,6 +120,14 @@ class StudyFolder:
         """The study as it was resolved when it began, or was last extended."""
         return load_study(self.path / "study.yaml")
 
+    def environment(self) -> dict[str, Any]:
+        """How the last driver began, as `provenance.environment` tells it; empty where nothing sound says so."""
+        try:
+            found = json.loads((self.path / "environment.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def require_extension(self, study: StudySpec) -> None:
         """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.
 

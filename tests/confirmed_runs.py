@@ -11,6 +11,8 @@ from lbstudy.study import StudySpec
 from tests.conftest import TINY_STUDY
 from tests.test_records import record
 
+PARAMS = {"learning_rate": 0.1, "mixup_alpha": 0.5, "noise_magnitude": 0.01}
+
 Curve = Sequence[Mapping[str, float]]
 """A run's metrics, an entry per epoch."""
 
@@ -45,7 +47,7 @@ def confirmed_study(path: Path, study: StudySpec, accuracies: Mapping[str, Seque
     """A study whose cells each have a completed trial, and confirmed runs with these test accuracies (NaN: diverged)."""
     folder = StudyFolder.create(path, study)
     for cell in study.list_cells():
-        add_run(folder, cell.name, [{"val_accuracy": 0.9, "val_loss": 0.3}])
+        add_run(folder, cell.name, [{"val_accuracy": 0.9, "val_loss": 0.3}], params=PARAMS)
     for cell_name, values in accuracies.items():
         for repeat, accuracy in enumerate(values):
             status: Status = "diverged" if accuracy != accuracy else "completed"

@@ -1,0 +1,290 @@
+"""What a study says about the claims of its sources, in sentences made from the numbers of its tables.
+
+A claim is made of comparisons between cells, at the largest batch size of each optimizer. A comparison decides where a
+95 % interval lies wholly on one side of a threshold; an interval that holds the threshold, one seed, or a cell of which
+confirmed runs diverged cannot tell. The claim is supported, or contradicted, where all its comparisons say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import exp, inf, isnan, nan
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis import stats
+from analysis.minima_table import MEASURES
+from analysis.sentences import (
+    OPTIMIZERS,
+    SMOOTHINGS,
+    closed_sentence,
+    count,
+    gap_sentence,
+    ratio_words,
+    selected_sentence,
+    share_sentence,
+)
+from analysis.tables import count_statuses, winners
+from analysis.targets import Target, baseline
+from lbstudy.study import Cell, StudySpec
+
+Verdict = Literal["supported", "contradicted", "cannot tell"]
+
+HALF = 0.5
+"""The share of the loss of accuracy that smoothing is claimed to exceed."""
+
+LEVEL = 1 - stats.LEVEL
+"""Largest p value that decides."""
+
+
+class Comparison(NamedTuple):
+    """What one pair of cells says about a claim."""
+
+    verdict: Verdict
+    sentence: str
+
+
+class Claim(NamedTuple):
+    """A claim of the sources, and what this study says about it."""
+
+    name: str
+    claim: str
+    rule: str
+    comparisons: list[Comparison]
+    elsewhere: str  # what others found, and how to read the words
+    table: str  # the table that holds the numbers
+
+    @property
+    def verdict(self) -> Verdict:
+        """What all comparisons say; where they differ, or one cannot tell, neither can they together."""
+        found = {comparison.verdict for comparison in self.comparisons}
+        return found.pop() if len(found) == 1 else "cannot tell"
+
+
+DECISIVE = ("eigenvalue_1", "width_1")
+"""The measures (of `minima_table.MEASURES`) that decide about minima: one of curvature, one of width."""
+
+
+def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict:
+    """The verdict of an interval: `above` where it lies above the threshold, the opposite below it."""
+    below: Verdict = "contradicted" if above == "supported" else "supported"
+    if low > threshold:
+        return above
+    return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
+
+
+def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
+    """K-FAC's and SGD's cell at the largest batch size that both have with the same smoothing, preferably none."""
+    cells = study.list_cells()
+    pairs = [(cell, Cell("sgd", cell.batch_size, cell.smoothing)) for cell in cells if cell.optimizer == "kfac"]
+    found = [pair for pair in pairs if pair[1] in cells]
+    return max(found, key=lambda pair: (pair[0].batch_size, pair[0].smoothing == "none"), default=None)
+
+
+def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, pd.DataFrame]) -> Claim:
+    """K-FAC needs fewer steps than SGD at a large batch.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+        times: `targets.winners_times` for each known target, which are those of SGD's cell of the `rivals`.
+    """
+    pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
+    missing = " and ".join(OPTIMIZERS[name] for name in ("kfac", "sgd") if name not in optimizers)
+    if pair:
+        on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
+        usable = [target for target in times if not (on_all and target.metric == "val_accuracy")]
+        comparisons = [_steps(*pair, target, times[target]) for target in usable]
+        why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
+    else:
+        comparisons = []
+        why = f"The study has no {missing}." if missing else "K-FAC and SGD share no batch size with one smoothing."
+    return Claim(
+        "steps",
+        "K-FAC needs fewer steps than SGD at a large batch.",
+        "Steps until a run is where the worst SGD run ends, at the largest batch size of both, without smoothing, each "
+        "configuration tuned. Where every run has got there: the ratio K-FAC to SGD, paired by seed, with its 95 % "
+        "interval against 1; steps are known to one epoch. Else a run that has not is infinitely late: Fisher’s exact "
+        "test of how many have, at 5 %.",
+        comparisons or [Comparison("cannot tell", why)],
+        "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
+        "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
+        "Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.",
+        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) else "targets",
+    )
+
+
+def _steps(kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
+    where = f"At batch {kfac.batch_size}" + (f" with {SMOOTHINGS[kfac.smoothing]}" if kfac.smoothing != "none" else "")
+    own, other = (times[times["cell"] == c.name].set_index("repeat")["steps"].astype(float) for c in (kfac, sgd))
+    if own.empty:
+        return Comparison("cannot tell", f"No confirmed run of {kfac.name} has ended.")
+    reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
+    if reached == [len(own), len(other)]:
+        ratio = _ratio(own, other)
+        sentence = f"{where}, K-FAC reached {target} in {ratio_words(ratio)} SGD’s steps ({count(ratio.n)})."
+        return Comparison(decide(ratio.low, ratio.high, 1, above="contradicted"), sentence)
+    p = _fisher(reached[0], len(own), reached[1], len(other))
+    sentence = (
+        f"{where}, {reached[0]} of {len(own)} K-FAC runs and {reached[1]} of {len(other)} SGD runs reached {target} "
+        f"(Fisher’s exact test: p = {p:.2g})."
+    )
+    if p > LEVEL:
+        return Comparison("cannot tell", sentence)
+    return Comparison("supported" if reached[0] / len(own) > reached[1] / len(other) else "contradicted", sentence)
+
+
+def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
+    """A large batch generalises worse. `gaps`: `gaps.gap_table`."""
+    comparisons = []
+    for row in _at_largest_batch(gaps):
+        if row["smoothing"] == "none":
+            warning = _diverged(confirmed, _cells(row, ["none"]))
+            verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
+            comparisons.append(Comparison("cannot tell" if warning else verdict, gap_sentence(row) + warning))
+    return Claim(
+        "generalisation",
+        "A large batch generalises worse.",
+        "Test accuracy without smoothing at the smallest batch size minus that at the largest, each configuration "
+        "tuned; paired by seed, its 95 % interval against 0.",
+        comparisons or [_no_gap(study)],
+        "Keskar et al. (ICLR 2017) and Naganuma and Yokota (2019) say so. Shallue et al. (JMLR 2019), who tuned anew "
+        "at every batch size, found no evidence that it must; they trace disagreement to tuning and to budgets.",
+        "gap",
+    )
+
+
+def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
+    """Smoothing cuts the loss of accuracy to less than half. `gaps`: `gaps.gap_table`."""
+    comparisons = []
+    for row in _at_largest_batch(gaps):
+        if row["smoothing"] != "none":
+            warning = _diverged(confirmed, _cells(row, ["none", row["smoothing"]]))
+            verdicts = {
+                decide(row[f"{notion}_low"], row[f"{notion}_high"], HALF, above="supported")
+                for notion in ("closed", "narrowed")
+            }
+            verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
+            comparisons.append(Comparison(verdict, share_sentence(row) + warning))
+    if not comparisons and gaps["smoothing"].eq("none").any():
+        comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
+    return Claim(
+        "smoothing",
+        "Smoothing cuts the loss of accuracy at a large batch to less than half.",
+        "The share of the gap between batch sizes that smoothing takes away, against 50 %. The source leaves open "
+        "which share is meant, so the 95 % intervals of both must lie on one side: closed, the smoothed large batch "
+        "against the plain small batch; narrowed, both batch sizes smoothed.",
+        comparisons or [_no_gap(study)],
+        "This is the one quantitative claim in the text of Naganuma and Yokota’s slides (2019); they give neither "
+        "seeds nor intervals. Wen et al. (SmoothOut, 2018) report gains at small and large batches alike.",
+        "gap",
+    )
+
+
+def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
+    """Smoothed minima are wider. `runs`: `minima_table.runs`."""
+    # where most valleys go on beyond the line there is a lower bound of the width, which decides nothing
+    runs = runs.assign(width_1=runs["width_1"].mask(runs["beyond"] >= 0.5, inf))
+    present = [name for name in DECISIVE if runs[name].notna().any()]
+    comparisons = []
+    for optimizer in dict.fromkeys(cell.optimizer for cell in study.list_cells()):
+        batch = max(cell.batch_size for cell in study.list_cells() if cell.optimizer == optimizer)
+        here = runs[(runs["optimizer"] == optimizer) & (runs["batch_size"] == batch)]
+        smoothings = [c.smoothing for c in study.list_cells() if (c.optimizer, c.batch_size) == (optimizer, batch)]
+        if "none" in smoothings and present:
+            comparisons += [_minima(optimizer, batch, s, here, present) for s in smoothings if s != "none"]
+    if not comparisons:
+        why = "There is no smoothed cell beside a plain one" if present else "No minimum has been measured"
+        comparisons = [Comparison("cannot tell", f"{why}.")]
+    return Claim(
+        "minima",
+        "Smoothed minima are wider (flatter).",
+        "The smoothed minimum over the plain one at the largest batch size, paired by seed; 95 % interval of the ratio "
+        "against 1. Every measure that was taken must agree: "
+        + "; ".join(f"{MEASURES[name].label}, large means {MEASURES[name].large_is}" for name in DECISIVE)
+        + ".",
+        comparisons,
+        "Large positive eigenvalues mean a sharp minimum (Keskar et al. 2017). Naganuma and Yokota’s slides (2019) "
+        "have the two words swapped and call such a minimum flat; here the words are Keskar’s. Eigenvalues change when "
+        "weights are rescaled though the function stays the same; widths along filter-normalised directions do not. On "
+        "the line between two solutions the sharper side flips with weight decay (Li et al. 2018): it decides nothing.",
+        "sharpness",
+    )
+
+
+def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, present: list[str]) -> Comparison:
+    plain, smoothed = (runs[runs["smoothing"] == s].set_index("repeat") for s in ("none", smoothing))
+    parts, verdicts = [], set()
+    for name in present:
+        measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
+        above: Verdict = "supported" if measure.large_is == "flat" else "contradicted"
+        verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
+        known = "not measured in both" if not ratio.n else "not finite and positive in every run"
+        words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
+        parts.append(f"{measure.label} {words}")
+    sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."
+    return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
+
+
+def answer(study: StudySpec, gaps: pd.DataFrame, steps: Claim, configs: pd.DataFrame) -> list[tuple[str, str]]:
+    """What a study found at its largest batch sizes: sentences, each with the table that holds its numbers.
+
+    Args:
+        study: the study.
+        gaps: `gaps.gap_table`.
+        steps: `fewer_steps`.
+        configs: `tables.best_configs`.
+    """
+    rows, sentences = _at_largest_batch(gaps), []
+    for plain in (row for row in rows if row["smoothing"] == "none" and not isnan(row["gap"])):
+        shares = [row for row in rows if row["optimizer"] == plain["optimizer"] and not isnan(row["closed"])]
+        shares.sort(key=lambda row: -row["closed"])
+        sentences.append((" ".join([gap_sentence(plain), *([closed_sentence(shares)] if shares else [])]), "gap"))
+    sentences += [(c.sentence, steps.table) for c in steps.comparisons if c.verdict != "cannot tell"]
+    return sentences + [(sentence, "best") for sentence in [selected_sentence(study, configs)] if sentence]
+
+
+def _no_gap(study: StudySpec) -> Comparison:
+    """Why there is no gap table to judge by."""
+    if len({cell.batch_size for cell in study.list_cells()}) == 1:
+        return Comparison("cannot tell", "The study has one batch size.")
+    return Comparison("cannot tell", "The study has no cell without smoothing to compare with.")
+
+
+def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the gap table at each optimizer's largest batch size."""
+    largest = gaps.groupby("optimizer", sort=False)["large_batch"].transform("max")
+    rows = gaps[gaps["large_batch"] == largest]
+    return [{str(name): value for name, value in row.items()} for _, row in rows.iterrows()]
+
+
+def _cells(row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:
+    sizes = (row["small_batch"], row["large_batch"])
+    return [f"{row['optimizer']}-b{size}-{smoothing}" for smoothing in smoothings for size in sizes]
+
+
+def _diverged(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
+    """A warning where runs of these cells diverged: the means are those of the runs that survived."""
+    counts = {cell: count_statuses(winners(confirmed), cell)["diverged"] for cell in cells}
+    found = [f"{count} of {cell}" for cell, count in counts.items() if count]
+    return f" This decides nothing, since confirmed runs diverged: {', '.join(found)}." if found else ""
+
+
+def _ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
+    """The geometric mean of the ratio of two quantities with its interval, paired by repeat.
+
+    NaN where any of them has no logarithm: leaving out those that are not positive or not finite would be a choice.
+    """
+    first, second = first.dropna().align(second.dropna(), join="inner")
+    if not all((values > 0).all() and np.isfinite(values).all() for values in (first, second)):
+        return stats.Mean(nan, nan, len(first), nan, nan)
+    mean = stats.paired_difference(np.log(first), np.log(second))
+    return mean._replace(value=exp(mean.value), low=exp(mean.low), high=exp(mean.high))
+
+
+def _fisher(first: int, of_first: int, second: int, of_second: int) -> float:
+    from scipy.stats import fisher_exact  # here, since the import takes most of a second
+
+    return float(fisher_exact([[first, of_first - first], [second, of_second - second]]).pvalue)

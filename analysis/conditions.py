@@ -1,0 +1,113 @@
+"""What holds for every number of a study: what was fixed, and what a reader must keep in mind.
+
+Fixed hyper-parameters are caveats (tuning playbook): a comparison is one of cells under these conditions.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pandas as pd
+
+from lbstudy.study import StudySpec
+
+
+def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame, gap_table: pd.DataFrame) -> list[str]:
+    """What a reader must keep in mind, a sentence or two each."""
+    sizes = sorted({cell.batch_size for cell in study.list_cells()})
+    caveats = [
+        "What was fixed is part of every statement above: another model, data set, budget or fixed hyper-parameter may "
+        "turn it.",
+        f"Every cell has had {study.tuning.trials} trials, found by {study.tuning.sampler}"
+        + (", of which ASHA ended the unpromising early" if study.tuning.pruner != "none" else "")
+        + ". An optimizer with more hyper-parameters needs more of them to be tuned as well.",
+        "Intervals are two-sided 95 % intervals over seeds, each for itself: nothing is corrected for how many there "
+        "are. Seeds vary the initialisation and the order of the data, not the split nor the test set.",
+    ]
+    if len(sizes) > 1 and study.budget.epochs:
+        caveats.append(
+            f"The budget is in epochs, so batch {sizes[-1]} takes {sizes[-1] / sizes[0]:.3g} times fewer steps than "
+            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
+        )
+    resolvable = 100 * gap_table["resolvable"].dropna()
+    if len(resolvable):
+        caveats.append(
+            f"Of a single gap these seeds are likely to show {resolvable.min():.2f} points in the steadiest pair of "
+            f"cells and {resolvable.max():.2f} in the least steady one; smaller ones will mostly be missed."
+        )
+    if confirmed["train_on"].eq("all").any():
+        caveats.append(
+            "Confirmed runs trained on the validation samples too, so their validation accuracy says nothing."
+        )
+    used = [device for runs in (trials, confirmed) if "device" in runs for device in runs["device"]]
+    devices = sorted({str(device) for device in used if device})
+    if len(devices) > 1:
+        caveats.append(f"Runs ran on different devices ({', '.join(devices)}): their seconds cannot be compared.")
+    return caveats
+
+
+def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any]) -> dict[str, str]:
+    """What was the same in every cell, in words, by what it is.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+        environment: `StudyFolder.environment`.
+    """
+    data, tuning, machine = study.dataset, study.tuning, environment.get("machine", {})
+    share = data.validation_size
+    size = f"{100 * share:g} %" if share < 1 else f"{share:g} samples"
+    trained_on = {"split": "the rest of them", "all": "all of them, validation samples too"}
+    used = sorted({trained_on[str(part)] for part in confirmed["train_on"].dropna()})
+    length = f"{study.budget.epochs} epochs" if study.budget.epochs else f"{study.budget.steps} steps"
+    pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
+    settings = study.fixed.model_dump(exclude_none=True)
+    groups = {name: settings.pop(name) for name in ("mixup", "noise", "kfac")}
+    smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
+    fixed = {
+        "model": f"{study.model}, {study.precision}, batch norm: {_words(study.batch_norm)}",
+        "data": data.name
+        + (f" in {data.root}" if data.root else "")
+        + f"; augmentation: {', '.join(data.augment) or 'none'}",
+        "split": f"{size} of the training samples validate, drawn with seed {study.seed}"
+        + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
+        "budget": f"{length}; {_words(study.schedule)}",
+        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
+        "ranges": "; ".join(
+            f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
+            for name, entries in study.search.items()
+            for entry in entries
+        ),
+        "hyper-parameters": _words({k: v for k, v in settings.items() if k not in study.search}),
+    }
+    if any("mixup" in smoothing for smoothing in smoothings):
+        fixed["Mixup"] = _words(groups["mixup"])
+    if any("noise" in smoothing for smoothing in smoothings):
+        fixed["parameter noise"] = _words(groups["noise"])
+    if "kfac" in optimizers:
+        fixed["K-FAC"] = _words(groups["kfac"])
+    if study.published:
+        fixed["published"] = f"{len(study.published)} configurations from the literature are among the trials"
+    fixed["seed"] = str(study.seed)
+    if environment:
+        fixed |= {
+            "versions": f"Python {environment.get('python')}; {_words(environment.get('packages', {}))}",
+            "commit": str(environment.get("commit") or "not known"),
+            "machine of the driver": f"{machine.get('host')}, {machine.get('system')}, {machine.get('cpus')} CPUs",
+            "last driver": f"{environment.get('started')}: {shlex.join(map(str, environment.get('command', [])))}",
+        }
+    return fixed
+
+
+def _words(settings: Any) -> str:
+    """Settings as `name value, name value`; empty ones are left out."""
+    if isinstance(settings, str):
+        return settings
+    plain = settings if isinstance(settings, dict) else settings.model_dump(mode="json", exclude_none=True)
+    parts = []
+    for name, value in plain.items():
+        shown = "/".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if shown:
+            parts.append(f"{str(name).replace('_', ' ')} {shown}")
+    return ", ".join(parts)

@@ -1,0 +1,243 @@
+"""The report of a study: one page that holds its answer, the evidence, what was fixed, and what is missing.
+
+`collect` gathers everything the page shows from the study's folder, `render` makes the page of it (`report.html.j2`,
+which escapes all text), `write` leaves it in the folder. The page is one file: figures are inside it, and nothing is
+loaded from elsewhere. Neither torch nor ray is needed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from analysis import claims, conditions, figures, gaps, health, load, minima_table, sentences, style, tables, targets
+from lbstudy import storage
+from lbstudy.provenance import utc_now
+from lbstudy.records import StudyFolder
+from lbstudy.storage import StoragePath
+from lbstudy.study import StudyError, StudySpec
+
+NO_BREAK = "\u00a0"
+
+PAGE = "report.html"
+"""Name of the page in the study's folder."""
+
+
+class Shown(NamedTuple):
+    """A table as the page shows it."""
+
+    name: str  # also of its anchor
+    title: str
+    table: pd.DataFrame  # of text
+    caption: str
+    command: str
+
+    def kind(self, column: str) -> Literal["number", "long", "word"]:
+        """How a column is set: numbers to the right, long text in lines."""
+        cells = [cell for cell in self.table[column] if cell != "-"]
+        if all(re.fullmatch(r"-?([\d.e+-]+|inf)( \[.*\])?", cell) for cell in cells):
+            return "number"
+        return "long" if max(map(len, cells)) > 32 else "word"
+
+
+class Picture(NamedTuple):
+    """A figure as the page shows it, or why there is none."""
+
+    name: str
+    description: str
+    svg: Markup | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows."""
+
+    study: str
+    source: str
+    made: str  # when, UTC
+    answer: list[tuple[str, str]]  # sentence, and the table that holds its numbers
+    claims: list[claims.Claim]
+    missing: list[str]
+    tables: list[Shown]
+    pictures: list[Picture]
+    command: str
+    figures_command: str
+    fixed: dict[str, str]
+    caveats: list[str]
+
+
+def collect(folder: StudyFolder) -> Report:
+    """Gather what the page shows.
+
+    Raises:
+        StudyError: the folder holds no study.
+    """
+    study, trials = folder.study(), load.trials(folder)
+    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
+    best = configs.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
+    rivals = claims.rivals(study)
+    goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
+    goals = [goal for goal in goals if not isnan(goal.value)]
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+    steps = claims.fewer_steps(study, confirmed, times)
+    sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
+    minima = minima_table.runs(confirmed, sharpness, lines)
+    measured = minima_table.minima_table(study, minima)
+    measured = measured[measured["n"] > 0]
+    findings = health.health_table(folder)
+
+    def command(verb: str, *arguments: str) -> str:
+        return shlex.join(["lbstudy", verb, str(folder.path), *arguments])
+
+    return Report(
+        study=study.name,
+        source=study.source,
+        made=utc_now()[:16].replace("T", " ") + " UTC",
+        answer=claims.answer(study, gap_table, steps, configs),
+        claims=[
+            steps,
+            claims.generalises_worse(study, confirmed, gap_table),
+            claims.more_than_halves(study, confirmed, gap_table),
+            claims.wider_minima(study, minima),
+        ],
+        missing=list_missing(folder, study, trials, confirmed)
+        + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(sharpness, lines)],
+        tables=[
+            Shown("best", "Best configurations", _for_page(best), BEST, command("best")),
+            Shown("gap", "Small against large batch", _for_page(gap_table), GAP, command("table", "gap")),
+            Shown(
+                "targets", "Time to what the smallest plain batch delivers",
+                _for_page(targets.targets_table(study, confirmed, epochs)), TARGETS, command("table", "targets"),
+            ),
+            *([
+                Shown(
+                    "targets-sgd", f"Time to what plain SGD delivers at batch {rivals[1].batch_size}",
+                    _for_page(targets.targets_table(study, confirmed, epochs, goals)), TARGETS_SGD,
+                    command("table", "targets", *(part for goal in goals for part in goal.options)),
+                )
+            ] if rivals and goals and rivals[1] != targets.baseline(study) else []),
+            Shown(
+                "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
+                command("table", "sharpness"),
+            ),
+            Shown(
+                "correlations", "Sharpness and test accuracy", _for_page(minima_table.correlations(measured)),
+                CORRELATIONS, command("table", "correlations"),
+            ),
+            Shown("health", "Health", health_matrix(findings), HEALTH, command("table", "health")),
+            Shown(
+                "warnings", "Warnings", _for_page(findings[findings["verdict"] == "warning"].drop(columns="verdict")),
+                "What a warning says, in full.", command("table", "health"),
+            ),
+        ],
+        pictures=list(_draw(folder)),
+        command=command("report"),
+        figures_command=command("figures"),
+        fixed=conditions.describe_fixed(study, confirmed, folder.environment()),
+        caveats=conditions.list_caveats(study, trials, confirmed, gap_table),
+    )  # fmt: skip
+
+
+BEST = (
+    "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
+    "again with fresh seeds (n runs, 95 % interval). Accuracies are fractions. Edge: a best value within 5 % of an end "
+    "of its range, so that a better one may lie outside."
+)
+GAP = (
+    "Gap: test accuracy at the small batch minus that at the large batch, paired by seed. Closed: the share of the gap "
+    "without smoothing that the smoothed large batch wins back from the plain small batch. Narrowed: the same, both "
+    "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds are likely to show (power 80 %). "
+    "Brackets hold 95 % intervals; accuracies and shares are fractions."
+)
+TARGETS = (
+    "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
+    "taken infinitely long (inf). The targets are what the worst run of the plain small-batch cell ends with."
+)
+TARGETS_SGD = (
+    "The same, where the targets are what the worst run of that cell ends with: whether K-FAC needs fewer steps at a "
+    "large batch is decided here."
+)
+MINIMA = "Means over the n seeds that were measured, and their standard deviations (sd)."
+CORRELATIONS = (
+    "Spearman’s rank correlation of each measure with test accuracy across cells, which differ in more than sharpness: "
+    "it is no cause."
+)
+HEALTH = "Whether each cell's numbers can be trusted; ? where it cannot be told."
+
+
+def list_missing(
+    folder: StudyFolder, study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
+) -> list[str]:  # fmt: skip
+    """What the study lacks, a sentence each: `health.list_missing`, and records that cannot be read."""
+    damaged = [*folder.scan()[1], *folder.confirmation.scan()[1]]
+    missing = health.list_missing(study, trials, confirmed)
+    if damaged:
+        missing.append(f"{len(damaged)} records are damaged and do not count, the first of them {damaged[0]}.")
+    return missing
+
+
+def health_matrix(findings: pd.DataFrame) -> pd.DataFrame:
+    """`health.health_table` with a row per cell and a column per check; a check that a cell has not had is a dash."""
+    marks = findings.assign(verdict=findings["verdict"].replace({"cannot tell": "?"}))
+    order = {name: list(dict.fromkeys(findings[name])) for name in ("cell", "check")}
+    matrix = marks.pivot(index="cell", columns="check", values="verdict").reindex(order["cell"], columns=order["check"])
+    return matrix.fillna("-").reset_index().rename_axis(columns=None).astype(object)
+
+
+def _for_page(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as text, without the columns that are empty."""
+    shown = tables.for_reading(table, digits=3)
+    return shown.loc[:, (shown != "-").any()]
+
+
+def _draw(folder: StudyFolder) -> Iterator[Picture]:
+    for drawing in figures.draw_all(folder):
+        svg = None
+        if drawing.figure is not None:  # matplotlib escapes the text it draws
+            svg = Markup(style.embeddable_svg(drawing.figure, drawing.name.replace("+", "-"), drawing.description))
+        yield Picture(drawing.name, drawing.description, svg, drawing.reason)
+
+
+def render(report: Report) -> str:
+    """The page. All text in it is escaped; only the figures are taken as they are."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["unbroken"] = unbroken
+    return environment.get_template("report.html.j2").render(report=report)
+
+
+def unbroken(text: str) -> str:
+    """With no-break spaces where a line must not end: in intervals, before units, and in n = 5."""
+    together = r"\[[^\[\]]*\d, [^\[\]]*\]|(?<=\bn) = (?=\d)|(?<=\d) (?=%)|(?<=batch) (?=\d)"
+    return re.sub(together, lambda found: found[0].replace(" ", NO_BREAK), text)
+
+
+def write(folder: StudyFolder) -> StoragePath:
+    """Write the page into the study's folder; returns its path.
+
+    Raises:
+        StudyError: the folder holds no study, or cannot be written.
+    """
+    page = folder.path / PAGE
+    content = render(collect(folder)).encode()
+    try:
+        storage.write(page, content)
+    except OSError as error:
+        raise StudyError(f"{page}: cannot be written: {error.strerror or error}") from error
+    return page

@@ -1,0 +1,121 @@
+"""Numbers of the tables in words, as the report says them: accuracies in percent, differences in points, intervals.
+
+A row is one of the gap table as a dict, see `gaps.gap_table`.
+"""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Any
+
+import pandas as pd
+
+from analysis import stats
+from lbstudy.study import StudySpec
+
+OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}
+SMOOTHINGS = {"none": "no smoothing", "mixup": "Mixup", "noise": "parameter noise", "mixup+noise": "Mixup with noise"}
+
+
+def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
+    """The cell that validation prefers at the largest batch size, and its test accuracy."""
+    metric = study.tuning.metric
+    largest = configs[configs["batch_size"].eq(configs["batch_size"].max()) & configs[metric].notna()]
+    if largest.empty:
+        return ""
+    best_first = largest.sort_values(metric, ascending=study.tuning.direction == "minimize", kind="stable")
+    row = best_first.iloc[0]
+    value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
+    smoothing = f"with {SMOOTHINGS[row['smoothing']]}"
+    sentence = (
+        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
+        f"{OPTIMIZERS[row['optimizer']]}: {metric.replace('val_', 'validation ')} {value} in one trial"
+    )
+    if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
+        return f"{sentence}; its test accuracy is not known."
+    interval = f" [{percent(row['test_low'])}, {percent(row['test_high'])}]" if row["n"] > 1 else ""
+    return f"{sentence}, test accuracy {percent(row['test_accuracy'])} %{interval} when confirmed ({count(row['n'])})."
+
+
+def gap_sentence(row: dict[str, Any]) -> str:
+    """What a larger batch costs without smoothing, from a row of the gap table."""
+    way = f"From batch {row['small_batch']} to {row['large_batch']}, {OPTIMIZERS[row['optimizer']]} without smoothing"
+    if isnan(row["gap"]):
+        return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
+    verb = "lost" if row["gap"] >= 0 else "gained"
+    size = points(abs(row["gap"]))
+    if isnan(row["gap_low"]):
+        return f"{way} {verb} {size} points of test accuracy with one seed, which has no interval."
+    ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
+    sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
+    if row["gap_low"] <= 0 <= row["gap_high"]:
+        smallest = points(row["resolvable"])
+        sentence += f", which cannot be told from nothing: a gap below {smallest} points is likely to be missed"
+    return f"{sentence}."
+
+
+def closed_sentence(rows: list[dict[str, Any]]) -> str:
+    """How much of an optimizer's gap its smoothings close, from its rows of the gap table, which have shares."""
+    first, *others = [
+        (_smoothing(row), _share(row, "closed"), "; ".join([count(row["n"]), *([row["note"]] if row["note"] else [])]))
+        for row in rows
+    ]
+    start = f"{capitalise(first[0])} closed {first[1]} of {_gap(rows[0])} ({first[2]})"
+    return ", ".join([start, *(f"{name} {share} ({n})" for name, share, n in others)]) + "."
+
+
+def share_sentence(row: dict[str, Any]) -> str:
+    """How much of the gap a smoothing takes away, in both senses, from a row of the gap table."""
+    if isnan(row["closed"]) and isnan(row["narrowed"]):
+        who = f"{OPTIMIZERS[row['optimizer']]} with {_smoothing(row)}, batch {row['large_batch']}"
+        return f"{who}: {row['note'] or 'no share is known'}."
+    closed, narrowed = (
+        "an unknown share" if isnan(row[notion]) else _share(row, notion) for notion in ("closed", "narrowed")
+    )
+    of = f"{capitalise(_smoothing(row))} closed {closed} of {_gap(row)}, and narrowed it by {narrowed}"
+    return f"{of} ({count(row['n'])})."
+
+
+def _smoothing(row: dict[str, Any]) -> str:
+    return SMOOTHINGS[row["smoothing"]]
+
+
+def _gap(row: dict[str, Any]) -> str:
+    return f"{OPTIMIZERS[row['optimizer']]}’s large-batch gap"
+
+
+def _share(row: dict[str, Any], notion: str) -> str:
+    value, low, high = (_signed(100 * row[f"{notion}{end}"], ".0f") for end in ("", "_low", "_high"))
+    return f"{value} % [{low}, {high}]"
+
+
+def ratio_words(ratio: stats.Mean) -> str:
+    """A ratio with its interval, as "0.5 times [0.4, 0.6]"."""
+    interval = "" if isnan(ratio.low) else f" [{ratio.low:.2g}, {ratio.high:.2g}]"
+    return f"{ratio.value:.2g} times{interval}"
+
+
+def count(n: int) -> str:
+    """How many seeds."""
+    return "one seed: no interval" if n == 1 else f"n = {n}"
+
+
+def points(share: float) -> str:
+    """A difference of accuracies in percentage points."""
+    return _signed(100 * share, ".2f")
+
+
+def percent(share: float) -> str:
+    """An accuracy in percent."""
+    return f"{100 * share:.2f}"
+
+
+def capitalise(words: str) -> str:
+    """With a first capital, the others left alone."""
+    return words[:1].upper() + words[1:]
+
+
+def _signed(value: float, form: str) -> str:
+    """With a true minus sign, and no minus zero."""
+    text = format(value, form)
+    return (text if float(text) else text.lstrip("-")).replace("-", "−")

@@ -1,0 +1,242 @@
+"""Verdicts on constructed numbers, held against SciPy's tests."""
+
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis import claims, gaps, load, sentences, tables, targets
+from lbstudy.study import StudySpec
+from tests.confirmed_runs import add_run, confirmed_frame, confirmed_study, study_of
+
+BOTH = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"])
+SGD = study_of(["sgd"], [32, 128, 512], ["none", "mixup"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "verdict"),
+    [
+        (0.51, 0.9, "supported", "supported"),
+        (0.51, 0.9, "contradicted", "contradicted"),
+        (0.1, 0.49, "supported", "contradicted"),
+        (0.1, 0.49, "contradicted", "supported"),
+        (0.4, 0.6, "supported", "cannot tell"),
+        (0.5, 0.9, "supported", "cannot tell"),  # the interval holds the threshold
+        (0.1, 0.5, "supported", "cannot tell"),
+        (nan, nan, "supported", "cannot tell"),
+    ],
+)
+def test_an_interval_decides_only_on_one_side(low: float, high: float, above, verdict: str):
+    assert claims.decide(low, high, 0.5, above) == verdict
+
+
+def test_a_claim_needs_all_its_comparisons():
+    def claim(*verdicts: claims.Verdict) -> claims.Claim:
+        return claims.Claim("n", "c", "r", [claims.Comparison(v, "s") for v in verdicts], "e", "gap")
+
+    assert claim("supported", "supported").verdict == "supported"
+    assert claim("contradicted").verdict == "contradicted"
+    assert claim("supported", "cannot tell").verdict == "cannot tell"
+    assert claim("supported", "contradicted").verdict == "cannot tell"
+    assert claim().verdict == "cannot tell"
+
+
+def falling(at: int, length: int = 8) -> list[dict[str, float]]:
+    """A curve whose loss is low and whose accuracy is high from this epoch on."""
+    return [
+        {"clean_train_loss": 0.1, "val_accuracy": 0.9} if epoch >= at else {"clean_train_loss": 1, "val_accuracy": 0.5}
+        for epoch in range(1, length + 1)
+    ]
+
+
+def steps_claim(path: Path, kfac: list[int], sgd: list[int], **run: object) -> claims.Claim:
+    """The first claim where runs have reached the target after so many epochs."""
+    folder = confirmed_study(path, BOTH, {})
+    for cell, epochs in {"kfac-b128-none": kfac, "sgd-b128-none": sgd}.items():
+        for repeat, at in enumerate(epochs):
+            add_run(folder, cell, falling(at), repeat, trial=0, run=run)
+    confirmed, series = load.confirmed(folder), load.confirmed_epochs(folder)
+    pair = claims.rivals(BOTH)
+    assert pair is not None
+    assert [cell.name for cell in pair] == ["kfac-b128-none", "sgd-b128-none"]
+    goals = targets.choose_targets(BOTH, confirmed, cell=pair[1])
+    return claims.fewer_steps(BOTH, confirmed, {g: targets.winners_times(confirmed, series, g) for g in goals})
+
+
+@pytest.mark.parametrize(
+    ("kfac", "sgd", "verdict"),
+    [
+        ([2, 3, 2], [6, 7, 6], "supported"),
+        ([6, 7, 6], [2, 3, 2], "contradicted"),
+        ([2, 8, 2], [6, 7, 6], "cannot tell"),
+        ([2], [6], "cannot tell"),  # one seed
+        ([99] * 5, [6] * 5, "contradicted"),  # Fisher: p = 0.008
+        ([99] * 3, [6] * 3, "cannot tell"),  # Fisher: p = 0.1
+        ([2, 2, 2, 2, 99], [6] * 5, "cannot tell"),
+    ],
+)
+def test_steps(kfac: list[int], sgd: list[int], verdict: str, tmp_path: Path):
+    claim = steps_claim(tmp_path, kfac, sgd)
+    assert claim.verdict == verdict
+    assert len(claim.comparisons) == 2  # training loss and validation accuracy
+    sentence = claim.comparisons[0].sentence
+    if 99 in kfac:
+        reached = sum(at != 99 for at in kfac)
+        p = scipy_stats.fisher_exact([[reached, len(kfac) - reached], [len(sgd), 0]]).pvalue
+        assert f"{reached} of {len(kfac)} K-FAC runs" in sentence
+        assert f"p = {p:.2g}" in sentence
+    else:
+        ratio = np.exp(np.mean(np.log(np.array(kfac) / np.array(sgd))))
+        assert f"K-FAC reached training loss 0.1 in {ratio:.2g} times" in sentence
+        assert ("no interval" in sentence) == (len(kfac) == 1)
+
+
+def test_validation_accuracy_is_no_target_where_it_was_trained_on(tmp_path: Path):
+    claim = steps_claim(tmp_path, [2, 3, 2], [6, 7, 6], train_on="all")
+    assert [c.sentence.count("training loss") for c in claim.comparisons] == [1]
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        (SGD, "no K-FAC"),
+        (study_of(["kfac"], [32, 128], ["none"]), "no SGD"),
+        (study_of(["lars"], [32, 128], ["none"]), "no K-FAC and SGD"),
+        (study_of(["sgd", "kfac"], [32, 128], ["none"], exclude=[{"optimizer": "kfac", "batch_size": 128},
+                                                                  {"optimizer": "sgd", "batch_size": 32}]), "share no"),
+        (BOTH, "No confirmed run of sgd-b128-none has completed"),
+    ],
+)  # fmt: skip
+def test_steps_without_the_cells(study: StudySpec, words: str, tmp_path: Path):
+    claim = claims.fewer_steps(study, confirmed_frame(tmp_path, study, {}), {})
+    assert claim.verdict == "cannot tell"
+    assert words in claim.comparisons[0].sentence
+
+
+SMALL = [0.90, 0.91, 0.92, 0.90, 0.91]
+
+
+def gap_claims(path: Path, study: StudySpec, accuracies: dict[str, list[float]]) -> tuple[claims.Claim, claims.Claim]:
+    confirmed = confirmed_frame(path, study, accuracies)
+    table = gaps.gap_table(study, confirmed)
+    return claims.generalises_worse(study, confirmed, table), claims.more_than_halves(study, confirmed, table)
+
+
+@pytest.mark.parametrize(
+    ("large", "verdict"),
+    [
+        ([0.80, 0.82, 0.83, 0.81, 0.82], "supported"),
+        ([0.95, 0.96, 0.96, 0.95, 0.97], "contradicted"),
+        ([0.90, 0.92, 0.91, 0.91, 0.90], "cannot tell"),
+        ([0.80], "cannot tell"),
+        ([0.80, 0.82, 0.83, 0.81, nan], "cannot tell"),  # one diverged: the others are a choice
+    ],
+)
+def test_generalisation_is_judged_at_the_largest_batch(large: list[float], verdict: str, tmp_path: Path):
+    runs = {"sgd-b32-none": SMALL, "sgd-b128-none": SMALL, "sgd-b512-none": large}
+    claim, _ = gap_claims(tmp_path, SGD, runs)
+    assert claim.verdict == verdict
+    assert len(claim.comparisons) == 1
+    sentence = claim.comparisons[0].sentence
+    assert "From batch 32 to 512, SGD without smoothing" in sentence
+    if len(large) == 5 and nan not in large:
+        test = scipy_stats.ttest_1samp(np.subtract(SMALL, large) * 100, 0)
+        sign = 1 if test.statistic >= 0 else -1
+        ends = sorted(sign * end for end in test.confidence_interval())
+        words = f"{'lost' if sign > 0 else 'gained'} {abs(np.mean(np.subtract(SMALL, large))) * 100:.2f} points"
+        assert words in sentence
+        assert f"[{ends[0]:.2f}, {ends[1]:.2f}] (n = 5)".replace("-", "−") in sentence
+    assert ("diverged" in sentence) == (nan in large)
+
+
+PLAIN = [0.80, 0.81, 0.82, 0.80, 0.81]  # a gap of exactly 0.10
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "verdict"),
+    [
+        (SMALL, [0.87, 0.885, 0.89, 0.87, 0.885], "supported"),
+        (SMALL, [0.82, 0.825, 0.84, 0.82, 0.825], "contradicted"),
+        (SMALL, [0.85, 0.86, 0.875, 0.845, 0.86], "cannot tell"),
+        ([a - 0.09 for a in SMALL], [0.82, 0.825, 0.84, 0.82, 0.825], "cannot tell"),  # narrowed, but not closed
+        (SMALL, [0.87], "cannot tell"),
+    ],
+)
+def test_smoothing_halves_the_gap_in_both_senses(small, large, verdict: str, tmp_path: Path):
+    runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": small, "sgd-b512-mixup": large}
+    assert gap_claims(tmp_path, SGD, runs)[1].verdict == verdict
+
+
+def test_a_diverged_run_decides_nothing(tmp_path: Path):
+    runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": SMALL}
+    _, claim = gap_claims(tmp_path, SGD, {**runs, "sgd-b512-mixup": [0.87, 0.885, 0.89, 0.87, nan]})
+    assert claim.verdict == "cannot tell"
+    assert "confirmed runs diverged: 1 of sgd-b512-mixup" in claim.comparisons[0].sentence
+
+
+def test_the_answer_leads_with_the_gap_and_what_closes_it(tmp_path: Path):
+    runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": SMALL,
+            "sgd-b512-mixup": [0.86, 0.875, 0.88, 0.86, 0.875]}  # fmt: skip
+    folder = confirmed_study(tmp_path, SGD, runs)
+    confirmed = load.confirmed(folder)
+    table = gaps.gap_table(SGD, confirmed)
+    steps = claims.fewer_steps(SGD, confirmed, {})
+    first, last = claims.answer(SGD, table, steps, tables.best_configs(folder))
+    closed = scipy_stats.ttest_1samp(np.subtract(runs["sgd-b512-mixup"], PLAIN) / 0.10 * 100, 0).confidence_interval()
+    assert first[1] == "gap"
+    assert first[0].startswith("From batch 32 to 512, SGD without smoothing lost 10.00 points of test accuracy")
+    assert f"Mixup closed 62 % [{closed.low:.0f}, {closed.high:.0f}] of SGD’s large-batch gap (n = 5)." in first[0]
+    assert last[1] == "best"
+    assert "validation accuracy 90.00 % in one trial, test accuracy 81" not in last[0]  # of the cell that was chosen:
+    assert "without smoothing under SGD" in last[0]
+    assert "test accuracy 80.80 % [79.76, 81.84] when confirmed (n = 5)" in last[0]
+
+
+def minima(eigenvalues: dict[str, list[float]], widths: dict[str, list[float]], beyond: float = 0) -> pd.DataFrame:
+    """`minima_table.runs` of SGD at batch 512, a value per seed and smoothing."""
+    return pd.DataFrame([
+        {"cell": f"sgd-b512-{s}", "optimizer": "sgd", "batch_size": 512, "smoothing": s, "repeat": repeat,
+         "eigenvalue_1": eigenvalues[s][repeat] if s in eigenvalues else nan,
+         "width_1": widths[s][repeat] if s in widths else nan, "beyond": beyond}
+        for s in ("none", "mixup") for repeat in range(len((eigenvalues or widths)[s]))
+    ])  # fmt: skip
+
+
+SHARP, FLAT = {"none": [20, 22, 24], "mixup": [10, 11, 11]}, {"none": [10, 11, 11], "mixup": [20, 22, 24]}
+WIDE, NARROW = {"none": [0.5, 0.6, 0.5], "mixup": [1, 1.1, 1]}, {"none": [1, 1.1, 1], "mixup": [0.5, 0.6, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        (minima(SHARP, WIDE), "supported"),
+        (minima(SHARP, {}), "supported"),
+        (minima({}, WIDE), "supported"),
+        (minima(FLAT, NARROW), "contradicted"),
+        (minima(SHARP, NARROW), "cannot tell"),
+        (minima(SHARP, WIDE, beyond=0.6), "cannot tell"),
+        (minima({"none": [20], "mixup": [10]}, {}), "cannot tell"),
+        (minima({"none": [20, 22, 24], "mixup": [10, 50, 11]}, {}), "cannot tell"),
+        (minima({"none": [20, 22, -1], "mixup": [10, 11, 11]}, {}), "cannot tell"),
+    ],
+)
+def test_minima(runs: pd.DataFrame, verdict: str):
+    claim = claims.wider_minima(SGD, runs)
+    assert claim.verdict == verdict
+    assert "SGD at batch 512 with Mixup" in claim.comparisons[0].sentence
+    assert "Large positive eigenvalues mean a sharp minimum" in claim.elsewhere
+
+
+def test_no_minimum_measured():
+    claim = claims.wider_minima(SGD, minima(SHARP, WIDE).iloc[:0])
+    assert (claim.verdict, claim.comparisons[0].sentence) == ("cannot tell", "No minimum has been measured.")
+
+
+def test_numbers_in_words():
+    assert sentences.points(-0.01234) == "−1.23"
+    assert sentences.points(-0.00001) == "0.00"
+    assert sentences.percent(0.5) == "50.00"
+    assert sentences.count(1) == "one seed: no interval"

@@ -1,0 +1,308 @@
+"""The page: of whole, interrupted and broken studies, with hostile names, and on a machine without torch and Ray."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from math import nan
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from jinja2 import UndefinedError
+
+from analysis import conditions, figures, load, report, tables
+from lbstudy.records import StudyFolder
+from lbstudy.study import StudyError, StudySpec
+from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
+
+ROOT = Path(__file__).parent.parent
+CELLS = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"])
+ACCURACIES = {
+    "sgd-b32-none": [0.90, 0.91, 0.92], "sgd-b128-none": [0.80, 0.81, 0.82], "sgd-b32-mixup": [0.90, 0.91, 0.92],
+    "sgd-b128-mixup": [0.86, 0.87, 0.89], "kfac-b32-none": [0.90, 0.92, 0.91], "kfac-b128-none": [0.85, 0.86, 0.88],
+    "kfac-b32-mixup": [0.90, 0.90, 0.93], "kfac-b128-mixup": [0.88, 0.9, 0.91],
+}  # fmt: skip
+NO_IMAGES = {"name": "cifar10", "root": "/nowhere", "validation_size": 0.2}
+"""A data set that this machine does not have: figures without images are enough here."""
+
+
+class Page(html.parser.HTMLParser):
+    """A page's tags, ids, links and text, and whether its tags are balanced."""
+
+    VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).replace(report.NO_BREAK, " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if tag == "a" and name == "href":
+                self.links.append(value or "")
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                self.sources.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(folder: StudyFolder) -> Page:
+    """The written page: well formed, one file, and every link in it leads somewhere."""
+    path = report.write(folder)
+    assert path == folder.path / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert all(source.startswith(("#", "data:")) for source in page.sources)
+    return page
+
+
+def whole_study(path: Path, study: StudySpec = CELLS, seeds: int = 3) -> StudyFolder:
+    """A study with all runs confirmed."""
+    folder = confirmed_study(path, study, {})
+    for cell, values in ACCURACIES.items():
+        if cell in {c.name for c in study.list_cells()}:
+            for repeat, accuracy in enumerate(values[:seeds]):
+                speed = 2 if cell.startswith("kfac") else 1
+                curve = [
+                    {"test_accuracy": accuracy, "val_accuracy": accuracy - 0.5 / (speed * epoch), "val_loss": 0.5,
+                     "clean_train_loss": 1 / (speed * epoch), "clean_train_accuracy": accuracy}
+                    for epoch in range(1, 7)
+                ]  # fmt: skip
+                add_run(folder, cell, curve, repeat, trial=0, run={"train_on": "split"}, device="cpu")
+    return folder
+
+
+def test_a_whole_study(tmp_path: Path):
+    page = page_of(whole_study(tmp_path / "s"))
+    assert "SGD without smoothing lost 10.00 points of test accuracy" in page.text
+    assert "Mixup closed 63 % [" in page.text
+    for claim in ("steps", "generalisation", "smoothing", "minima"):
+        assert f"claim-{claim}" in page.ids
+    assert {"best", "gap", "targets", "targets-sgd", "health", "sharpness", "figure-learning_curves"} <= set(page.ids)
+    assert "svg" in page.tags
+    assert f"lbstudy table {tmp_path}/s gap" in page.text
+    assert "Fixed hyper" not in page.text
+    assert "momentum 0.9" in page.text  # what was fixed
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without figures, which take seconds."""
+    nothing = figures.Drawing("learning_curves", "Accuracy & loss", None, "not <here>")
+    monkeypatch.setattr(figures, "draw_all", lambda folder: [nothing])
+
+
+def test_the_verdicts_of_a_whole_study(quick: None, tmp_path: Path):
+    found = {claim.name: claim.verdict for claim in report.collect(whole_study(tmp_path / "s")).claims}
+    assert found["steps"] == "supported"
+    assert found["generalisation"] == "supported"
+    assert found["minima"] == "cannot tell"
+
+
+def test_each_command_prints_the_numbers_beside_it(quick: None, tmp_path: Path, monkeypatch, capsys):
+    import shlex
+
+    from lbstudy import cli
+
+    shown = {table.name: table for table in report.collect(whole_study(tmp_path / "a study's")).tables}
+    for name, column in {"best": "test_accuracy", "gap": "closed", "targets": "steps", "targets-sgd": "steps"}.items():
+        monkeypatch.setattr(sys, "argv", [*shlex.split(shown[name].command), "--format", "csv"])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert not exit_.value.code
+        printed = tables.for_reading(pd.read_csv(pd.io.common.StringIO(capsys.readouterr().out)), digits=3)
+        if name != "best":  # its interval goes by another name there
+            assert list(printed[column]) == list(shown[name].table[column])
+        else:
+            assert [cell.split(" ")[0] for cell in shown[name].table[column]] == list(printed[column])
+
+
+def broken(kind: str, path: Path) -> tuple[StudyFolder, list[str]]:
+    """A study that lacks something, and what its page must say about it."""
+    if kind == "empty":
+        return StudyFolder.create(path, CELLS), [
+            "Nothing yet: no trial has completed", "0 of 32 trials have ended", "No minimum has been measured",
+        ]  # fmt: skip
+    if kind == "interrupted":
+        folder = whole_study(path)
+        add_run(folder, "kfac-b128-mixup", [{"val_accuracy": 0.5, "val_loss": 1}], 1, status="running", params=PARAMS)
+        add_run(folder, "sgd-b128-mixup", [{"test_accuracy": 0.5}], 2, status="running", trial=0)
+        return folder, ["8 of 32 trials have ended", "sgd-b128-mixup: of its confirmed runs 1 not ended"]
+    if kind == "partly failed":
+        folder = whole_study(path)
+        add_run(folder, "sgd-b128-none", [{"test_accuracy": 0.5}], 1, status="failed", trial=0, error="<b>boom</b>")
+        (folder.trial_folder(folder.trials()[0]) / "trial.json").write_text("{}")
+        return folder, ["sgd-b128-none: of its confirmed runs 1 failed", "1 records are damaged"]
+    if kind == "one cell":
+        study = study_of(["sgd"], [32], ["none"])
+        return whole_study(path, study), ["One batch size", "The study has one batch size.", "no K-FAC", "No smoothing"]
+    if kind == "without K-FAC":
+        study = study_of(["sgd"], [32, 128], ["none", "mixup"])
+        return whole_study(path, study), ["The study has no K-FAC.", "SGD without smoothing lost 10.00 points"]
+    if kind == "without plain cells":
+        study = study_of(["sgd", "kfac"], [32, 128], ["mixup"])
+        return whole_study(path, study), ["The study has no cell without smoothing", "At batch 128 with Mixup, K-FAC"]
+    if kind == "one seed":
+        return whole_study(path, seeds=1), ["One seed a cell", "with one seed, which has no interval"]
+    if kind == "nothing confirmed":
+        return confirmed_study(path, CELLS, {}), [
+            "Nothing has been confirmed", "its test accuracy is not known", "validation accuracy 90.00 %",
+        ]  # fmt: skip
+    folder = whole_study(path)
+    for number in range(4):
+        add_run(folder, "kfac-b128-none", [{"val_accuracy": 0.1, "val_loss": nan}], number, status="diverged")
+    return folder, ["kfac-b128-none has no result: of 4 trials none completed, 4 diverged", "there is no result"]
+
+
+BROKEN = ["empty", "interrupted", "partly failed", "one cell", "without K-FAC", "without plain cells", "one seed",
+          "nothing confirmed", "a cell diverged"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_study_that_lacks_something_says_so(kind: str, quick: None, tmp_path: Path):
+    folder, words = broken(kind, tmp_path / "s")
+    page = page_of(folder)
+    assert "Accuracy & loss: not <here>." in page.text
+    for part in words:
+        assert part in page.text
+    assert not re.search(r"\bnan\b|\bNone\b(?!\.)|<NA>", page.text)
+    if kind in ("empty", "one seed", "nothing confirmed"):
+        assert {claim.verdict for claim in report.collect(folder).claims} == {"cannot tell"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_figures_of_a_study_that_lacks_something(kind: str, tmp_path: Path):
+    pictures = report.collect(broken(kind, tmp_path / "s")[0]).pictures
+    assert all((picture.svg is None) == bool(picture.reason) for picture in pictures)
+    if kind == "empty":
+        assert {picture.reason for picture in pictures if picture.name.startswith("learning")} != {""}
+
+
+HOSTILE = "<script>alert(1)</script> & \"both\" 'quotes' $x_1$ \\textbf{50 %} {{ 7 * 7 }} {% raw %}"
+
+
+def test_hostile_text_is_shown_as_it_is(quick: None, tmp_path: Path):
+    study = study_of(["sgd"], [32, 128], ["none"], source=HOSTILE, dataset={**NO_IMAGES, "root": f"/data/{HOSTILE}"})
+    folder = whole_study(tmp_path / "<b>it's</b> $here$", study)
+    path = folder.path / "environment.json"
+    environment = json.loads(path.read_text())
+    environment |= {"command": ["lbstudy", HOSTILE], "commit": HOSTILE, "packages": {HOSTILE: HOSTILE}}
+    environment["machine"]["host"] = HOSTILE
+    path.write_text(json.dumps(environment))
+    page = page_of(folder)
+    text = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<script>") == 1  # the page's own
+    assert "<b>it" not in text
+    assert page.text.count(" ".join(HOSTILE.split())) == 5  # source, root, version, commit, host
+    assert "<b>it's</b> $here$" in page.text.replace("'\"'\"'", "'")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": {}}'])
+def test_a_study_whose_environment_is_not_known(content: str, quick: None, tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", study_of(["sgd"], [32], ["none"]), {})
+    (folder.path / "environment.json").write_text(content)
+    assert "learning rate" in page_of(folder).text
+
+
+def test_caveats_say_what_a_reader_must_know(tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    add_run(folder, "sgd-b32-none", [{"test_accuracy": 0.9}], 3, trial=0, run={"train_on": "all"}, device="cuda")
+    confirmed = load.confirmed(folder)
+    frame = pd.DataFrame({"resolvable": [0.01, 0.025, nan]})
+    words = " ".join(conditions.list_caveats(CELLS, load.trials(folder), confirmed, frame))
+    for part in ("4 times fewer steps than batch 32", "1.00 points", "2.50", "trained on the validation", "cpu, cuda"):
+        assert part in words
+
+
+def test_columns_are_set_by_what_they_hold():
+    table = pd.DataFrame({
+        "a": ["0.1 [-0.2, 0.3]", "-"], "b": ["inf", "1e-05"], "c": ["1 of 5 diverged", "-"], "d": ["x" * 40, "-"],
+    })  # fmt: skip
+    shown = report.Shown("n", "t", table, "", "")
+    assert [shown.kind(column) for column in table] == ["number", "number", "word", "long"]
+
+
+def test_lines_do_not_break_inside_an_interval():
+    nobreak = report.NO_BREAK
+    assert report.unbroken("closed 62 % [41, 80] of it (n = 5), batch 32") == (
+        f"closed 62{nobreak}% [41,{nobreak}80] of it (n{nobreak}={nobreak}5), batch{nobreak}32"
+    )
+
+
+def test_a_folder_that_cannot_be_written(quick: None, tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", study_of(["sgd"], [32], ["none"]), {})
+    (folder.path / "report.html").mkdir()
+    with pytest.raises(StudyError, match=r"report\.html: cannot be written"):
+        report.write(folder)
+
+
+def test_the_template_knows_all_that_it_shows():
+    with pytest.raises(UndefinedError):
+        report.render(object())  # type: ignore[arg-type]
+
+
+WITHOUT = """
+import sys
+blocked = set({blocked!r})
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ImportError(f"{{name}} is not here")
+sys.meta_path.insert(0, Blocker())
+from lbstudy import cli
+for arguments in {commands!r}:
+    sys.argv = ["lbstudy", *arguments]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+assert not blocked & set(sys.modules)
+"""
+
+
+def dependency_names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[=<>]", requirement)[0] for requirement in requirements}
+
+
+def test_tables_figures_and_report_need_only_the_analysis_group(tmp_path: Path):
+    """With every dependency blocked that the group has not, such as torch, Ray and Optuna."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    group, all_of_them = project["dependency-groups"]["analysis"], project["project"]["dependencies"]
+    assert set(group) <= set(all_of_them)  # the same bounds
+    absent = dependency_names(all_of_them) - dependency_names(group)
+    assert {"torch", "ray", "optuna", "torchvision"} <= absent
+    blocked = [{"scikit-learn": "sklearn"}.get(name, name) for name in sorted(absent - {"pillow"})]  # matplotlib's own
+    path = str(whole_study(tmp_path / "s", study_of(["sgd"], [32, 128], ["none"])).path)
+    commands = [["report", path], ["best", path], ["status", path], ["figures", path],
+                *(["table", path, kind] for kind in ("gap", "targets", "health", "sharpness", "correlations"))]  # fmt: skip
+    script = WITHOUT.format(blocked=blocked, commands=commands)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{path}/report.html\n")
+    assert "figure-learning_curves" in Page((tmp_path / "s" / "report.html").read_text(encoding="utf-8")).ids
