@@ -104,11 +104,12 @@ def runs(confirmed: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) 
     """
     best = winners(confirmed)
     key = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", *OUTCOMES]
-    found = best.loc[best["status"] == "completed", key]
+    same_run: dict[str, Any] = {"cell": object, "number": int}  # an empty frame has other types
+    found = best.loc[best["status"] == "completed", key].astype(same_run)
     names = [*MEASURES, *(f"{name}_error" for name in ERRORS)]
     measured = [name for name in names if name in sharpness]
     for measures in (sharpness[["cell", "number", *measured]], line_measures(lines)):
-        found = found.merge(measures.astype({"cell": object}), on=["cell", "number"], how="left")
+        found = found.merge(measures.astype(same_run), on=list(same_run), how="left")
     missing = dict.fromkeys([name for name in names if name not in found], np.nan)
     return found.assign(**missing).astype(dict.fromkeys([*OUTCOMES, *names, "beyond"], float))
 
