@@ -236,16 +236,17 @@ def write(path: StoragePath, content: bytes) -> None:
     if isinstance(path, ObjectPath):
         path.write_bytes(content)
         return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
-        try:
+    scratch = path.with_name(f".{path.name}-{uuid4().hex}")  # tempfile's would be readable by its owner only
+    try:
+        with scratch.open("xb") as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
-            os.replace(out.name, path)
-        except OSError:  # a full disk shall not keep half a file
-            with suppress(OSError):
-                os.unlink(out.name)
-            raise
+        os.replace(scratch, path)
+    except OSError:  # a full disk shall not keep half a file
+        with suppress(OSError):
+            scratch.unlink()
+        raise
 
 
 def append(path: StoragePath, line: bytes) -> None:

@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +108,7 @@ def script(folder: StudyFolder, written: list[TrialRecord]) -> None:
 
 
 OPERATIONS = [
-    (os, "replace"), (os, "fsync"), (os, "unlink"), (Path, "mkdir"), (Path, "open"), (tempfile, "NamedTemporaryFile"),
+    (os, "replace"), (os, "fsync"), (os, "unlink"), (Path, "mkdir"), (Path, "open"),
 ]  # fmt: skip
 
 
