@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import nctdtrinc, ndtri, stdtrit
+import scipy  # its parts load when they are used: the commonest tables need none of them
 
 LEVEL = 0.95
 """Coverage of every interval."""
@@ -92,7 +92,7 @@ def smallest_resolvable(sd: float, n: int) -> float:
     """
     if n < 2:
         return nan
-    return float(nctdtrinc(n - 1, 1 - POWER, _t_quantile(n))) * sd / sqrt(n)
+    return float(scipy.special.nctdtrinc(n - 1, 1 - POWER, _t_quantile(n))) * sd / sqrt(n)
 
 
 def ratio(numerator: pd.Series, denominator: pd.Series) -> Ratio:
@@ -155,7 +155,7 @@ def rank_interval(value: float, n: int) -> tuple[float, float]:
     """
     if n < 4 or abs(value) > 1 - 1e-12:
         return nan, nan
-    margin = float(ndtri((1 + LEVEL) / 2)) * sqrt((1 + value**2 / 2) / (n - 3))
+    margin = float(scipy.special.ndtri((1 + LEVEL) / 2)) * sqrt((1 + value**2 / 2) / (n - 3))
     return tanh(atanh(value) - margin), tanh(atanh(value) + margin)
 
 
@@ -171,4 +171,4 @@ def _paired(first: pd.Series, second: pd.Series) -> np.ndarray:
 
 
 def _t_quantile(n: int) -> float:
-    return float(stdtrit(n - 1, (1 + LEVEL) / 2))
+    return float(scipy.special.stdtrit(n - 1, (1 + LEVEL) / 2))

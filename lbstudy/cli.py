@@ -78,6 +78,9 @@ class FigureFormat(StrEnum):
     pdf = "pdf"
 
 
+DEMO = {"cells.smoothing": ["none", "mixup"], "tuning.trials": 5}
+"""What the demo changes in the study of the digits: half of its cells."""
+
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in an object store", metavar="STUDY")]
@@ -119,10 +122,41 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
-    """Tune LeNet-5 on handwritten digits, small against large batch: a whole study in a few minutes."""
-    source = StudyFile(find_study("digits.yaml"))
+    """A whole study in a few minutes: LeNet-5 on handwritten digits, small against large batch, from the tuning of
+    every cell to the report."""
+    from analysis import minima, report
+    from analysis.sharpness import SharpnessSpec
+
+    source = StudyFile(find_study("digits.yaml"), DEMO)
     study = check_study(source)
-    _run(study, source, locate(storage) / study.name, None, verbose)
+    path = (locate(storage) / study.name).resolve()
+    folder, failures = StudyFolder(path), list[str]()
+
+    def work() -> None:
+        _tune(study, path, dataset, verbose)
+        _confirm(study, folder, plan_runs(folder, study, 3, 1, False, "split", _notice), "split", dataset, verbose)
+        one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
+        lines, measures = minima.LandscapeSettings(directions=3), SharpnessSpec(samples=200)
+        parts: list[tuple[str, Spec, list[Task]]] = [
+            ("landscape/line", lines, minima.landscape_tasks(folder, "line", all_seeds, lines)),
+            ("landscape/interpolate", lines, minima.landscape_tasks(folder, "interpolate", one, lines)),
+            ("sharpness", measures, minima.sharpness_tasks(one, measures)),
+        ]
+        for where, settings, tasks in parts:
+            minima.keep_settings(folder, where, settings)
+            _compute_tasks(study, folder, minima.missing(folder, tasks), where, dataset, failures)
+
+    with _ended_in_order(path, "the same command"):
+        StudyFolder.check(path, study)
+        _require_room(study, None)
+        dataset = _load_data(study, source)
+        with DriverLock(path, _notice):
+            _on_ray(work, path, verbose)
+    _print_best(folder, TableFormat.table)
+    print(f"report: {report.write(folder)}")
+    for failure in failures:
+        err.print(f"failed: {failure}", markup=False)
+    raise typer.Exit(1 if failures else 0)
 
 
 @app.command()
@@ -163,27 +197,15 @@ def confirm(
     folder = StudyFolder.open(locate(study).resolve())
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, _notice)
-    where = folder.confirmation
-
-    def go(dataset: Dataset) -> None:
-        from lbstudy import doctor, tuner
-
-        planned = tuner.plan(as_study(spec, runs), dataset, tuner.cluster_nodes(), train_on)
-        doctor.require(doctor.before_a_run(planned, where.path))
-        StudyFolder.create(where.path, spec)
-        err.print(f"{len(runs)} runs on {planned.lanes} lanes; records in {where.path}")
-        with Progress(planned.study, err, Counter(run.cell for run in runs)) as progress:
-            tuner.confirm_runs(where, planned, runs, progress.update, _notice, verbose)
-
     command = f"lbstudy confirm {folder.path}"
-    with _ended_in_order(where.path, command):
+    with _ended_in_order(folder.confirmation.path, command):
         _require_room(spec, address)
         dataset = _load_data(spec, source)
         with DriverLock(folder.path, _notice):
-            _on_ray(lambda: go(dataset), folder.path, verbose)
+            _on_ray(partial(_confirm, spec, folder, runs, train_on, dataset, verbose), folder.path, verbose)
     _print_best(folder, TableFormat.table)
     wanted = {(run.cell, run.number) for run in runs}
-    found = [trial for trial in where.trials() if (trial.cell, trial.number) in wanted]
+    found = [trial for trial in folder.confirmation.trials() if (trial.cell, trial.number) in wanted]
     _exit(found, len(runs), command)
 
 
@@ -247,21 +269,12 @@ def _compute(
 
     spec, source = _resolve(study, None, None, None, None, data, None)
     minima.keep_settings(folder, where, settings)
-    missing = minima.missing(folder, tasks)
     failures: list[str] = []
-    if missing:
-        _require_room(spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 1})}), address)
+    if missing := minima.missing(folder, tasks):
+        _require_room(spec, address, workers=1)
         dataset = _load_data(spec, source)
-        with (
-            _ended_in_order(folder.path, "the same command"),
-            TaskProgress(where, len(missing), err) as progress,
-        ):
-
-            def failed(task: Task, reason: str) -> None:
-                failures.append(f"{task.result}: {reason}")
-                progress.advance()
-
-            work = partial(minima.compute, folder, spec, dataset, missing, lambda task: progress.advance(), failed)
+        with _ended_in_order(folder.path, "the same command"):
+            work = partial(_compute_tasks, spec, folder, missing, where, dataset, failures)
             _on_ray(work, folder.path, verbose)
     for failure in failures:
         err.print(f"failed: {failure}", markup=False)
@@ -446,8 +459,9 @@ def _ended_in_order(path: StoragePath, command: str) -> Iterator[None]:
         raise typer.Exit(interrupted.exit_code) from interrupted
 
 
-def _require_room(study: StudySpec, address: str | None) -> None:
-    """Whether this machine can hold a trial is known long before a private Ray is up.
+def _require_room(study: StudySpec, address: str | None, workers: int | None = None) -> None:
+    """Whether this machine can hold a trial, or other work of so many workers, is known long before a private Ray is
+    up.
 
     Raises:
         StudyError: it cannot.
@@ -457,7 +471,8 @@ def _require_room(study: StudySpec, address: str | None) -> None:
     _set_address(address)
     if "RAY_ADDRESS" not in os.environ:
         machine = [this_machine()]
-        count_lanes(with_gpus(study.resources, machine), machine)
+        resources = study.resources.model_copy(update={"workers": workers or study.resources.workers})
+        count_lanes(with_gpus(resources, machine), machine)
 
 
 def _exit(trials: Sequence[TrialRecord], count: int, command: str) -> NoReturn:
@@ -486,6 +501,37 @@ def _tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) 
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:
         tuner.tune_study(folder, planned, progress.update, _notice, verbose)
+
+
+def _confirm(
+    study: StudySpec, folder: StudyFolder, runs: Sequence[TrialRecord], train_on: TrainOn, dataset: Dataset,
+    verbose: bool,
+) -> None:  # fmt: skip
+    """Run what is missing of the confirmed runs on the connected Ray."""
+    from lbstudy import doctor, tuner
+
+    where = folder.confirmation
+    planned = tuner.plan(as_study(study, runs), dataset, tuner.cluster_nodes(), train_on)
+    doctor.require(doctor.before_a_run(planned, where.path))
+    StudyFolder.create(where.path, study)
+    err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
+    with Progress(planned.study, err, Counter(run.cell for run in runs)) as progress:
+        tuner.confirm_runs(where, planned, runs, progress.update, _notice, verbose)
+
+
+def _compute_tasks(
+    study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, dataset: Dataset, failures: list[str]
+) -> None:
+    """Compute tasks on the connected Ray; adds to `failures` what has failed and why."""
+    from analysis import minima
+
+    with TaskProgress(where, len(tasks), err) as progress:
+
+        def failed(task: Task, reason: str) -> None:
+            failures.append(f"{task.result}: {reason}")
+            progress.advance()
+
+        minima.compute(folder, study, dataset, tasks, lambda task: progress.advance(), failed)
 
 
 def _on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:

@@ -65,7 +65,7 @@ def connect(verbose: bool = False) -> None:
     """Join the Ray cluster at RAY_ADDRESS, or else start a private Ray on this machine.
 
     Raises:
-        StudyError: no cluster answers at the address.
+        StudyError: no cluster answers at the address, or Ray does not start.
     """
     options: dict[str, Any] = {
         "log_to_driver": verbose,
@@ -80,10 +80,10 @@ def connect(verbose: bool = False) -> None:
             ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
         else:
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None:
-            raise
-        raise StudyError(f"no Ray cluster answers at {address}: {error}") from error
+    except Exception as error:  # a busy machine makes Ray raise no narrower kind
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        failed = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
+        raise StudyError(f"{failed}: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
 
 

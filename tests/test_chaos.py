@@ -182,12 +182,11 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(tmp_path: Path, no_stray_
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     driver, draw = Driver(tmp_path, cluster.address, timeout_minutes=2), random.Random(1)
     try:
-        faults = ["driver"] * 4 + ["worker"] * 5 + ["node"] * 2
+        faults = ["driver"] * 10 + ["worker"] * 5 + ["node"] * 2
         draw.shuffle(faults)
         driver.start()
         for fault in faults:
-            if not driver.wait_for_epochs(draw.randint(2, 12)):
-                break
+            assert driver.wait_for_epochs(draw.randint(2, 12)), f"the driver ended before the fault of a {fault}"
             if fault == "driver":
                 driver.kill()
                 driver.start()

@@ -6,9 +6,11 @@ import pytest
 import ray
 
 from lbstudy import datasets
+from lbstudy.data import place
 from lbstudy.lane import Job, Lane
 from lbstudy.runspec import DatasetSpec, RunSpec
 from lbstudy.study import Resources
+from lbstudy.train import train
 
 DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 
@@ -51,6 +53,17 @@ def test_same_job_twice_is_the_same_to_the_bit(lane: Lane):
         lane.begin(job(key, seed=seed))
         fingerprints.append(reports(lane)[-1]["fingerprint"])
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+@pytest.mark.parametrize("smoothing", ["none", "mixup+noise"])
+def test_kfac_in_a_warm_lane_is_kfac_in_a_fresh_process(lane: Lane, smoothing: str):
+    hyper = {"learning_rate": 0.01, "damping": 0.1, "mixup_alpha": 0.5, "noise_magnitude": 1e-3}
+    spec = job(f"kfac {smoothing}", optimizer="kfac", smoothing=smoothing, hyper=hyper, batch_size=256)
+    lane.begin(spec)
+    run = RunSpec.model_validate(spec.run)
+    fresh = train(run, place(datasets.load(DIGITS), run.dataset, run.split_seed))
+    assert reports(lane)[-1]["fingerprint"] == fresh.fingerprint
+    assert not fresh.diverged
 
 
 def test_abandoned_job_stops_at_its_rung(lane: Lane):

@@ -223,6 +223,14 @@ def test_the_command_prints_the_table_and_which_side_is_sharp(folder: StudyFolde
             assert len(json.loads(result.stdout)) > 5
 
 
+def test_a_study_without_confirmed_runs_has_a_table_all_the_same(tmp_path: Path) -> None:
+    folder = confirmed_study(tmp_path / "study", STUDY, {})
+    found = runs(load.confirmed(folder), load.sharpness(folder), load.landscape(folder, "line"))
+    table = minima_table.minima_table(STUDY, found)
+    assert list(table["note"]) == ["no confirmed run"] * len(CELLS)
+    assert correlations(table).empty
+
+
 def test_the_command_says_how_to_measure_where_nothing_was(folder: StudyFolder) -> None:
     result = CliRunner().invoke(app, ["table", str(folder.path), "sharpness"])
     assert result.exit_code == 0

@@ -19,7 +19,7 @@ from lbstudy.resources import count_lanes, with_gpus
 from lbstudy.runspec import RunSpec
 from lbstudy.study import Resources, StudyError
 from lbstudy.train import train
-from lbstudy.tuner import cluster_nodes
+from lbstudy.tuner import cluster_nodes, connect
 from tests.conftest import RanStudy, run_tiny, tiny_study
 
 EPOCHS = 4
@@ -185,3 +185,13 @@ def test_nodes_that_an_autoscaler_may_add_count(ray_session: None, tmp_path: Pat
     assert len(cluster_nodes(bootstrap)) == 1  # a private Ray has no autoscaler
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert cluster_nodes(bootstrap)[1:] == [{"CPU": 64, "GPU": 8}, {"CPU": 64, "GPU": 8}, {"CPU": 8}]
+
+
+def test_ray_that_does_not_start_is_one_error(monkeypatch: pytest.MonkeyPatch):
+    def fail(**options: object) -> None:
+        raise Exception("The last 20 lines of dashboard.log\nno room for another process")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(StudyError, match="^Ray did not start on this machine: no room for another process$"):
+        connect()
