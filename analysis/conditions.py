@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from lbstudy.runspec import is_used
 from lbstudy.study import StudySpec
 
 
@@ -19,7 +20,7 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     caveats = [
         "What was fixed is part of every statement above: another model, data set, budget or fixed hyper-parameter may "
         "turn it.",
-        f"Every cell has had {study.tuning.trials} trials, found by {study.tuning.sampler}"
+        f"The budget is {study.tuning.trials} trials a cell, found by {study.tuning.sampler}"
         + (", of which ASHA ended the unpromising early" if study.tuning.pruner != "none" else "")
         + ". An optimizer with more hyper-parameters needs more of them to be tuned as well.",
         "Intervals are two-sided 95 % intervals over seeds, each for itself: nothing is corrected for how many there "
@@ -64,6 +65,7 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
     pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
     settings = study.fixed.model_dump(exclude_none=True)
     groups = {name: settings.pop(name) for name in ("mixup", "noise", "kfac")}
+    methods = {(cell.optimizer, cell.smoothing) for cell in study.list_cells()}
     smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
     fixed = {
         "model": f"{study.model}, {study.precision}, batch norm: {_words(study.batch_norm)}",
@@ -72,14 +74,16 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
         + f"; augmentation: {', '.join(data.augment) or 'none'}",
         "split": f"{size} of the training samples validate, drawn with seed {study.seed}"
         + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
-        "budget": f"{length}; {_words(study.schedule)}",
+        "budget": f"{length}; {study.schedule.name} schedule, {_words(study.schedule.model_dump(exclude={'name'}))}",
         "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
         "ranges": "; ".join(
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
             for name, entries in study.search.items()
             for entry in entries
         ),
-        "hyper-parameters": _words({k: v for k, v in settings.items() if k not in study.search}),
+        "hyper-parameters": _words(
+            {k: v for k, v in settings.items() if k not in study.search and any(is_used(k, *cell) for cell in methods)}
+        ),
     }
     if any("mixup" in smoothing for smoothing in smoothings):
         fixed["Mixup"] = _words(groups["mixup"])

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis import claims, conditions, figures, gaps, health, load, minima_table, sentences, style, tables, targets
 from lbstudy import storage
@@ -218,8 +218,13 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["unbroken"] = unbroken
+    environment.filters["prose"] = prose
     return environment.get_template("report.html.j2").render(report=report)
+
+
+def prose(text: str) -> Markup:
+    """A sentence as HTML: escaped, its lines not broken where they must not be, and `commands` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(unbroken(text)))))
 
 
 def unbroken(text: str) -> str:

@@ -255,6 +255,10 @@ def test_lines_do_not_break_inside_an_interval():
     )
 
 
+def test_commands_in_prose_are_code_and_the_rest_is_escaped():
+    assert report.prose("<b> & `lbstudy run <x>` goes") == "&lt;b&gt; &amp; <code>lbstudy run &lt;x&gt;</code> goes"
+
+
 def test_a_folder_that_cannot_be_written(quick: None, tmp_path: Path):
     folder = confirmed_study(tmp_path / "s", study_of(["sgd"], [32], ["none"]), {})
     (folder.path / "report.html").mkdir()
