@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from lbstudy import cli
+from lbstudy import cli, cli_results
 from lbstudy.progress import Progress
 from lbstudy.records import StudyFolder
 from tests.conftest import TINY_STUDY, tiny_study
@@ -123,7 +123,7 @@ def test_bad_tables_are_one_error_and_exit_code_2(case: str, monkeypatch, capsys
 
 
 def test_text_is_not_taken_for_markup(capsys):
-    cli._print_table(pd.DataFrame({"note": ["a [red] name"]}), title="t")
+    cli_results.print_table(pd.DataFrame({"note": ["a [red] name"]}), title="t")
     assert "a [red] name" in capsys.readouterr().out
 
 
