@@ -87,6 +87,7 @@ def finished_files(driver: Driver) -> dict[Path, bytes]:
     return {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done_and_the_study_goes_on(driver: Driver):
     driver.start()
     assert driver.wait_for_epochs(18)  # one trial has ended, another is half-way
