@@ -185,7 +185,8 @@ def compute(
 
     import ray
 
-    from lbstudy.tuner import cluster_nodes, with_gpus
+    from lbstudy.resources import with_gpus
+    from lbstudy.tuner import cluster_nodes
 
     resources = with_gpus(study.resources, cluster_nodes())
     remote = ray.remote(_compute).options(

@@ -173,8 +173,8 @@ def confirm(
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-    spec, source = resolve(study, None, None, None, workers, data, set_)
     folder = StudyFolder.open(locate(study).resolve())
+    spec, source = resolve(study, None, None, None, workers, data, set_)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
     command = f"lbstudy confirm {folder.path}"

@@ -154,6 +154,16 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "doctor of a bad study": (["doctor", "nowhere.yaml"], ["nowhere.yaml: no such study file"]),
     "best of no study": (["best", "FOLDER"], ["no study here"]),
     "unknown format": (["best", "FOLDER", "--format", "xls"], ["--format", "'xls'"]),
+    **{f"{verb} of no study": ([verb, "FOLDER"], ["no study here"]) for verb in ("confirm", "landscape", "sharpness", "figures", "report", "status")},
+    "table of no study": (["table", "FOLDER", "gap"], ["no study here"]),
+    "unknown table": (["table", "FOLDER", "gaps"], ["'gaps'", "targets"]),
+    "targets of another table": (["table", "FOLDER", "gap", "--loss", "1"], ["--loss and --accuracy are for the table `targets`, but got `gap`"]),
+    "no seed to confirm with": (["confirm", "FOLDER", "--seeds", "0"], ["--seeds", "greater than or equal to 1"]),
+    "confirm on other samples": (["confirm", "FOLDER", "--train-on", "test"], ["--train-on", "'test'"]),
+    "unknown landscape": (["landscape", "FOLDER", "--kind", "cube"], ["--kind", "'cube'"]),
+    "landscape of no samples": (["landscape", "FOLDER", "--samples", "0"], ["--samples", "greater than or equal to 1"]),
+    "unknown normalisation": (["landscape", "FOLDER", "--normalisation", "filters"], ["--normalisation", "'filters'"]),
+    "figures in an unknown format": (["figures", "FOLDER", "--format", "bmp"], ["--format", "'bmp'"]),
 }  # fmt: skip
 
 
