@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lbstudy import datasets, lane, records, tuner
+from lbstudy import datasets, lane, tuner
 from lbstudy.records import FINISHED, StudyFolder
 from tests.conftest import run_tiny, tiny_study
 from tests.test_chaos import Driver
@@ -223,7 +223,7 @@ def test_record_that_cannot_be_written_ends_the_study_which_then_goes_on(
     )  # fmt: skip
     folder = StudyFolder.create(tmp_path / "tiny", study)
     plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
-    monkeypatch.setattr(records.os, "fsync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     with pytest.raises(OSError, match="No space left on device"):
         tuner.tune_study(folder, plan, lambda record: None, print)
     monkeypatch.undo()

@@ -246,6 +246,7 @@ class TestLock:
     def test_driver_whose_lock_is_taken_over_is_interrupted(self, kind, place, tmp_path: Path, monkeypatch):
         monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.1)
         path, notices = tmp_path if kind == "file system" else place, []
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
         def be_robbed() -> None:
             with DriverLock(path, notices.append):
@@ -255,8 +256,11 @@ class TestLock:
                     storage.write(path / LOCK, json.dumps({"host": "elsewhere", "pid": 1}).encode())
                     time.sleep(0.1)
 
-        with pytest.raises(KeyboardInterrupt):
-            be_robbed()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                be_robbed()
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert "elsewhere" in notices[0]
         assert json.loads((path / LOCK).read_text())["host"] == "elsewhere"  # and the other's lock stays
 
