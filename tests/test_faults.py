@@ -265,7 +265,8 @@ class Forgetful(tuner.TrialActor):
         super().setup(config)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_out_of_memory_fails_the_trial_and_not_the_study(
     workers: int, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -183,10 +183,12 @@ def many_batch_sizes() -> tuple[StudySpec, pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.mark.parametrize(("case", "expected"), [
-    (whole, FULL), (not_confirmed, FULL), (one_seed, FULL), (no_kfac, FULL), (cell_diverged, FULL),
+    (whole, FULL), (not_confirmed, FULL), (one_seed, FULL), pytest.param(no_kfac, FULL, marks=pytest.mark.slow), (cell_diverged, FULL),
     (one_cell, {"curves", "steps", "target", "tuning", "rate"}),
     (all_diverged, {"target", "tuning", "rate", "alpha"}),
-    (many_batch_sizes, {"curves", "steps", "target", "rates", "tuning", "rate"}),
+    pytest.param(
+        many_batch_sizes, {"curves", "steps", "target", "rates", "tuning", "rate"}, marks=pytest.mark.slow
+    ),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("error")
 def test_figures_of_whole_and_partial_studies(case: Callable, expected: set[str]):

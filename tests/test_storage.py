@@ -336,6 +336,7 @@ def test_store_that_loses_what_is_written_is_found(place: ObjectPath, monkeypatc
         storage.require_writable(place)
 
 
+@pytest.mark.slow
 def test_a_study_runs_in_an_object_store(ray_session: None, place: ObjectPath, tmp_path: Path, monkeypatch, capsys):
     ran = run_tiny(place / "tiniest", StudySpec.model_validate(TINIEST))  # type: ignore[arg-type]
     records = ran.folder.trials()

@@ -81,7 +81,9 @@ def test_workers_share_ghost_batches_and_copies():
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
-@pytest.mark.parametrize(("model", "batch_norm"), [("lenet5", "sync"), ("vgg9", {"ghost": 8})])
+@pytest.mark.parametrize(
+    ("model", "batch_norm"), [("lenet5", "sync"), pytest.param("vgg9", {"ghost": 8}, marks=pytest.mark.slow)]
+)
 def test_micro_batches_change_nothing(model: str, batch_norm: object, smoothing: str):
     dataset, _ = digits(100)
     run = make_run(dataset, model=model, batch_norm=batch_norm, smoothing=smoothing, precision="fp64", batch_size=50)
