@@ -14,8 +14,8 @@ from lbstudy.interrupt import Interrupted, interruptible
 try:
     with interruptible():
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-        print(child.pid, flush=True)
         try:
+            print(child.pid, flush=True)  # from here on a signal may come
             time.sleep(600)
         finally:
             print("tidying up", flush=True)
