@@ -55,8 +55,8 @@ class LandscapeKind(StrEnum):
     trajectory = "trajectory"
 
 
-DEMO = {"cells.smoothing": ["none", "mixup"], "tuning.trials": 5}
-"""What the demo changes in the study of the digits: half of its cells."""
+DEMO = {"cells.smoothing": ["none", "mixup"], "tuning.trials": 4, "budget.epochs": 15}
+"""What the demo changes in the study of the digits: half of its cells and of its epochs."""
 
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
@@ -112,7 +112,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
         tune(study, path, dataset, verbose)
         confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", dataset, verbose)
         one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
-        lines, measures = minima.LandscapeSettings(directions=3), SharpnessSpec(samples=200)
+        lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
         parts: list[tuple[str, Spec, list[Task]]] = [
             ("landscape/line", lines, minima.landscape_tasks(folder, "line", all_seeds, lines)),
             ("sharpness", measures, minima.sharpness_tasks(one, measures)),
