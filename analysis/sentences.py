@@ -60,7 +60,8 @@ def closed_sentence(rows: list[dict[str, Any]]) -> str:
         (_smoothing(row), _share(row, "closed"), "; ".join([count(row["n"]), *([row["note"]] if row["note"] else [])]))
         for row in rows
     ]
-    start = f"{capitalise(first[0])} closed {first[1]} of {_gap(rows[0])} ({first[2]})"
+    what = f"{first[1]} of {_gap(rows[0])}" if rows[0]["closed"] >= 0 else f"none of {_gap(rows[0])}: {first[1]}"
+    start = f"{capitalise(first[0])} closed {what} ({first[2]})"
     return ", ".join([start, *(f"{name} {share} ({n})" for name, share, n in others)]) + "."
 
 

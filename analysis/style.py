@@ -120,8 +120,8 @@ def panels(
         The figure, and its axes as an array of rows x columns.
     """
     figure = Figure(figsize=(max(4.6, 0.7 + width * len(columns)), 1.3 + height * len(rows)))
-    text = textwrap.fill(f"{study}: {title}", int(figure.get_figwidth() * 15.5))
-    text += "\n" + textwrap.fill(note, int(figure.get_figwidth() * 15.5))
+    line = int(figure.get_figwidth() * 14.5)  # characters
+    text = f"{textwrap.fill(f'{study}: {title}', line)}\n{textwrap.fill(note, line)}"
     figure.suptitle(text, x=0.01, ha="left")
     axes = figure.subplots(
         len(rows), len(columns), sharex=sharex, sharey=sharey, squeeze=False, subplot_kw={"projection": projection}
@@ -207,5 +207,6 @@ def embeddable_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
     svg = svg.replace(INK, "currentColor")
     label = escape(description, quote=True)
-    head = f'<svg role="img" aria-label="{label}" style="stroke-linejoin:round;stroke-linecap:butt" '
+    size = f"max-width:100%;min-width:{0.75 * figure.get_figwidth():.2f}in;height:auto"  # smaller is not legible
+    head = f'<svg role="img" aria-label="{label}" style="stroke-linejoin:round;stroke-linecap:butt;{size}" '
     return svg.replace("<svg ", head, 1)

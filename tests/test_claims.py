@@ -195,6 +195,16 @@ def test_the_answer_leads_with_the_gap_and_what_closes_it(tmp_path: Path):
     assert "test accuracy 80.80 % [79.76, 81.84] when confirmed (n = 5)" in last[0]
 
 
+def test_a_gap_that_smoothing_widens_is_not_called_closed(tmp_path: Path):
+    runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": SMALL,
+            "sgd-b512-mixup": [a - 0.05 for a in PLAIN]}  # fmt: skip
+    folder = confirmed_study(tmp_path, SGD, runs)
+    table = gaps.gap_table(SGD, load.confirmed(folder))
+    steps = claims.fewer_steps(SGD, load.confirmed(folder), {})
+    (sentence, _), *_ = claims.answer(SGD, table, steps, tables.best_configs(folder))
+    assert "Mixup closed none of SGD’s large-batch gap: −50 % [" in sentence
+
+
 def minima(eigenvalues: dict[str, list[float]], widths: dict[str, list[float]], beyond: float = 0) -> pd.DataFrame:
     """`minima_table.runs` of SGD at batch 512, a value per seed and smoothing."""
     return pd.DataFrame([
