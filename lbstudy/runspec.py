@@ -58,6 +58,10 @@ class Budget(Spec):
             raise ValueError("give either `epochs` or `steps`, and not both")
         return self
 
+    def unit(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of what milestones count: an epoch, or a step."""
+        return steps_per_epoch if self.steps is None else 1
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of a whole run."""
         return self.steps if self.steps is not None else self.epochs * steps_per_epoch  # type: ignore[operator]
@@ -65,6 +69,16 @@ class Budget(Spec):
     def total_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of a whole run; with a budget in steps the last one may be cut short."""
         return self.epochs if self.epochs is not None else ceil(self.steps / steps_per_epoch)  # type: ignore[operator]
+
+
+def milestones_passed(milestones: list[int], step: int, unit: int) -> int:
+    """How many milestones, in units of so many steps and counted from 1, have come at step `step`, counted from 0."""
+    return sum(step // unit + 1 >= milestone for milestone in milestones)
+
+
+def _check_milestones(name: str, milestones: list[int]) -> None:
+    if sorted(set(milestones)) != milestones or any(m < 1 for m in milestones):
+        raise ValueError(f"`{name}` must be positive and increasing, but got {milestones}")
 
 
 class Schedule(Spec):
@@ -84,16 +98,15 @@ class Schedule(Spec):
     def _milestones_belong_to_multi_step(self) -> Schedule:
         if (self.name == "multi_step") != bool(self.milestones):
             raise ValueError("`milestones` are needed by `multi_step`, and only there")
-        if sorted(set(self.milestones)) != self.milestones or any(m < 1 for m in self.milestones):
-            raise ValueError(f"`milestones` must be positive and increasing, but got {self.milestones}")
+        _check_milestones("milestones", self.milestones)
         return self
 
     def rate_factor(self, step: int, budget: Budget, steps_per_epoch: int) -> float:
         """Factor of the learning rate at optimizer step `step`, counted from 0."""
-        unit = steps_per_epoch if budget.steps is None else 1
+        unit = budget.unit(steps_per_epoch)
         factor = 1.0
         if self.name == "multi_step":
-            factor = self.factor ** sum(step // unit + 1 >= milestone for milestone in self.milestones)
+            factor = self.factor ** milestones_passed(self.milestones, step, unit)
         elif self.name == "cosine":
             factor = 0.5 * (1 + cos(pi * step / budget.total_steps(steps_per_epoch)))
         warmup_steps = self.warmup * unit
@@ -140,6 +153,19 @@ class KfacSpec(Spec):
     batch_norm: Literal["unitwise", "plain"] = Field(
         "unitwise", description="unitwise: a 2 x 2 Fisher block per channel; plain: the gradient as it is"
     )
+    interval_milestones: list[int] = Field([], description="epochs (or steps), from 1, that make both intervals longer")
+    interval_factor: int | None = Field(None, gt=1, description="by which each of the milestones multiplies them")
+
+    @model_validator(mode="after")
+    def _milestones_have_a_factor(self) -> KfacSpec:
+        _check_milestones("interval_milestones", self.interval_milestones)
+        if bool(self.interval_milestones) != (self.interval_factor is not None):
+            raise ValueError("`interval_milestones` and `interval_factor` need each other")
+        return self
+
+    def interval_growth(self, step: int, unit: int) -> int:
+        """Factor of both intervals at optimizer step `step`, counted from 0; milestones count so many steps each."""
+        return (self.interval_factor or 1) ** milestones_passed(self.interval_milestones, step, unit)
 
 
 class GhostBatchNorm(Spec):

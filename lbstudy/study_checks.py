@@ -56,8 +56,13 @@ def notices(study: StudySpec) -> Iterator[str]:
     """What is allowed, since --epochs may shorten a study, but may surprise."""
     length = study.budget.epochs or study.budget.steps or 0
     unit = "epochs" if study.budget.epochs else "steps"
-    if late := [milestone for milestone in study.schedule.milestones if milestone > length]:
-        yield f"schedule.milestones: {show(late)} lie beyond the budget of {length} {unit}"
+    milestones = {
+        "schedule.milestones": study.schedule.milestones,
+        "fixed.kfac.interval_milestones": study.fixed.kfac.interval_milestones,
+    }
+    for key, values in milestones.items():
+        if late := [milestone for milestone in values if milestone > length]:
+            yield f"{key}: {show(late)} lie beyond the budget of {length} {unit}"
     pruner = study.tuning.pruner
     if pruner != "none" and study.budget.epochs and pruner.grace_period >= study.budget.epochs:
         yield f"tuning.pruner: prunes nothing, for grace_period {pruner.grace_period} is no less than {length} epochs"

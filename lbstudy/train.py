@@ -132,9 +132,7 @@ def train(
             if run.uses("mixup"):
                 assert run.hyper.mixup_alpha is not None
                 mixing = draw_mixing(run.mixup, run.hyper.mixup_alpha, run.seed, step, size, device, dtype)
-            rate = run.hyper.learning_rate * run.schedule.rate_factor(step, run.budget, len(starts))  # type: ignore[operator]
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = optim.set_course(optimizer, run, step, len(starts))
             optimizer.zero_grad(set_to_none=True)
             for forward in forward_passes(run, size, workers):
                 positions = torch.arange(start + forward.part.start, start + forward.part.stop, device=device)

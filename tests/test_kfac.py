@@ -4,6 +4,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -499,6 +500,35 @@ def test_a_resumed_run_is_the_uninterrupted_one():
         assert train(run, data, resume=torch.load(file)).fingerprint == whole.fingerprint
     other = run.model_copy(update={"kfac": KfacSpec()})
     assert train(other, data).fingerprint != whole.fingerprint
+
+
+def test_intervals_grow_at_their_milestones(monkeypatch: pytest.MonkeyPatch):
+    inverted, updated = [], []
+    update_inverses, update_statistics = KFAC._update_inverses, KFAC._update_statistics
+
+    def invert(self: KFAC, group: dict[str, Any]) -> None:
+        inverted.append(group["step"])
+        update_inverses(self, group)
+
+    def update(self: KFAC, group: dict[str, Any]) -> None:
+        updated.extend([group["step"]] * bool(self._pending))
+        update_statistics(self, group)
+
+    monkeypatch.setattr(KFAC, "_update_inverses", invert)
+    monkeypatch.setattr(KFAC, "_update_statistics", update)
+    torch.set_default_dtype(torch.float32)
+    dataset, data = digits(100)  # 80 training samples: five steps an epoch
+    run = make_run(
+        dataset, optimizer="kfac", batch_size=16, budget={"epochs": 4}, hyper={"learning_rate": 1e-3, "inverse_interval": 2},
+        kfac={"interval_milestones": [2, 4], "interval_factor": 2},
+    )  # fmt: skip
+    states = []
+    train(run, data, on_epoch=lambda report, snapshot: states.append(copy.deepcopy(snapshot())))
+    assert updated == [0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
+    assert inverted == [0, 2, 4, 8, 12, 16]
+    inverted.clear()
+    train(run, data, resume=states[1])
+    assert inverted == [12, 16]
 
 
 @pytest.mark.slow

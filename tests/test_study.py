@@ -110,6 +110,9 @@ BAD = {
     "rate for no optimizer": (("optimizer: [sgd]", "optimizer: [sdg]"), ["cells.optimizer", "'sgd'", "'sdg'"]),
     "momentum of one": (("tuning:", "fixed: {momentum: 1}\ntuning:"), ["fixed.momentum", "less than 1"]),
     "milestones for cosine": (("tuning:", "schedule: {name: cosine, milestones: [3]}\ntuning:"), ["schedule", "`milestones`"]),
+    "K-FAC's milestones out of order": (
+        ("tuning:", "fixed: {kfac: {interval_milestones: [5, 3], interval_factor: 2}}\ntuning:"), ["fixed.kfac", "`interval_milestones`", "[5, 3]"]
+    ),
     "wrong direction": (("trials: 4", "trials: 4, metric: val_loss"), ["tuning", "minimize"]),
 }  # fmt: skip
 

@@ -9,13 +9,13 @@ from lbstudy.optim.kfac import KFAC
 from lbstudy.optim.lars import LARS
 from lbstudy.runspec import RunSpec
 
-__all__ = ["KFAC", "LARS", "build"]
+__all__ = ["KFAC", "LARS", "build", "set_course"]
 
 
 def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     """The run's optimizer. Weight decay applies to all parameters, batch norm and biases included, as in the sources.
 
-    Its learning rate is a placeholder: `train()` sets it before each step.
+    What changes in the course of the run, `set_course` sets before each step.
     """
     hyper, parameters = run.hyper, model.parameters()
     rate = hyper.learning_rate
@@ -54,3 +54,23 @@ def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         seed=run.seed,
         compiled=run.compile,
     )
+
+
+def set_course(optimizer: torch.optim.Optimizer, run: RunSpec, step: int, steps_per_epoch: int) -> float:
+    """Set what changes in the course of a run: the learning rate, which is returned, and the intervals of K-FAC.
+
+    Args:
+        optimizer: as `build` made it.
+        run: the run.
+        step: optimizer steps before this one.
+        steps_per_epoch: of the run.
+    """
+    assert run.hyper.learning_rate is not None
+    rate = run.hyper.learning_rate * run.schedule.rate_factor(step, run.budget, steps_per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if isinstance(optimizer, KFAC):
+        growth = run.kfac.interval_growth(step, run.budget.unit(steps_per_epoch))
+        for name in ("factor_interval", "inverse_interval"):
+            optimizer.param_groups[0][name] = getattr(run.hyper, name) * growth
+    return rate
