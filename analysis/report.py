@@ -96,6 +96,7 @@ def collect(folder: StudyFolder) -> Report:
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
+    rows = slice(0 if confirmed.empty else None)  # "What is missing" says so once; these tables would in every row
 
     def command(verb: str, *arguments: str) -> str:
         return shlex.join(["lbstudy", verb, str(folder.path), *arguments])
@@ -115,10 +116,11 @@ def collect(folder: StudyFolder) -> Report:
         + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(sharpness, lines)],
         tables=[
             Shown("best", "Best configurations", _for_page(best), BEST, command("best")),
-            Shown("gap", "Small against large batch", _for_page(gap_table), GAP, command("table", "gap")),
+            Shown("gap", "Small against large batch", _for_page(gap_table[rows]), GAP, command("table", "gap")),
             Shown(
                 "targets", "Time to what the smallest plain batch delivers",
-                _for_page(targets.targets_table(study, confirmed, epochs)), TARGETS, command("table", "targets"),
+                _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
+                command("table", "targets"),
             ),
             *([
                 Shown(
