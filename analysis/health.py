@@ -74,7 +74,7 @@ def best_curves(folder: StudyFolder, best: pd.DataFrame, confirmed: pd.DataFrame
     rows = [
         {"cell": record.cell, "number": record.number} | report
         for record in folder.trials()
-        if record.number == numbers.get(record.cell)
+        if record.number == numbers.get(record.cell) and len(folder.epochs(record)) == record.epochs
         for report in folder.epochs(record)
     ]
     trial_epochs = pd.DataFrame(rows).reindex(columns=columns)
@@ -218,6 +218,11 @@ def list_missing(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
         missing.append("Nothing has been confirmed, so there is no test accuracy; `lbstudy confirm` brings it.")
     elif unconfirmed:
         missing.append(f"No completed confirmed run of the best configuration: {', '.join(unconfirmed)}.")
+    begun = {name: int((runs["cell"] == name).sum()) for name in tuned}
+    most = max(begun.values(), default=0)
+    fewer = [f"{name} has {count} of {most} confirmed runs; `lbstudy confirm` goes on." for name, count in begun.items()
+             if 0 < count < most]  # fmt: skip
+    missing += fewer
     if completed and max(completed) == 1:
         missing.append("One seed a cell: there are no intervals, and no difference can be told from noise.")
     missing += [_lost_runs(count_statuses(runs, cell.name), cell.name) for cell in cells]

@@ -1,7 +1,6 @@
 """Records as tidy tables: a row per trial or confirmed run, a row per epoch, a row per point of a landscape.
 
-What was measured on the final weights of confirmed runs, landscapes and sharpness, may be incomplete and files of it
-damaged, for many processes write it: what can be read is returned, and `frame.attrs["left_out"]` names the other files.
+Files may be damaged or incomplete: what can be read is returned, and `frame.attrs["left_out"]` names the other files.
 """
 
 from __future__ import annotations
@@ -39,8 +38,11 @@ POINT_METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "
 
 def trials(folder: StudyFolder) -> pd.DataFrame:
     """One row per trial: its cell, tuned values (as `params.NAME`), status, and the metrics of its last epoch."""
-    rows = [_key(record) | {"published": record.published} | _outcome(record, METRICS) for record in folder.trials()]
-    return _frame(rows, [*KEY, "published", *OUTCOME, *METRICS, "seconds"], METRICS)
+    records, damaged = folder.scan()
+    rows = [_key(record) | {"published": record.published} | _outcome(record, METRICS) for record in records]
+    frame = _frame(rows, [*KEY, "published", *OUTCOME, *METRICS, "seconds"], METRICS)
+    frame.attrs["left_out"] = [_address(folder, path) for path in damaged]
+    return frame
 
 
 def epochs(folder: StudyFolder) -> pd.DataFrame:
@@ -74,14 +76,41 @@ def confirmed(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.Data
         key | {"train_on": run.run.get("train_on")} | _outcome(run, CONFIRMED_METRICS)
         for run, key in _confirmed_runs(folder, tuned)
     ]
-    return _frame(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
+    frame = _frame(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
+    frame.attrs["left_out"] = [_address(folder, path) for path in folder.confirmation.scan()[1]]
+    return frame
 
 
 def confirmed_epochs(folder: StudyFolder) -> pd.DataFrame:
-    """One row per epoch of every confirmed run; see `confirmed`. `seconds` are the epoch's, with its evaluation."""
+    """One row per epoch of every confirmed run; see `confirmed`. `seconds` are the epoch's, with its evaluation.
+
+    A run that has ended, but of whose epochs some are missing or damaged, has no rows: `attrs["left_out"]`.
+    """
     where = folder.confirmation
-    rows = [key | entry for run, key in _confirmed_runs(folder) for entry in where.epochs(run)]
-    return _frame(rows, [*CONFIRMED_KEY, "epoch", *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
+    rows, left_out = [], []
+    for run, key in _confirmed_runs(folder):
+        entries = where.epochs(run)
+        if len(entries) < run.epochs and run.status != "running":
+            left_out.append(_address(folder, where.trial_folder(run) / "epochs.jsonl"))
+        else:
+            rows += [key | entry for entry in entries]
+    frame = _frame(rows, [*CONFIRMED_KEY, "epoch", *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def list_damaged(trials: pd.DataFrame, confirmed: pd.DataFrame, epochs: pd.DataFrame | None = None) -> list[str]:
+    """Which records do not count because they are damaged, a sentence for each kind.
+
+    Args:
+        trials, confirmed: from the functions of this name.
+        epochs: from `confirmed_epochs`.
+    """
+    mend = {"`lbstudy run` runs them again": trials, "`lbstudy confirm` runs them again": confirmed}
+    if epochs is not None:
+        mend["remove their folders, and `lbstudy confirm` runs them again"] = epochs
+    files = {command: frame.attrs.get("left_out", []) for command, frame in mend.items()}
+    return [f"Damaged, and left out: {', '.join(names)}; {command}." for command, names in files.items() if names]
 
 
 def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -89,7 +118,7 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
 
     Coordinates are `direction` and `a` of a line, `a` and `b` of a plane and (in Euclidean distance) a trajectory, and
     `a` of an interpolation, where 0 is the small-batch solution and 1 the run's own. Losses may be infinite or NaN.
-    `attrs["left_out"]` lists files that are damaged or of no confirmed run.
+    `attrs["left_out"]` lists files that are damaged, the settings among them, or of no confirmed run.
 
     Args:
         folder: the study's folder.
@@ -107,6 +136,9 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
             left_out.append(_address(folder, path))
         else:
             parts.append(pd.DataFrame(key, points.index).join(points))
+    settings = _settings_path(folder, kind)
+    if settings.exists() and not landscape_settings(folder, kind):
+        left_out.append(_address(folder, settings))
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*CONFIRMED_KEY, *numbers])
     frame = frame.astype(dict.fromkeys(numbers, float) | {"rank": "Int64"})
     frame.attrs["left_out"] = left_out
@@ -115,8 +147,12 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
 
 def landscape_settings(folder: StudyFolder, kind: Kind) -> dict[str, Any]:
     """How the landscapes of a kind were looked at: directions, normalisation, samples, seed; empty if unknown."""
-    settings = _parse(storage.read(folder.path / "landscape" / kind / "settings.json"))
+    settings = _parse(storage.read(_settings_path(folder, kind)))
     return settings if isinstance(settings, dict) else {}
+
+
+def _settings_path(folder: StudyFolder, kind: Kind) -> StoragePath:
+    return folder.path / "landscape" / kind / "settings.json"
 
 
 def trajectories(folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:

@@ -62,6 +62,9 @@ CHIEF = ["eigenvalue_1", "trace", "keskar_full_0.001", "sam_ascent_adaptive", "w
 OUTCOMES = ("test_accuracy", "clean_train_loss")
 """What the minima are worth, and whether they are minima at all."""
 
+LINE_MEASURES = ["width_0.1", "width_1", "mean_rise"]
+"""Those that come from the line landscapes; the others come from `lbstudy sharpness`."""
+
 ERRORS = ("eigenvalue_1", "trace")
 """Measures with an error of their own in the table, besides the spread over seeds."""
 
@@ -140,7 +143,7 @@ def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
             row |= {name: values.mean(), f"{name}_sd": _sd(values)}
             if name in ERRORS:
                 row[f"{name}_error"] = measured[f"{name}_error"].max()
-        row["note"] = _note(of_cell, measured)
+        row["note"] = _note(of_cell, known)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -205,12 +208,17 @@ def _sd(values: pd.Series) -> float:
     return float(values.std(ddof=1)) if np.isfinite(values).all() else np.nan
 
 
-def _note(of_cell: pd.DataFrame, measured: pd.DataFrame) -> str:
+def _note(of_cell: pd.DataFrame, known: list[str]) -> str:
     if of_cell.empty:
         return "no confirmed run"
-    if measured.empty:
+    if of_cell[list(MEASURES)].isna().all(axis=None):
         return "not measured"
-    notes = [f"{len(measured)} of {len(of_cell)} seeds measured"] if len(measured) < len(of_cell) else []
-    if (measured["beyond"] >= 0.5).any():
+    parts = {
+        "lines": [name for name in known if name in LINE_MEASURES],
+        "sharpness": [name for name in known if name not in LINE_MEASURES],
+    }
+    counts = {part: int(of_cell[names].notna().any(axis=1).sum()) for part, names in parts.items() if names}
+    notes = [f"{part}: {n} of {len(of_cell)} seeds" for part, n in counts.items() if n < len(of_cell)]
+    if (of_cell["beyond"] >= 0.5).any():
         notes.append("width_1 is a lower bound")
     return "; ".join(notes)

@@ -24,7 +24,7 @@ from lbstudy import storage
 from lbstudy.provenance import utc_now
 from lbstudy.records import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.study import StudyError
 
 NO_BREAK = "\u00a0"
 
@@ -112,7 +112,8 @@ def collect(folder: StudyFolder) -> Report:
             claims.more_than_halves(study, confirmed, gap_table),
             claims.wider_minima(study, minima),
         ],
-        missing=list_missing(folder, study, trials, confirmed)
+        missing=health.list_missing(study, trials, confirmed)
+        + load.list_damaged(trials, confirmed, epochs)
         + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(sharpness, lines)],
         tables=[
             Shown("best", "Best configurations", _for_page(best), BEST, command("best")),
@@ -176,17 +177,6 @@ CORRELATIONS = (
     "it is no cause."
 )
 HEALTH = "Whether each cell's numbers can be trusted; ? where it cannot be told."
-
-
-def list_missing(
-    folder: StudyFolder, study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
-) -> list[str]:  # fmt: skip
-    """What the study lacks, a sentence each: `health.list_missing`, and records that cannot be read."""
-    damaged = [*folder.scan()[1], *folder.confirmation.scan()[1]]
-    missing = health.list_missing(study, trials, confirmed)
-    if damaged:
-        missing.append(f"{len(damaged)} records are damaged and do not count, the first of them {damaged[0]}.")
-    return missing
 
 
 def health_matrix(findings: pd.DataFrame) -> pd.DataFrame:

@@ -89,12 +89,19 @@ class Sharpness:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Sharpness:
-        """The inverse of `as_json`, also after a way through a file."""
+        """The inverse of `as_json`, also after a way through a file.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it holds something else.
+        """
         values = {name: _from_lists(value) for name, value in plain.items()}
         values |= {name: Estimate(*values[name]) for name in ("trace", *(n for n in values if n.startswith("sam_")))}
         values["eigenvalues"] = tuple(Estimate(*pair) for pair in values["eigenvalues"])
         values["density"] = SpectralDensity(**{k: _from_lists(v) for k, v in plain["density"].items()})
-        return cls(**values | {"spec": SharpnessSpec.model_validate(plain["spec"])})
+        made = cls(**values | {"spec": SharpnessSpec.model_validate(plain["spec"])})
+        if wrong := [name for name, value in made.row().items() if not isinstance(value, int | float)]:
+            raise ValueError(f"{', '.join(wrong)}: no number")
+        return made
 
     def row(self) -> dict[str, float]:
         """One number per name, for a table: estimates have a second one, `NAME_error`."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis import load, stats
+from lbstudy.lock import is_held
 from lbstudy.records import FINISHED, StudyFolder
 from lbstudy.runspec import Hyperparameters
 from lbstudy.study import StudySpec
@@ -38,7 +39,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a
     better value may lie outside. A cell without a completed trial has counts but no values. Once runs have been
     confirmed there is the best configuration's test accuracy too: mean, standard deviation and 95 % interval of the
-    `n` runs that completed, and how many diverged or have not ended well.
+    `n` runs that completed, and how many diverged or have not ended well. `attrs["damaged"]` says in sentences which
+    records do not count.
     """
     study, trials = folder.study(), load.trials(folder)
     confirmed = load.confirmed(folder, trials)
@@ -64,21 +66,29 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         row["edge"] = " ".join(f"{name}:{end}" for name, end in edges.items() if end)
         rows.append(row)
     types: dict[str, Any] = {"epochs": "Int64", **dict.fromkeys([*tuned, "val_accuracy", "val_loss"], float)}
-    return pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
+    frame = pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
+    frame.attrs["damaged"] = load.list_damaged(trials, confirmed)
+    return frame
 
 
 def progress(folder: StudyFolder) -> pd.DataFrame:
-    """A row per cell: trials that have ended, of how many, how they ended, and the best value so far."""
+    """A row per cell: trials that have ended, of how many, how they ended, and the best value so far.
+
+    Trials that run are `interrupted` where no driver is at work. `attrs["damaged"]`: as for `best_configs`.
+    """
     study, trials = folder.study(), load.trials(folder)
     best = best_trials(study, trials).set_index("cell")
     rows = []
     for cell in study.list_cells():
         counts = count_statuses(trials, cell.name)
         row: dict[str, object] = {"cell": cell.name, "done": counts["ended"], "of": study.tuning.trials}
-        row |= {status: counts[status] for status in ("running", *COUNTS)}
+        row["running" if is_held(folder.path) else "interrupted"] = counts["running"]
+        row |= {status: counts[status] for status in COUNTS}
         row[f"best {study.tuning.metric}"] = best[study.tuning.metric].get(cell.name)
         rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    frame.attrs["damaged"] = load.list_damaged(trials, trials.head(0))
+    return frame
 
 
 def count_statuses(runs: pd.DataFrame, cell: str) -> dict[str, int]:

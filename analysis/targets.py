@@ -100,7 +100,7 @@ def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target)
         ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat"],
     ]
     times = times_to_target(epochs, target)[["cell", "number", *TIMES]]
-    return ended.merge(times, "left").fillna(dict.fromkeys(TIMES, inf))
+    return ended.merge(times)  # runs whose epochs are damaged have no times
 
 
 def targets_table(
@@ -139,7 +139,9 @@ def _note(study: StudySpec, runs: pd.DataFrame, ended: int, target: Target) -> s
     if not ended:
         notes.append("no confirmed run has ended")
     elif len(runs) > ended:
-        notes.append(f"{len(runs) - ended} of {len(runs)} confirmed runs failed or go on, and do not count")
+        notes.append(
+            f"{len(runs) - ended} of {len(runs)} confirmed runs failed, go on or are damaged, and do not count"
+        )
     if diverged := int((runs["status"] == "diverged").sum()):
         notes.append(f"{diverged} of {len(runs)} confirmed runs diverged")
     if target.metric == "val_accuracy" and runs["train_on"].eq("all").any():

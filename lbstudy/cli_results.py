@@ -59,7 +59,9 @@ def status(study: Folder) -> None:
     from analysis import tables
 
     folder = StudyFolder.open(study)
-    print_table(tables.for_reading(tables.progress(folder)), title=folder.study().name)
+    found = tables.progress(folder)
+    print_table(tables.for_reading(found), title=folder.study().name)
+    _tell(found.attrs["damaged"])
 
 
 @results.command()
@@ -87,12 +89,12 @@ def table(
 
     folder = StudyFolder.open(study)
     spec, trials = folder.study(), load.trials(folder)
-    confirmed = load.confirmed(folder, trials)
+    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
     elif kind is TableKind.targets:
         goals = targets.choose_targets(spec, confirmed, loss, accuracy)
-        found = targets.targets_table(spec, confirmed, load.confirmed_epochs(folder), goals)
+        found = targets.targets_table(spec, confirmed, epochs, goals)
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:
@@ -106,11 +108,11 @@ def table(
             err.print(sentence, markup=False)
     if format is TableFormat.table:
         shown = tables.for_reading(found, digits=3)
-        print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
+        if len(shown):
+            print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
-    for sentence in health.list_missing(spec, trials, confirmed):
-        err.print(f"missing: {sentence}", markup=False)
+    _tell(health.list_missing(spec, trials, confirmed) + load.list_damaged(trials, confirmed, epochs))
 
 
 @results.command()
@@ -129,7 +131,10 @@ def report(study: Folder) -> None:
     """Write the study's report, one self-contained page: the answer, the evidence, and what is missing."""
     from analysis import report
 
-    print(report.write(StudyFolder.open(study)))
+    folder = StudyFolder.open(study)
+    with err.status("drawing the figures"):
+        path = report.write(folder)
+    print(path)
 
 
 def print_best(folder: StudyFolder, style: TableFormat) -> None:
@@ -137,6 +142,7 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
     from analysis import tables
 
     configs = tables.best_configs(folder)
+    _tell(configs.attrs["damaged"])
     if style is not TableFormat.table:
         print(tables.render(configs, style.value))  # type: ignore[arg-type]
         return
@@ -145,6 +151,12 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
     out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
+
+
+def _tell(sentences: list[str]) -> None:
+    """What a table lacks, beside it, where it does not get into a file."""
+    for sentence in sentences:
+        err.print(f"missing: {sentence}", markup=False)
 
 
 def print_table(frame: pd.DataFrame, title: str) -> None:

@@ -28,6 +28,31 @@ TOUCH_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 
+def is_held(folder: StoragePath) -> bool:
+    """Whether a driver is at work on the study in a folder, as far as can be told from here."""
+    path = folder / LOCK
+    holder = _holder(path)
+    return holder is not None and not _is_stale(path, holder)
+
+
+def _holder(path: StoragePath) -> dict[str, object] | None:
+    """What a lock says; None where there is no lock any more, or a damaged one."""
+    try:
+        return dict(json.loads(storage.read(path) or b""))
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_stale(path: StoragePath, holder: dict[str, object]) -> bool:
+    if holder.get("host") == platform.node():
+        try:
+            alive = psutil.Process(int(str(holder["pid"]))).create_time() == holder["created"]
+        except (psutil.NoSuchProcess, KeyError, ValueError):
+            alive = False
+        return not alive
+    return storage.age(path) > STALE_SECONDS
+
+
 class DriverLock:
     """Held while a driver writes to a study's folder; use as a context manager.
 
@@ -67,8 +92,8 @@ class DriverLock:
         self._made = storage.make_folder(folder)
         self._mine["since"] = datetime.now(UTC).isoformat(timespec="seconds")
         while not storage.create(self._path, json.dumps(self._mine).encode()):
-            holder = self._holder()
-            if holder is not None and not self._is_stale(holder):
+            holder = _holder(self._path)
+            if holder is not None and not _is_stale(self._path, holder):
                 raise StudyError(
                     f"{self._path.parent}: a driver is at work here: host {holder.get('host')}, "
                     f"process {holder.get('pid')}, since {holder.get('since')}"
@@ -82,7 +107,7 @@ class DriverLock:
         self._released.set()
         self._thread.join()
         with suppress(OSError):  # it cannot be reached, or has become read-only: the lock is stale from now on
-            if self._holder() == self._mine:
+            if _holder(self._path) == self._mine:
                 self._path.unlink(missing_ok=True)
         self._remove_folders()
 
@@ -91,26 +116,10 @@ class DriverLock:
             for folder in self._made:
                 folder.rmdir()
 
-    def _holder(self) -> dict[str, object] | None:
-        """What the lock says; None where there is no lock any more, or a damaged one."""
-        try:
-            return dict(json.loads(storage.read(self._path) or b""))
-        except (ValueError, TypeError):
-            return None
-
-    def _is_stale(self, holder: dict[str, object]) -> bool:
-        if holder.get("host") == platform.node():
-            try:
-                alive = psutil.Process(int(str(holder["pid"]))).create_time() == holder["created"]
-            except (psutil.NoSuchProcess, KeyError, ValueError):
-                alive = False
-            return not alive
-        return storage.age(self._path) > STALE_SECONDS
-
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
             try:
-                holder = self._holder()
+                holder = _holder(self._path)
                 if holder == self._mine:
                     storage.touch(self._path)
             except OSError:  # the next time may do

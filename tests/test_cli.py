@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from lbstudy import cli, cli_results
+from lbstudy.lock import DriverLock
 from lbstudy.progress import Progress
 from lbstudy.records import StudyFolder
 from tests.conftest import TINY_STUDY, tiny_study
@@ -130,6 +131,19 @@ def test_text_is_not_taken_for_markup(capsys):
 def test_status(monkeypatch, capsys, folder: StudyFolder):
     assert lbstudy(monkeypatch, "status", str(folder.path)) == 0
     assert "sgd-b32-none" in capsys.readouterr().out
+
+
+def test_status_tells_trials_that_run_from_those_that_a_driver_left(monkeypatch, capsys, folder: StudyFolder):
+    folder.write_trial(record(number=7, status="running", metrics={}))
+    assert lbstudy(monkeypatch, "status", str(folder.path)) == 0
+    left = capsys.readouterr().out
+    with DriverLock(folder.path, print):
+        assert lbstudy(monkeypatch, "status", str(folder.path)) == 0
+    held = capsys.readouterr().out
+    assert "interrupted" in left
+    assert "running" not in left
+    assert "running" in held
+    assert "interrupted" not in held
 
 
 def test_version(monkeypatch, capsys):

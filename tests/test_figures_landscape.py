@@ -251,8 +251,11 @@ def test_a_damaged_part_is_named_and_left_out(folder: StudyFolder, content: byte
     damaged = write_points(folder, "line", "sgd-b16-none", 1, sound)
     damaged.write_bytes(damaged.read_bytes()[:-3] if content is None else content)
     write_points(folder, "line", "sgd-b16-none", 9, sound)  # of no run
+    (folder.path / "landscape" / "line" / "settings.json").write_bytes(b"{")
     read = load.landscape(folder, "line")
-    assert read.attrs["left_out"] == [f"landscape/line/sgd-b16-none/{run}/000.csv" for run in ("0001", "0009")]
+    assert read.attrs["left_out"] == [
+        *(f"landscape/line/sgd-b16-none/{run}/000.csv" for run in ("0001", "0009")), "landscape/line/settings.json",
+    ]  # fmt: skip
     assert len(read) == len(sound)
     assert "0001/000.csv" in line_info(STUDY, read, {}).note
 

@@ -116,7 +116,7 @@ def test_the_table_has_mean_and_spread_over_seeds_next_to_test_accuracy() -> Non
 def test_some_seeds_without_a_measurement_are_said() -> None:
     found = runs(confirmed_frame({CELLS[0]: [0.9, 0.8]}), sharpness_frame({CELLS[0]: [10.0]}), NO_LINES)
     row = minima_table.minima_table(STUDY, found).iloc[0]
-    assert row["note"] == "1 of 2 seeds measured"
+    assert row["note"] == "sharpness: 1 of 2 seeds"
     assert row["test_accuracy"] == pytest.approx(0.85)  # of both
 
 
@@ -194,11 +194,12 @@ def test_sharpness_comes_back_from_its_files_and_damaged_ones_are_named(folder: 
     for number, text in enumerate([whole, whole[:-40]]):
         write_sharpness(folder, CELLS[0], number, text)
     write_sharpness(folder, CELLS[1], 0, "[1]")
+    write_sharpness(folder, CELLS[1], 1, json.dumps(sharpness_of(12.0).as_json() | {"loss": "low"}))
     write_sharpness(folder, CELLS[2], 0, whole)  # of no run
     read = load.sharpness(folder)
     assert read.attrs["left_out"] == [
         f"sharpness/{cell}/{number}.json"
-        for cell, number in sorted([(CELLS[0], "0001"), (CELLS[1], "0000"), (CELLS[2], "0000")])
+        for cell, number in sorted([(CELLS[0], "0001"), (CELLS[1], "0000"), (CELLS[1], "0001"), (CELLS[2], "0000")])
     ]
     assert len(read) == 1
     assert read[["cell", "number", "repeat", "eigenvalue_1", "loss"]].to_numpy().tolist() == [

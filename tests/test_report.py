@@ -157,7 +157,7 @@ def broken(kind: str, path: Path) -> tuple[StudyFolder, list[str]]:
         folder = whole_study(path)
         add_run(folder, "sgd-b128-none", [{"test_accuracy": 0.5}], 1, status="failed", trial=0, error="<b>boom</b>")
         (folder.trial_folder(folder.trials()[0]) / "trial.json").write_text("{}")
-        return folder, ["sgd-b128-none: of its confirmed runs 1 failed", "1 records are damaged"]
+        return folder, ["sgd-b128-none: of its confirmed runs 1 failed", "Damaged, and left out: "]
     if kind == "one cell":
         study = study_of(["sgd"], [32], ["none"])
         return whole_study(path, study), ["One batch size", "The study has one batch size.", "no K-FAC", "No smoothing"]

@@ -67,7 +67,7 @@ def test_times_of_every_run(folder: StudyFolder):
 def test_runs_that_go_on_do_not_count_and_are_said(folder: StudyFolder):
     row = table(folder)["sgd-b32-mixup", "clean_train_loss"]
     assert (row["n"], row["reached"], row["epochs"]) == (1, 1, 1)
-    assert "1 of 2 confirmed runs failed or go on" in row["note"]
+    assert "1 of 2 confirmed runs failed, go on or are damaged" in row["note"]
 
 
 def test_cells_without_confirmed_runs_are_rows_that_say_so(folder: StudyFolder):

@@ -1,0 +1,67 @@
+"""Records of confirmed runs that are damaged: left out, and named by every command that would have counted them."""
+
+import pytest
+from typer.testing import CliRunner
+
+from analysis import health, load, targets
+from lbstudy.cli import app
+from lbstudy.records import StudyFolder
+from tests.test_report import CELLS, whole_study
+
+LOST_RECORD = "confirm/trials/sgd-b32-none/0001/trial.json"
+LOST_EPOCHS = "confirm/trials/sgd-b128-none/0002/epochs.jsonl"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A whole study, of which a record and the last lines of a run's epochs have been lost."""
+    folder = whole_study(tmp_path_factory.mktemp("damaged") / "s")
+    (folder.path / LOST_RECORD).write_text('{"cell": ')
+    epochs = folder.path / LOST_EPOCHS
+    epochs.write_text("".join(epochs.read_text().splitlines(keepends=True)[:2]))
+    (folder.path / "trials" / "kfac-b32-none" / "0000" / "trial.json").write_text("")
+    return folder
+
+
+def test_what_is_damaged_is_named_with_the_command_that_mends_it(folder: StudyFolder):
+    trials, confirmed, epochs = load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)
+    named = load.list_damaged(trials, confirmed, epochs)
+    assert [sentence.split(": ")[1].split(";")[0] for sentence in named] == [
+        "trials/kfac-b32-none/0000/trial.json", LOST_RECORD, LOST_EPOCHS,
+    ]  # fmt: skip
+    assert ["`lbstudy run`" in sentence for sentence in named] == [True, False, False]
+    assert ["`lbstudy confirm`" in sentence for sentence in named] == [False, True, True]
+    assert load.list_damaged(trials.head(0), confirmed.head(0)) == named[:2]
+
+
+def test_a_run_whose_epochs_are_incomplete_has_no_times_and_is_not_one_that_never_arrives(folder: StudyFolder):
+    confirmed, epochs = load.confirmed(folder), load.confirmed_epochs(folder)
+    table = targets.targets_table(CELLS, confirmed, epochs, [targets.Target("clean_train_loss", 0.5)])
+    rows = table.set_index(["optimizer", "batch_size", "smoothing"])
+    assert list(rows.loc[("sgd", 128, "none"), ["n", "reached", "epochs"]]) == [2, 2, 2]
+    assert "1 of 3 confirmed runs failed, go on or are damaged" in rows.loc[("sgd", 128, "none"), "note"]
+    assert list(rows.loc[("sgd", 128, "mixup"), ["n", "reached", "epochs"]]) == [3, 3, 2]
+
+
+def test_a_cell_with_fewer_confirmed_runs_is_named(folder: StudyFolder):
+    missing = health.list_missing(CELLS, load.trials(folder), load.confirmed(folder))
+    assert "sgd-b32-none has 2 of 3 confirmed runs; `lbstudy confirm` goes on." in missing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        (["status"], ["trials/kfac-b32-none/0000/trial.json"]),
+        (["best"], ["trials/kfac-b32-none/0000/trial.json", LOST_RECORD]),
+        (["table", "gap"], ["trials/kfac-b32-none/0000/trial.json", LOST_RECORD, LOST_EPOCHS]),
+        (["table", "targets"], ["trials/kfac-b32-none/0000/trial.json", LOST_RECORD, LOST_EPOCHS]),
+    ],
+    ids=str,
+)
+def test_the_commands_name_what_they_do_not_count(folder: StudyFolder, arguments: list[str], files: list[str]):
+    command, *kind = arguments
+    result = CliRunner().invoke(app, [command, str(folder.path), *kind])
+    assert result.exit_code == 0, result.output
+    for file in files:
+        assert file in result.stderr.replace("\n", "")
+    assert "Damaged" not in result.stdout
