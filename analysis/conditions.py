@@ -32,6 +32,7 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
             f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
         )
     resolvable = 100 * gap_table["resolvable"].dropna()
+    resolvable = resolvable[resolvable < 100]  # more than that no accuracies can differ by
     if len(resolvable):
         caveats.append(
             f"Of a single gap these seeds are likely to show {resolvable.min():.2f} points in the steadiest pair of "

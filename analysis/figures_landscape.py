@@ -166,7 +166,7 @@ def draw_line(info: Curves) -> Figure:
     cells = info.study.list_cells()
     rows = list(dict.fromkeys((cell.optimizer, cell.batch_size) for cell in cells))
     figure, axes = panels(
-        info.study.name, "loss and accuracy around the minima, f(a) = L(θ* + a δ)",
+        info.study.name, "loss and accuracy around the minima, f(a)\u00a0=\u00a0L(θ*\u00a0+\u00a0a\u00a0δ)",
         f"Median and quartiles over {info.curves}. {info.note} {_clipped()}",
         [""] * len(rows), encoding.smoothings, height=1.3,
     )  # fmt: skip

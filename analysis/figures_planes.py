@@ -127,7 +127,9 @@ def trajectory_info(
 @in_style
 def draw_plane(info: Planes) -> Figure:
     """Contours of the training loss, a panel per cell."""
-    figure, axes = _panels(info, "training loss on a plane of two random directions, L(θ* + a δ + b η)")
+    figure, axes = _panels(
+        info, "training loss on a plane of two random directions, L(θ*\u00a0+\u00a0a\u00a0δ\u00a0+\u00a0b\u00a0η)"
+    )
     for panel, _, plane in _each(info, axes):
         _contours(panel, plane)
         panel.plot(0, 0, "+", color="#010101", ms=5, mew=1)
@@ -187,7 +189,10 @@ def draw_trajectory(info: Trajectories) -> Figure:
         "their variance); Euclidean distances",
         sharex=False, sharey=False, width=2.05, height=1.9,
     )  # fmt: skip
-    for panel, cell, plane in _each(planes, axes):
+    shown = _each(planes, axes)
+    for panel in {*axes.flat} - {panel for panel, _, _ in shown}:
+        panel.set(xticks=[], yticks=[])
+    for panel, cell, plane in shown:
         _contours(panel, plane)
         for which, axis in enumerate((panel.xaxis, panel.yaxis)):
             share = f" ({info.explained[cell][which]:.0%})" if cell in info.explained else ""

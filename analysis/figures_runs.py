@@ -39,6 +39,9 @@ METRICS = {
 """Metric -> label. Training loss as optimised is augmented, mixed and noised, so it compares no smoothings; it is shown
 only where no run was confirmed."""
 
+TIMES_FIRST_LOSS = 2
+"""Losses above so many times the first epoch's, the median over cells, are cut off: a run that diverges has 1000s."""
+
 MISSED_AT = 0.93
 """Height of the misses in a panel, as a fraction of it."""
 
@@ -158,6 +161,9 @@ def draw_learning_curves(info: LearningCurves, against: Literal["epoch", "step"]
             if here.empty:
                 mark_empty(panel, "nothing confirmed" if any_confirmed else "no trial has completed")
         if metric.endswith("loss"):
+            if np.isfinite(highest := _cut_off(points, metric)):
+                losses = points.loc[points["metric"] == metric, ["mean", "low"]].to_numpy(float)
+                axes[row, 0].set_ylim(0.9 * np.nanmin(losses), highest)
             log_axis(axes[row, 0], "y")
     for panel in axes.flat:
         if against == "step":
@@ -167,6 +173,13 @@ def draw_learning_curves(info: LearningCurves, against: Literal["epoch", "step"]
     label_outer(axes, f"{against}s", [METRICS[metric] for metric in metrics])
     encoding.legend(figure, ["optimizer", "batch size", "smoothing"])
     return figure
+
+
+def _cut_off(points: pd.DataFrame, metric: str) -> float:
+    """The highest loss that is shown; infinite where that is all."""
+    curves = points[points["metric"] == metric]
+    highest = TIMES_FIRST_LOSS * float(curves.loc[curves["epoch"] == curves["epoch"].min(), "mean"].median())
+    return highest if np.nanmax(curves[["mean", "high"]].to_numpy(float)) > highest else np.inf
 
 
 def _learning_curves_note(info: LearningCurves) -> str:
@@ -186,6 +199,9 @@ def _learning_curves_note(info: LearningCurves) -> str:
     if info.diverged:
         listed = ", ".join(f"{cell} {count} of {of}" for cell, (count, of) in info.diverged.items())
         sentences.append(f"Diverged: {listed}; the mean loss ends there.")
+    losses = [metric for metric in info.points["metric"].unique() if metric.endswith("loss")]
+    if np.isfinite(highest := min((_cut_off(info.points, metric) for metric in losses), default=np.inf)):
+        sentences.append(f"Losses above {highest:.2g} are cut off.")
     if info.missing:
         sentences.append(f"No completed run: {', '.join(info.missing)}.")
     return " ".join(sentences)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from analysis.hessian import SpectralDensity
@@ -25,6 +25,9 @@ from lbstudy.study import StudySpec
 DECADES = 7
 """How far below its highest value a density is shown; farther down it is the tails of the broadening."""
 
+APART = 10
+"""From this ratio of the cells' largest eigenvalues on, their axis is linear near 0 only and logarithmic beyond."""
+
 COMMAND = "`lbstudy sharpness STUDY`"
 
 
@@ -35,10 +38,11 @@ class Densities(NamedTuple):
     eigenvalues: NDArray[np.float64]  # common to all cells
     densities: dict[str, NDArray[np.float64]]  # by cell; mean over its runs
     seeds: dict[str, int]  # runs of a cell
+    linear: float  # the axis is linear up to here; infinite: everywhere
 
 
 def densities_info(
-    study: StudySpec, runs: pd.DataFrame, found: Mapping[tuple[str, int], SpectralDensity], points: int = 2000
+    study: StudySpec, runs: pd.DataFrame, found: Mapping[tuple[str, int], SpectralDensity], points: int = 300
 ) -> Densities:
     """The mean density over the seeds of each cell's best configuration.
 
@@ -46,7 +50,7 @@ def densities_info(
         study: the study.
         runs: as from `minima_table.runs`.
         found: as from `load.spectral_densities`.
-        points: eigenvalues, from the smallest to the largest of any run.
+        points: eigenvalues of each run, several to the width of its broadening; all runs' together are the grid.
 
     Raises:
         NothingToDraw: no run has a density.
@@ -57,10 +61,12 @@ def densities_info(
             by_cell.setdefault(cell, []).append(found[cell, number])
     if not by_cell:
         raise NothingToDraw(f"no sharpness was measured of a confirmed run; run {COMMAND}")
-    ends = np.array([density.grid(2) for densities in by_cell.values() for density in densities])
-    eigenvalues = np.linspace(ends.min(), ends.max(), points)
+    grids = {cell: np.concatenate([d.grid(points) for d in densities]) for cell, densities in by_cell.items()}
+    eigenvalues = np.unique(np.concatenate(list(grids.values())))
     means = {cell: np.mean([d.at(eigenvalues) for d in densities], axis=0) for cell, densities in by_cell.items()}
-    return Densities(study, eigenvalues, means, {cell: len(densities) for cell, densities in by_cell.items()})
+    largest = [np.abs(grid).max() for grid in grids.values()]
+    linear = 10 ** np.floor(np.log10(min(largest))) if max(largest) > APART * min(largest) else np.inf
+    return Densities(study, eigenvalues, means, {cell: len(densities) for cell, densities in by_cell.items()}, linear)
 
 
 @in_style
@@ -72,7 +78,8 @@ def draw_densities(info: Densities) -> Figure:
     figure, axes = panels(
         info.study.name, "density of the Hessian's eigenvalues at the final weights",
         f"Training loss; stochastic Lanczos quadrature, mean over n = {seeds} seed{'' if max(counts) == 1 else 's'}. "
-        "Large positive eigenvalues: a sharp minimum.",
+        "Large positive eigenvalues: a sharp minimum."
+        + (f" Logarithmic beyond ±{info.linear:g}." if np.isfinite(info.linear) else ""),
         encoding.optimizers, encoding.smoothings,
     )  # fmt: skip
     top = max(density.max() for density in info.densities.values())
@@ -90,10 +97,23 @@ def draw_densities(info: Densities) -> Figure:
             panel.yaxis.set_major_locator(LogLocator(numticks=5))
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             panel.yaxis.set_minor_locator(NullLocator())
-            panel.xaxis.set_major_locator(MaxNLocator(4))
+            if np.isfinite(info.linear):
+                panel.set_xscale("symlog", linthresh=info.linear)
+                panel.xaxis.set_major_locator(FixedLocator(_decades(info)))
+                panel.xaxis.set_minor_locator(NullLocator())
+                panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            else:
+                panel.xaxis.set_major_locator(MaxNLocator(4))
     label_outer(axes, "eigenvalue", "density")
     encoding.legend(figure, ["optimizer", "batch size"])
     return figure
+
+
+def _decades(info: Densities) -> list[float]:
+    """0 and the powers of ten, on either side, from the first beyond which the axis is logarithmic."""
+    exponents = range(round(np.log10(info.linear)) + 1, 40)
+    ticks = [0.0, *(sign * 10.0**exponent for exponent in exponents for sign in (-1, 1))]
+    return [tick for tick in ticks if info.eigenvalues[0] <= tick <= info.eigenvalues[-1]]
 
 
 class SharpnessAccuracy(NamedTuple):

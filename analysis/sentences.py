@@ -49,8 +49,8 @@ def gap_sentence(row: dict[str, Any]) -> str:
     ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
     sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:
-        smallest = points(row["resolvable"])
-        sentence += f", which cannot be told from nothing: a gap below {smallest} points is likely to be missed"
+        missed = f"a gap below {points(row['resolvable'])} points" if row["resolvable"] < 1 else "any gap"
+        sentence += f", which cannot be told from nothing: {missed} is likely to be missed"
     return f"{sentence}."
 
 

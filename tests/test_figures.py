@@ -272,6 +272,22 @@ def test_diverged_seed_keeps_its_accuracy_and_ends_the_loss():
     assert "sgd-b32-none 1 of 3" in heading
 
 
+def test_the_loss_of_a_run_about_to_diverge_does_not_flatten_the_others():
+    study, trials, confirmed = full()
+    assert (
+        "cut off"
+        not in figures_runs.draw_learning_curves(
+            figures_runs.learning_curves_info(study, trials, NOT_CONFIRMED, confirmed)
+        ).get_suptitle()
+    )
+    confirmed.loc[(confirmed["cell"] == "sgd-b32-none") & (confirmed["epoch"] == 3), "clean_train_loss"] = 5000.0
+    info = figures_runs.learning_curves_info(study, trials, NOT_CONFIRMED, confirmed)
+    figure = figures_runs.draw_learning_curves(info)
+    (panel,) = [axes for axes in figure.axes if axes.get_ylabel() == "training loss, clean"]
+    assert panel.get_ylim() == pytest.approx((0.9 / 4, 2))
+    assert "Losses above 2 are cut off" in figure.get_suptitle().replace("\n", " ")
+
+
 def test_run_that_failed_half_way_does_not_count():
     study, trials, confirmed = full()
     failed = (confirmed["cell"] == "sgd-b32-none") & (confirmed["repeat"] == 0)

@@ -177,6 +177,10 @@ def test_a_trajectory_has_its_path_and_its_shares() -> None:
     info = trajectory_info(STUDY, planes(STUDY, dish), {("sgd-b16-none", 0): path})
     assert info.paths["sgd-b16-none"].tolist() == path["path"]
     assert set(info.paths) == {"sgd-b16-none"}
+    cell = planes(STUDY, dish)["cell"] == "sgd-b16-mixup"
+    without = draw_trajectory(trajectory_info(STUDY, planes(STUDY, dish)[~cell], {}))
+    (empty,) = [axes for axes in without.axes if "no landscape" in [text.get_text() for text in axes.texts]]
+    assert len(empty.get_xticks()) == 0
     shown = " ".join(texts(draw_trajectory(info)).split())
     assert "component 1 (75%)" in shown
     assert "component 2 (20%)" in shown

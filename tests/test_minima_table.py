@@ -171,6 +171,21 @@ def test_densities_are_means_over_seeds_and_the_scatter_has_a_point_per_cell() -
     assert rendered(figure) > 3000
 
 
+def test_spectra_far_apart_are_all_seen() -> None:
+    found = runs(
+        confirmed_frame({CELLS[0]: [0.9], CELLS[3]: [0.7]}), sharpness_frame({CELLS[0]: [1.0], CELLS[3]: [9e3]}), NO_LINES
+    )  # fmt: skip
+    narrow, wide = SpectralDensity((0.0, 30.0), (0.5, 0.5), 0.3), SpectralDensity((0.0, 9000.0), (0.5, 0.5), 90.0)
+    info = figures_sharpness.densities_info(STUDY, found, {(CELLS[0], 0): narrow, (CELLS[3], 0): wide})
+    for cell in (CELLS[0], CELLS[3]):  # the grid resolves the narrow one and spans the wide one
+        assert np.trapezoid(info.densities[cell], info.eigenvalues) == pytest.approx(1, abs=5e-3)
+    assert info.linear == 10
+    figure = figures_sharpness.draw_densities(info)
+    assert {axes.get_xscale() for axes in figure.axes} == {"symlog"}
+    assert list(figure.axes[0].get_xticks()) == [-100, 0, 100, 1000]
+    assert "Logarithmic beyond ±10" in figure.get_suptitle().replace("\n", " ")
+
+
 def test_nothing_measured_is_nothing_to_draw() -> None:
     empty = runs(confirmed_frame({CELLS[0]: [0.9]}), sharpness_frame({}), NO_LINES)
     with pytest.raises(NothingToDraw, match="lbstudy sharpness STUDY"):

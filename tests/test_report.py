@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from jinja2 import UndefinedError
 
-from analysis import conditions, figures, load, report, tables
+from analysis import conditions, figures, load, report, sentences, tables
 from lbstudy.records import StudyFolder
 from lbstudy.study import StudyError, StudySpec
 from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
@@ -234,10 +234,24 @@ def test_caveats_say_what_a_reader_must_know(tmp_path: Path):
     folder = whole_study(tmp_path / "s")
     add_run(folder, "sgd-b32-none", [{"test_accuracy": 0.9}], 3, trial=0, run={"train_on": "all"}, device="cuda")
     confirmed = load.confirmed(folder)
-    frame = pd.DataFrame({"resolvable": [0.01, 0.025, nan]})
+    frame = pd.DataFrame({"resolvable": [0.01, 0.025, nan, 2.5]})
     words = " ".join(conditions.list_caveats(CELLS, load.trials(folder), confirmed, frame))
     for part in ("4 times fewer steps than batch 32", "1.00 points", "2.50", "trained on the validation", "cpu, cuda"):
         assert part in words
+
+
+def test_a_gap_that_no_accuracies_can_have_is_not_called_the_smallest_to_be_seen():
+    row = {
+        "optimizer": "kfac",
+        "small_batch": 32,
+        "large_batch": 128,
+        "gap": 0.2,
+        "gap_low": -1.8,
+        "gap_high": 2.2,
+        "n": 2,
+    }
+    assert "a gap below 5.00 points is likely" in sentences.gap_sentence(row | {"resolvable": 0.05})
+    assert "any gap is likely to be missed" in sentences.gap_sentence(row | {"resolvable": 2.5})
 
 
 def test_columns_are_set_by_what_they_hold():
