@@ -182,7 +182,7 @@ def test_spectra_far_apart_are_all_seen() -> None:
     assert info.linear == 10
     figure = figures_sharpness.draw_densities(info)
     assert {axes.get_xscale() for axes in figure.axes} == {"symlog"}
-    assert list(figure.axes[0].get_xticks()) == [-100, 0, 100, 1000]
+    assert sorted(figure.axes[0].get_xticks()) == [-100, 0, 100, 1000]
     assert "Logarithmic beyond ±10" in figure.get_suptitle().replace("\n", " ")
 
 
