@@ -222,6 +222,8 @@ def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, pres
         above: Verdict = "supported" if measure.large_is == "flat" else "contradicted"
         verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
         known = "not measured in both" if not ratio.n else "not finite and positive in every run"
+        if name == "width_1" and ratio.n and inf in {*plain[name], *smoothed[name]}:
+            known = "not known, since some valley goes on beyond the line"
         words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
         parts.append(f"{measure.label} {words}")
     sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."

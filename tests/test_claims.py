@@ -240,6 +240,11 @@ def test_minima(runs: pd.DataFrame, verdict: str):
     assert "Large positive eigenvalues mean a sharp minimum" in claim.elsewhere
 
 
+def test_a_valley_wider_than_its_line_is_said():
+    (comparison,) = claims.wider_minima(SGD, minima(SHARP, WIDE, beyond=0.6)).comparisons
+    assert "at +1 not known, since some valley goes on beyond the line" in comparison.sentence
+
+
 def test_no_minimum_measured():
     claim = claims.wider_minima(SGD, minima(SHARP, WIDE).iloc[:0])
     assert (claim.verdict, claim.comparisons[0].sentence) == ("cannot tell", "No minimum has been measured.")
