@@ -55,7 +55,7 @@ class LandscapeKind(StrEnum):
     trajectory = "trajectory"
 
 
-DEMO = {"cells.smoothing": ["none", "mixup"], "tuning.trials": 4, "budget.epochs": 15}
+DEMO = {"cells.smoothing": ["none", "mixup"], "tuning.trials": 4, "budget.epochs": 10}
 """What the demo changes in the study of the digits: half of its cells and of its epochs."""
 
 Normalisation = Literal["filter", "layer", "none"]
