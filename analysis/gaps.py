@@ -24,8 +24,8 @@ COLUMNS: dict[str, Any] = {
     "optimizer": object, "smoothing": object, "small_batch": "Int64", "large_batch": "Int64", "n": "Int64",
     "small_accuracy": float, "large_accuracy": float, "gap": float, "gap_low": float, "gap_high": float,
     "resolvable": float, "gap_to_none": float, "gap_to_none_low": float, "gap_to_none_high": float,
-    "closed": float, "closed_low": float, "closed_high": float,
-    "narrowed": float, "narrowed_low": float, "narrowed_high": float, "note": object,
+    "closed": float, "closed_low": float, "closed_high": float, "closed_n": "Int64",
+    "narrowed": float, "narrowed_low": float, "narrowed_high": float, "narrowed_n": "Int64", "note": object,
 }  # fmt: skip
 
 
@@ -35,8 +35,9 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
     Columns: `gap`, small minus large batch under the row's own smoothing, with its 95 % interval over the `n` repeats
     that both cells completed (the two accuracies are means over the same repeats); `resolvable`, the smallest true gap
     that so many repeats are likely to show; `gap_to_none`, the small batch *without* smoothing minus the row's large
-    batch; `closed` and `narrowed` (module docstring), as fractions with Fieller intervals. A share is only given where
-    the interval of the gap without smoothing lies above zero; `note` says what is missing and why.
+    batch; `closed` and `narrowed` (module docstring), as fractions with Fieller intervals, each over the repeats common
+    to its cells, `closed_n` and `narrowed_n`. A share is only given where the interval of the gap without smoothing
+    lies above zero; `note` says what is missing and why.
 
     Args:
         study: the study.
@@ -87,8 +88,9 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
         notes.append(_why_no_share(plain_small, plain_large, accuracies))
         if not notes[-1]:
             bounded = {name: share for name, share in shares.items() if share.shape == "bounded"}
-            row |= {key: value for name, share in bounded.items() for key, value in _with_interval(name, share).items()}
-            notes += [_of_fewer(name, share, gap.n) for name, share in shares.items()]
+            for name, share in bounded.items():
+                row |= _with_interval(name, share) | {f"{name}_n": share.n}
+            notes += [_why_not_given(name, share) for name, share in shares.items() if name not in bounded]
     row["note"] = "; ".join(note for note in notes if note)
     return row
 
@@ -122,8 +124,8 @@ def _why_no_share(small: Cell, large: Cell, accuracies: dict[str, pd.Series]) ->
     return "no share: without smoothing the large batch does better" if gap.value < 0 else ""
 
 
-def _of_fewer(name: str, share: stats.Ratio, n: int) -> str:
-    """A remark where a share rests on other repeats than the row's gap, or is missing although there is a gap."""
-    if share.shape != "bounded":
-        return f"`{name}` is not given: the {share.n} repeats common to its cells cannot tell the gap from zero"
-    return f"{name} over the {share.n} repeats common to its cells" if share.n != n else ""
+def _why_not_given(name: str, share: stats.Ratio) -> str:
+    """Why a share is missing although there is a gap."""
+    if not share.n:
+        return f"`{name}` is not given: its cells have no repeats in common"
+    return f"`{name}` is not given: the {share.n} repeats common to its cells cannot tell the gap from zero"

@@ -56,10 +56,7 @@ def gap_sentence(row: dict[str, Any]) -> str:
 
 def closed_sentence(rows: list[dict[str, Any]]) -> str:
     """How much of an optimizer's gap its smoothings close, from its rows of the gap table, which have shares."""
-    first, *others = [
-        (_smoothing(row), _share(row, "closed"), "; ".join([count(row["n"]), *([row["note"]] if row["note"] else [])]))
-        for row in rows
-    ]
+    first, *others = [(_smoothing(row), _share(row, "closed"), count(row["closed_n"])) for row in rows]
     what = f"{first[1]} of {_gap(rows[0])}" if rows[0]["closed"] >= 0 else f"none of {_gap(rows[0])}: {first[1]}"
     start = f"{capitalise(first[0])} closed {what} ({first[2]})"
     return ", ".join([start, *(f"{name} {share} ({n})" for name, share, n in others)]) + "."
@@ -67,14 +64,16 @@ def closed_sentence(rows: list[dict[str, Any]]) -> str:
 
 def share_sentence(row: dict[str, Any]) -> str:
     """How much of the gap a smoothing takes away, in both senses, from a row of the gap table."""
-    if isnan(row["closed"]) and isnan(row["narrowed"]):
+    parts = {
+        "closed": f"closed {_share(row, 'closed')} of {_gap(row)}",
+        "narrowed": f"narrowed {_gap(row) if isnan(row['closed']) else 'it'} by {_share(row, 'narrowed')}",
+    }
+    known = [f"{words} ({count(row[f'{name}_n'])})" for name, words in parts.items() if not isnan(row[name])]
+    if not known:
         who = f"{OPTIMIZERS[row['optimizer']]} with {_smoothing(row)}, batch {row['large_batch']}"
         return f"{who}: {row['note'] or 'no share is known'}."
-    closed, narrowed = (
-        "an unknown share" if isnan(row[notion]) else _share(row, notion) for notion in ("closed", "narrowed")
-    )
-    of = f"{capitalise(_smoothing(row))} closed {closed} of {_gap(row)}, and narrowed it by {narrowed}"
-    return f"{of} ({count(row['n'])})."
+    why = f"; {row['note']}" if len(known) == 1 and row["note"] else ""
+    return f"{capitalise(_smoothing(row))} {' and '.join(known)}{why}."
 
 
 def _smoothing(row: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 results = typer.Typer()
+LONGEST_NAME = 24
+"""Characters of a word or two that are not broken; what is longer is a sentence."""
+
 out = Console(width=None if sys.stdout.isatty() else 200)
 
 
@@ -160,11 +163,13 @@ def _tell(sentences: list[str]) -> None:
 
 
 def print_table(frame: pd.DataFrame, title: str) -> None:
-    """A frame of text: words to the left, numbers to the right."""
+    """A frame of text: words to the left, numbers to the right. Sentences give way to numbers where space is short."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in frame:
-        words = frame[column].str.contains("[a-z]").any()
-        table.add_column(str(column).replace("_", " "), justify="left" if words else "right", no_wrap=bool(words))
+        words = bool(frame[column].str.contains("[a-z]").any())
+        sentences = words and frame[column].str.len().max() > LONGEST_NAME
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(str(column).replace("_", " "), justify=justify, no_wrap=words and not sentences)
     for row in frame.itertuples(index=False):
         table.add_row(*map(escape, row))
     out.print(table)

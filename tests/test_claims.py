@@ -177,6 +177,19 @@ def test_a_diverged_run_decides_nothing(tmp_path: Path):
     assert "confirmed runs diverged: 1 of sgd-b512-mixup" in claim.comparisons[0].sentence
 
 
+def test_a_share_counts_its_own_seeds_where_a_smoothed_cell_has_none(tmp_path: Path):
+    runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b512-mixup": [0.87, 0.885, 0.89, 0.87, 0.885]}
+    folder = confirmed_study(tmp_path, SGD, runs)
+    table = gaps.gap_table(SGD, load.confirmed(folder))
+    row = table[(table["smoothing"] == "mixup") & (table["large_batch"] == 512)].iloc[0].to_dict()
+    assert (row["n"], row["closed_n"], row["narrowed_n"]) == (0, 5, None)
+    assert "of SGD’s large-batch gap (n = 5)." in sentences.closed_sentence([row])
+    assert "(n = 5); sgd-b32-mixup has no completed confirmed run" in sentences.share_sentence(row)
+    assert "narrowed SGD’s large-batch gap by" in sentences.share_sentence(
+        row | {"closed": nan, "narrowed": 0.5, "narrowed_low": 0.4, "narrowed_high": 0.6, "narrowed_n": 4}
+    )
+
+
 def test_the_answer_leads_with_the_gap_and_what_closes_it(tmp_path: Path):
     runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": SMALL,
             "sgd-b512-mixup": [0.86, 0.875, 0.88, 0.86, 0.875]}  # fmt: skip

@@ -128,6 +128,16 @@ def test_text_is_not_taken_for_markup(capsys):
     assert "a [red] name" in capsys.readouterr().out
 
 
+def test_a_long_sentence_gives_way_to_numbers(capsys):
+    frame = pd.DataFrame(
+        {"gap": ["0.0314 [0.0163, 0.0466]"], "cell": ["kfac-b2048-mixup+noise"], "note": ["much to say " * 30]}
+    )
+    cli_results.print_table(frame, title="t")
+    shown = capsys.readouterr().out
+    assert "0.0314 [0.0163, 0.0466]  kfac-b2048-mixup+noise" in shown
+    assert "…" not in shown
+
+
 def test_status(monkeypatch, capsys, folder: StudyFolder):
     assert lbstudy(monkeypatch, "status", str(folder.path)) == 0
     assert "sgd-b32-none" in capsys.readouterr().out

@@ -57,6 +57,7 @@ def test_share_closed_and_narrowed(closing):
     assert (row["closed_low"], row["closed_high"]) == pytest.approx((0.75, 0.75))  # the same share at every seed
     assert row["narrowed"] == pytest.approx(0.85)
     assert row["narrowed_low"] < 0.85 < row["narrowed_high"]
+    assert (row["closed_n"], row["narrowed_n"]) == (3, 3)
     assert row["note"] == ""
 
 
