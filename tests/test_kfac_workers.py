@@ -107,8 +107,8 @@ def vgg9_parameters(runs: dict[str, RunSpec]) -> dict[str, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["vgg9-sync", "vgg9-ghost"])
 def test_one_worker_and_several_agree_with_vgg9(model: str):
-    # 80 training samples in mini-batches of 32: the last one of 16 leaves workers without samples
-    dataset = DatasetSpec(name="synthetic", samples=100, validation_size=20)
+    # 72 training samples in mini-batches of 32: the last one of 8 leaves workers without samples
+    dataset = DatasetSpec(name="synthetic", samples=92, validation_size=20)
     runs = {name: run.model_copy(update={"dataset": dataset}) for name, run in kfac_runs(None, model, 32).items()}
     one = vgg9_parameters(runs)
     two = run_workers(2, vgg9_parameters, runs)  # not four: 2 GB each
