@@ -189,8 +189,14 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def list_left_out(sharpness: pd.DataFrame, lines: pd.DataFrame) -> list[str]:
-    """A sentence for each kind of measurement that is missing, or files of which cannot be used."""
+def list_left_out(runs: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) -> list[str]:
+    """A sentence for each kind of measurement that is missing, of all runs or of some, or files of which are of no use.
+
+    Args:
+        runs: as from `runs`.
+        sharpness: as from `load.sharpness`.
+        lines: as from `load.landscape` with kind line.
+    """
     sentences = []
     for name, frame, command in (
         ("sharpness", sharpness, "lbstudy sharpness STUDY"),
@@ -198,6 +204,14 @@ def list_left_out(sharpness: pd.DataFrame, lines: pd.DataFrame) -> list[str]:
     ):
         if frame.empty:
             sentences.append(f"missing: {name}; run `{command}`")
+        else:
+            measured = frame.set_index(["cell", "number"]).index
+            lacking = runs.loc[~runs.set_index(["cell", "number"]).index.isin(measured), "cell"]
+            if not lacking.empty:
+                sentences.append(
+                    f"missing: {name} of {len(lacking)} of {len(runs)} runs, in {', '.join(lacking.unique())}; "
+                    f"run `{command}`"
+                )
         if left_out := frame.attrs.get("left_out", []):
             sentences.append(f"left out, damaged or of no known run: {', '.join(left_out)}; run `{command}`")
     return sentences

@@ -114,7 +114,7 @@ def collect(folder: StudyFolder) -> Report:
         ],
         missing=health.list_missing(study, trials, confirmed)
         + load.list_damaged(trials, confirmed, epochs)
-        + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(sharpness, lines)],
+        + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(minima, sharpness, lines)],
         tables=[
             Shown("best", "Best configurations", _for_page(best), BEST, command("best")),
             Shown("gap", "Small against large batch", _for_page(gap_table[rows]), GAP, command("table", "gap")),

@@ -102,12 +102,13 @@ def table(
         found = health.health_table(folder)
     else:
         sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
-        found = minima_table.minima_table(spec, minima_table.runs(confirmed, sharpness, lines))
+        minima = minima_table.runs(confirmed, sharpness, lines)
+        found = minima_table.minima_table(spec, minima)
         if kind is TableKind.correlations:
             found = minima_table.correlations(found)
         elif format is TableFormat.table:
             found = minima_table.for_terminal(found)
-        for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(sharpness, lines)):
+        for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(minima, sharpness, lines)):
             err.print(sentence, markup=False)
     if format is TableFormat.table:
         shown = tables.for_reading(found, digits=3)

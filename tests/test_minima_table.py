@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from analysis import figures_sharpness, load, minima_table, tables
 from analysis.hessian import Estimate, SpectralDensity
-from analysis.minima_table import correlations, line_measures, runs
+from analysis.minima_table import correlations, line_measures, list_left_out, runs
 from analysis.sharpness import Sharpness, SharpnessSpec
 from analysis.style import NothingToDraw
 from lbstudy.cli import app
@@ -84,6 +84,18 @@ def test_a_valley_wider_than_the_line_is_a_lower_bound_and_a_lost_loss_an_infini
         runs(confirmed_frame({CELLS[0]: [0.9]}), sharpness_frame({}), lines(STUDY, lambda at: 0.5 * at["a"] ** 2)),
     )
     assert table["note"][0] == "width_1 is a lower bound"
+
+
+def test_runs_that_were_not_measured_are_counted_and_their_cells_named() -> None:
+    confirmed = confirmed_frame({CELLS[0]: [0.9, 0.8], CELLS[1]: [0.7]})
+    sharpness, all_lines = sharpness_frame({CELLS[0]: [1.0]}), lines(STUDY, lambda at: at["a"] ** 2)
+    sentences = list_left_out(runs(confirmed, sharpness, all_lines), sharpness, all_lines)
+    assert sentences == [f"missing: sharpness of 2 of 3 runs, in {CELLS[0]}, {CELLS[1]}; run `lbstudy sharpness STUDY`"]
+    none = sharpness_frame({})
+    assert list_left_out(runs(confirmed, none, NO_LINES), none, NO_LINES) == [
+        "missing: sharpness; run `lbstudy sharpness STUDY`",
+        "missing: widths and mean rise; run `lbstudy landscape STUDY --kind line`",
+    ]
 
 
 def test_directions_and_lines_of_which_points_are_missing_do_not_spoil_the_rest() -> None:
