@@ -57,8 +57,8 @@ class LandscapeKind(StrEnum):
 
 DEMO = {
     "cells.smoothing": ["none", "mixup"],
-    "cells.batch_size": [32, 128],  # SGD's 40 steps of 256 in these epochs would not train a network
-    "tuning.trials": 4,
+    "cells.batch_size": [32, 128],  # SGD's 50 steps of 256 in these epochs would not train a network
+    "tuning.trials": 6,
     "budget.epochs": 10,
 }
 """What the demo changes in the study of the digits: half of its cells, a third of its epochs."""
