@@ -208,10 +208,8 @@ def list_left_out(runs: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFra
             measured = frame.set_index(["cell", "number"]).index
             lacking = runs.loc[~runs.set_index(["cell", "number"]).index.isin(measured), "cell"]
             if not lacking.empty:
-                sentences.append(
-                    f"missing: {name} of {len(lacking)} of {len(runs)} runs, in {', '.join(lacking.unique())}; "
-                    f"run `{command}`"
-                )
+                cells = "in every cell" if lacking.nunique() == runs["cell"].nunique() else ", ".join(lacking.unique())
+                sentences.append(f"missing: {name} of {len(lacking)} of {len(runs)} runs ({cells}); run `{command}`")
         if left_out := frame.attrs.get("left_out", []):
             sentences.append(f"left out, damaged or of no known run: {', '.join(left_out)}; run `{command}`")
     return sentences

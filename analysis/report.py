@@ -43,10 +43,9 @@ class Shown(NamedTuple):
 
     def kind(self, column: str) -> Literal["number", "long", "word"]:
         """How a column is set: numbers to the right, long text in lines."""
-        cells = [cell for cell in self.table[column] if cell != "-"]
-        if all(re.fullmatch(r"-?([\d.e+-]+|inf)( \[.*\])?", cell) for cell in cells):
+        if tables.holds_numbers(self.table[column]):
             return "number"
-        return "long" if max(map(len, cells)) > 32 else "word"
+        return "long" if self.table[column].str.len().max() > 32 else "word"
 
 
 class Picture(NamedTuple):

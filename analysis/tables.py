@@ -19,9 +19,10 @@ from lbstudy.study import StudySpec
 
 COUNTS = list(FINISHED)
 ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]
+LOST = ["confirmed_diverged", "confirmed_unfinished"]
 CONFIRMED: dict[str, Any] = {  # columns of the best configurations where runs have been confirmed
     "test_accuracy": float, "test_sd": float, "n": "Int64", "test_low": float, "test_high": float,
-    "confirmed_diverged": "Int64", "confirmed_unfinished": "Int64",
+    **dict.fromkeys(LOST, "Int64"),
 }  # fmt: skip
 
 Format = Literal["csv", "json", "markdown", "latex"]
@@ -159,12 +160,13 @@ def _markdown(text: str) -> str:
 
 def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
     """The best configurations, narrow enough for a terminal: three digits, the four counts in one column (`c/p/d/f`:
-    completed, pruned, diverged, failed), test accuracy with its interval, and no column that is empty."""
+    completed, pruned, diverged, failed), whose sum the trials are, test accuracy with its interval, and no column that
+    is empty or tells of lost runs where there are none."""
     configs = configs.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
-    shown = for_reading(configs.drop(columns="test_sd", errors="ignore"), digits=3)
-    counts = shown[COUNTS].agg("/".join, axis=1)
-    shown = shown.drop(columns=COUNTS)
-    shown.insert(list(shown).index("trials") + 1, "c/p/d/f", counts)
+    unlost = [name for name in LOST if name in configs and configs[name].eq(0).all()]
+    shown = for_reading(configs.drop(columns=["test_sd", *unlost], errors="ignore"), digits=3)
+    shown.insert(list(shown).index("trials"), "c/p/d/f", shown[COUNTS].agg("/".join, axis=1))
+    shown = shown.drop(columns=["trials", *COUNTS])
     return shown.loc[:, [c for c in shown if c == "edge" or (shown[c] != "-").any()]]
 
 
@@ -190,3 +192,8 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
         sd = shown.pop(f"{name}_sd")
         shown[name] = shown[name].where(sd == "-", shown[name] + " ± " + sd)
     return shown
+
+
+def holds_numbers(column: pd.Series) -> bool:
+    """Whether a column of such text holds nothing but numbers, with whatever interval or deviation, and dashes."""
+    return bool(column.str.fullmatch(r"-|-?(\d[\d.e+-]*|inf)( (\[|±).*)?").all())

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lbstudy import __version__
-from lbstudy.cli_results import Folder, TableFormat, out, print_best, results
+from lbstudy.cli_results import Folder, TableFormat, print_best, results
 from lbstudy.confirm import plan_runs
 from lbstudy.lock import DriverLock
 from lbstudy.records import StudyFolder
@@ -37,6 +37,7 @@ from lbstudy.session import (
 from lbstudy.storage import StorageError, locate
 from lbstudy.study import StudyError, StudySpec, check_study, find_study
 from lbstudy.study_file import StudyFile
+from lbstudy.terminal import out
 
 if TYPE_CHECKING:
     from analysis.minima import Task

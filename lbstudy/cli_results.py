@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lbstudy.records import StudyFolder
 from lbstudy.session import err
 from lbstudy.study import StudyError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lbstudy.terminal import out, print_table
 
 results = typer.Typer()
-LONGEST_NAME = 24
-"""Characters of a word or two that are not broken; what is longer is a sentence."""
-
-out = Console(width=None if sys.stdout.isatty() else 200)
 
 
 class TableFormat(StrEnum):
@@ -161,16 +151,3 @@ def _tell(sentences: list[str]) -> None:
     """What a table lacks, beside it, where it does not get into a file."""
     for sentence in sentences:
         err.print(f"missing: {sentence}", markup=False)
-
-
-def print_table(frame: pd.DataFrame, title: str) -> None:
-    """A frame of text: words to the left, numbers to the right. Sentences give way to numbers where space is short."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in frame:
-        words = bool(frame[column].str.contains("[a-z]").any())
-        sentences = words and frame[column].str.len().max() > LONGEST_NAME
-        justify: Literal["left", "right"] = "left" if words else "right"
-        table.add_column(str(column).replace("_", " "), justify=justify, no_wrap=words and not sentences)
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(escape, row))
-    out.print(table)

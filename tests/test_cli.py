@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from lbstudy import cli, cli_results
+from lbstudy import cli, terminal
 from lbstudy.lock import DriverLock
 from lbstudy.progress import Progress
 from lbstudy.records import StudyFolder
@@ -124,18 +124,43 @@ def test_bad_tables_are_one_error_and_exit_code_2(case: str, monkeypatch, capsys
 
 
 def test_text_is_not_taken_for_markup(capsys):
-    cli_results.print_table(pd.DataFrame({"note": ["a [red] name"]}), title="t")
+    terminal.print_table(pd.DataFrame({"note": ["a [red] name"]}), title="t")
     assert "a [red] name" in capsys.readouterr().out
 
 
-def test_a_long_sentence_gives_way_to_numbers(capsys):
-    frame = pd.DataFrame(
-        {"gap": ["0.0314 [0.0163, 0.0466]"], "cell": ["kfac-b2048-mixup+noise"], "note": ["much to say " * 30]}
-    )
-    cli_results.print_table(frame, title="t")
-    shown = capsys.readouterr().out
-    assert "0.0314 [0.0163, 0.0466]  kfac-b2048-mixup+noise" in shown
-    assert "…" not in shown
+WIDE = pd.DataFrame(
+    {
+        "cell": ["kfac-b2048-mixup+noise", "sgd-b128-none"],
+        "gap": ["0.0314 [0.0163, 0.0466]", "-"],
+        "n": ["3", "12"],
+        "test_accuracy": ["0.965 ± 0.00324", "0.3"],
+        "note": ["much to say " * 30, "-"],
+    }
+)
+
+
+@pytest.mark.parametrize("room", [10, 40, 60, 200])
+def test_no_number_is_cut_however_narrow_the_terminal(room: int, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "out", Console(width=room))
+    terminal.print_table(WIDE, title="t")
+    lines = capsys.readouterr().out.splitlines()
+    for text in WIDE.drop(columns="note").to_numpy().ravel():
+        assert any(text in line for line in lines)
+    assert "…" not in "".join(lines)
+    assert " ".join(lines).count("much") == 30
+    if room >= 40:
+        assert all(len(line) <= max(room, 2 + 22 + 24) for line in lines)  # a name and a sentence
+
+
+def test_columns_that_find_no_room_follow_below_with_the_names_of_their_rows():
+    assert [list(block) for block in terminal.fit_columns(WIDE, 200)] == [list(WIDE)]
+    first, second, third = terminal.fit_columns(WIDE, 55)
+    assert [list(first), list(second), list(third)] == [
+        ["cell", "gap", "n"],
+        ["cell", "test_accuracy"],
+        ["cell", "note"],
+    ]
+    assert third == {"cell": 22, "note": 31}
 
 
 def test_status(monkeypatch, capsys, folder: StudyFolder):

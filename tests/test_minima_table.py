@@ -88,9 +88,15 @@ def test_a_valley_wider_than_the_line_is_a_lower_bound_and_a_lost_loss_an_infini
 
 def test_runs_that_were_not_measured_are_counted_and_their_cells_named() -> None:
     confirmed = confirmed_frame({CELLS[0]: [0.9, 0.8], CELLS[1]: [0.7]})
-    sharpness, all_lines = sharpness_frame({CELLS[0]: [1.0]}), lines(STUDY, lambda at: at["a"] ** 2)
-    sentences = list_left_out(runs(confirmed, sharpness, all_lines), sharpness, all_lines)
-    assert sentences == [f"missing: sharpness of 2 of 3 runs, in {CELLS[0]}, {CELLS[1]}; run `lbstudy sharpness STUDY`"]
+    all_lines = lines(STUDY, lambda at: at["a"] ** 2)
+    for measured, missing in (
+        ({CELLS[0]: [1.0]}, "2 of 3 runs (in every cell)"),
+        ({CELLS[0]: [1.0], CELLS[1]: [1.0]}, f"1 of 3 runs ({CELLS[0]})"),
+    ):
+        sharpness = sharpness_frame(measured)
+        assert list_left_out(runs(confirmed, sharpness, all_lines), sharpness, all_lines) == [
+            f"missing: sharpness of {missing}; run `lbstudy sharpness STUDY`"
+        ]
     none = sharpness_frame({})
     assert list_left_out(runs(confirmed, none, NO_LINES), none, NO_LINES) == [
         "missing: sharpness; run `lbstudy sharpness STUDY`",
