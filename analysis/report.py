@@ -84,7 +84,9 @@ def collect(folder: StudyFolder) -> Report:
     study, trials = folder.study(), load.trials(folder)
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
-    best = configs.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
+    best = tables.without_losses(configs).rename(
+        columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"}
+    )
     rivals = claims.rivals(study)
     goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
     goals = [goal for goal in goals if not isnan(goal.value)]

@@ -133,6 +133,14 @@ def test_best_configurations_with_their_confirmed_test_accuracy(tmp_path: Path):
     assert (unconfirmed["n"], unconfirmed["val_accuracy"]) == (0, 0.9)
     narrow = tables.for_terminal(tables.best_configs(folder))
     assert narrow["test_accuracy"].tolist() == ["0.85 [0.215, 1.49]", "0.7", "-"]
+    assert narrow["confirmed_diverged"].tolist() == ["1", "0", "0"]
+
+
+def test_counts_of_lost_runs_are_shown_where_there_are_any(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "c", study_of(["sgd"], [32], ["none"]), {"sgd-b32-none": [0.8]})
+    configs = tables.best_configs(folder)
+    assert {"confirmed_diverged", "confirmed_unfinished"} <= set(configs)
+    assert not {"confirmed_diverged", "confirmed_unfinished"} & set(tables.for_terminal(configs))
 
 
 def test_rank_follows_the_trials_as_they_are_now(tmp_path: Path):
