@@ -32,11 +32,12 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
             f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
         )
     resolvable = 100 * gap_table["resolvable"].dropna()
-    resolvable = resolvable[resolvable < 100]  # more than that no accuracies can differ by
-    if len(resolvable):
+    shown = resolvable[resolvable < 100]  # more than that no accuracies can differ by
+    if len(shown):
+        least = "in the least steady one" + (" that can show any" if len(shown) < len(resolvable) else "")
         caveats.append(
-            f"Of a single gap these seeds are likely to show {resolvable.min():.2f} points in the steadiest pair of "
-            f"cells and {resolvable.max():.2f} in the least steady one; smaller ones will mostly be missed."
+            f"Of a single gap these seeds are likely to show {shown.min():.2f} points in the steadiest pair of cells "
+            f"and {shown.max():.2f} {least}; smaller ones will mostly be missed."
         )
     if confirmed["train_on"].eq("all").any():
         caveats.append(
@@ -81,6 +82,7 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
             for name, entries in study.search.items()
             for entry in entries
+            if any(entry is study.ranges(cell).get(name) for cell in study.list_cells())
         ),
         "hyper-parameters": _words(
             {k: v for k, v in settings.items() if k not in study.search and any(is_used(k, *cell) for cell in methods)}

@@ -110,10 +110,13 @@ def draw_densities(info: Densities) -> Figure:
 
 
 def _decades(info: Densities) -> list[float]:
-    """0 and the powers of ten, on either side, from the first beyond which the axis is logarithmic."""
-    exponents = range(round(np.log10(info.linear)) + 1, 40)
-    ticks = [0.0, *(sign * 10.0**exponent for exponent in exponents for sign in (-1, 1))]
-    return [tick for tick in ticks if info.eigenvalues[0] <= tick <= info.eigenvalues[-1]]
+    """0 and powers of ten, on either side, from the first beyond which the axis is logarithmic; every so many of them
+    that their labels find room."""
+    low, high, first = info.eigenvalues[0], info.eigenvalues[-1], round(np.log10(info.linear)) + 1
+    powers = [sign * 10.0**exponent for exponent in range(first, 40) for sign in (-1, 1)]
+    shown = [power for power in powers if low <= power <= high]
+    stride = 1 + len(shown) // 5
+    return [0.0, *(power for power in shown if round(np.log10(abs(power)) - first) % stride == 0)]
 
 
 class SharpnessAccuracy(NamedTuple):

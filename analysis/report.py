@@ -166,7 +166,7 @@ GAP = (
 )
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
-    "taken infinitely long (inf). The targets are what the worst run of the plain small-batch cell ends with."
+    "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell ends with: whether K-FAC needs fewer steps at a "
