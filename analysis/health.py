@@ -169,7 +169,8 @@ def over_fitting(curves: pd.DataFrame) -> Finding:
     risen = f"the validation loss ends {100 * np.median(rises):.0f} % above its minimum (median, n = {len(rises)})"
     if np.median(np.where(falling, rises, 0)) > OVERFIT_RISE:
         return Finding("warning", f"Over-fitting: {risen}, while the training loss falls.")
-    return Finding("ok", f"No over-fitting: {risen}.")
+    why = ", but the training loss does not fall meanwhile" if np.median(rises) > OVERFIT_RISE else ""
+    return Finding("ok", f"No over-fitting: {risen}{why}.")
 
 
 def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd.DataFrame) -> Finding:

@@ -132,7 +132,7 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     for path, content in zip(paths, storage.read_all(paths), strict=True):
         key = known.get((path.parent.parent.name, path.parent.name))
         points = _read_points(content, numbers)
-        if key is None or points is None:
+        if key is None or points is None or not path.name.removesuffix(".csv").isdigit():  # no copies
             left_out.append(_address(folder, path))
         else:
             parts.append(pd.DataFrame(key, points.index).join(points))
@@ -199,7 +199,7 @@ def spectral_densities(folder: StudyFolder) -> dict[tuple[str, int], SpectralDen
     return {
         (path.parent.name, int(path.name.removesuffix(".json"))): measured.density
         for path, measured in _sharpness_files(folder)
-        if measured is not None
+        if measured is not None and path.name.removesuffix(".json").isdigit()
     }
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lbstudy import __version__
 from lbstudy.cli_results import Folder, TableFormat, print_best, results
@@ -37,7 +36,7 @@ from lbstudy.session import (
 from lbstudy.storage import StorageError, locate
 from lbstudy.study import StudyError, StudySpec, check_study, find_study
 from lbstudy.study_file import StudyFile
-from lbstudy.terminal import out
+from lbstudy.terminal import out, print_table
 
 if TYPE_CHECKING:
     from analysis.minima import Task
@@ -301,24 +300,25 @@ def schema() -> None:
 
 
 def _print_plan(study: StudySpec, source: StudyFile) -> None:
+    import pandas as pd
+
     from lbstudy import datasets
     from lbstudy.resources import count_lanes, this_machine, with_gpus
 
-    table = Table(title=f"{study.name}: {study.model} on {study.dataset.name}", title_justify="left")
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
-    for heading in ("cell", "steps per epoch", *names, "published"):
-        table.add_column(heading)
     try:
         samples: int | None = datasets.training_samples(study.dataset, load_data(study, source))
     except StudyError as error:
         err.print(f"the study cannot run here: {error}", markup=False)
         samples = None
+    rows = []
     for cell in study.list_cells():
         ranges = study.ranges(cell)
         steps = "?" if samples is None else str(study.steps_per_epoch(cell, samples))
         published = str(len(study.published_params(cell)) or "-")
-        table.add_row(cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published)
-    out.print(table)
+        rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
+    frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *names, "published"])
+    print_table(frame, title=f"{study.name}: {study.model} on {study.dataset.name}")
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     budget, tuning, resources = study.budget, study.tuning, study.resources

@@ -44,7 +44,7 @@ def take_up(
     cells = {cell.name: cell for cell in study.list_cells()}
     records, damaged = folder.scan()
     for path in damaged:
-        notice(f"{path} is damaged; set aside as {set_aside(path).name}, its trial will be run again")
+        notice(f"{path} is damaged; set aside as {set_aside(path).name}. A trial without a record is run again")
     records = [r for r in records if r.cell in cells and r.number < study.tuning.trials]
     past = []
     for record in records:

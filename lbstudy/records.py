@@ -54,6 +54,7 @@ class TrialRecord:
 
 
 LOCK = "driver.lock"
+CONFIRMATION = "confirm"
 
 
 class Damaged(Exception):
@@ -114,6 +115,8 @@ class StudyFolder:
         path = storage.locate(where)
         if not (path / "study.yaml").is_file():
             raise StudyError(f"{path}: no study here; a study's folder holds a study.yaml")
+        if path.name == CONFIRMATION and (path.parent / "study.yaml").is_file():
+            raise StudyError(f"{path}: these are the confirmed runs of a study; its folder is {path.parent}")
         return cls(path)
 
     def study(self) -> StudySpec:
@@ -153,7 +156,7 @@ class StudyFolder:
     @property
     def confirmation(self) -> StudyFolder:
         """The folder of the study's confirmed runs, which may not exist: laid out like a study's."""
-        return StudyFolder(self.path / "confirm")
+        return StudyFolder(self.path / CONFIRMATION)
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
@@ -205,12 +208,15 @@ class StudyFolder:
         (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
 
     def scan(self) -> tuple[list[TrialRecord], list[StoragePath]]:
-        """All trials by cell and number, and the records that cannot be trusted."""
+        """All trials by cell and number, and the records that cannot be trusted, copies in other folders among them."""
         records, damaged = [], []
         paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
         for path, content in zip(paths, storage.read_all(paths), strict=True):
             try:
-                records.append(TrialRecord(**json.loads(_checked(content))))
+                record = TrialRecord(**json.loads(_checked(content)))
+                if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
+                    raise Damaged("a copy")
+                records.append(record)
             except (Damaged, ValueError, TypeError):
                 damaged.append(path)
         return records, damaged
@@ -228,7 +234,7 @@ class StudyFolder:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if entry is None or entry.get("epoch") != len(entries) + 1:
+            if not isinstance(entry, dict) or entry.get("epoch") != len(entries) + 1:
                 break
             entries.append(entry)
         return entries

@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-ROW_NAMES = ("cell", "optimizer", "batch_size", "smoothing", "measure", "metric")
+ROW_NAMES = ("cell", "optimizer", "batch_size", "smoothing", "small_batch", "large_batch", "measure", "metric", "check")
 """Columns that tell rows apart."""
 
 LONGEST_NAME = 24

@@ -1,5 +1,8 @@
 """Records of confirmed runs that are damaged: left out, and named by every command that would have counted them."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -65,3 +68,27 @@ def test_the_commands_name_what_they_do_not_count(folder: StudyFolder, arguments
     for file in files:
         assert file in result.stderr.replace("\n", "")
     assert "Damaged" not in result.stdout
+
+
+def test_a_copy_of_a_run_is_not_another_run(tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    before = load.confirmed(folder)
+    run = folder.path / "confirm" / "trials" / "sgd-b32-none" / "0000"
+    shutil.copytree(run, run.with_name("0000.bak"))
+    confirmed = load.confirmed(folder)
+    assert len(confirmed) == len(before)
+    assert confirmed.attrs["left_out"] == ["confirm/trials/sgd-b32-none/0000.bak/trial.json"]
+
+
+@pytest.mark.parametrize("line", ["[1]", "1", '"epoch"', "null"])
+def test_a_line_of_epochs_that_is_no_mapping_is_damaged(line: str, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    (folder.path / LOST_EPOCHS).write_text(line + "\n")
+    assert load.confirmed_epochs(folder).attrs["left_out"] == [LOST_EPOCHS]
+
+
+def test_the_folder_of_the_confirmed_runs_is_no_study(tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    (folder.confirmation.path / "study.yaml").write_bytes((folder.path / "study.yaml").read_bytes())
+    result = CliRunner().invoke(app, ["best", str(folder.confirmation.path)])
+    assert "these are the confirmed runs of a study; its folder is" in str(result.exception)

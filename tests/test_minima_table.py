@@ -104,6 +104,24 @@ def test_runs_that_were_not_measured_are_counted_and_their_cells_named() -> None
     ]
 
 
+def test_lines_with_fewer_points_than_others_are_named() -> None:
+    confirmed, whole = confirmed_frame({CELLS[0]: [0.9, 0.8]}), lines(STUDY, lambda at: at["a"] ** 2)
+    cut = whole.drop(whole.index[(whole["cell"] == CELLS[0]) & (whole["number"] == 1)][-3:])
+    sharpness = sharpness_frame({CELLS[0]: [1.0, 1.0]})
+    assert list_left_out(runs(confirmed, sharpness, cut), sharpness, cut) == [
+        f"missing: points of the lines of {CELLS[0]}/0001; run `lbstudy landscape STUDY --kind line`"
+    ]
+
+
+def test_a_copy_of_a_line_is_no_further_direction(folder: StudyFolder) -> None:
+    frame = lines(STUDY, lambda at: 4 * at["a"] ** 2, a=LINE)
+    path = write_points(folder, "line", CELLS[0], 0, frame[(frame["cell"] == CELLS[0]) & (frame["repeat"] == 0)])
+    path.with_name("x y.csv").write_bytes(path.read_bytes())
+    read = load.landscape(folder, "line")
+    assert read.attrs["left_out"] == [f"landscape/line/{CELLS[0]}/0000/x y.csv"]
+    assert len(line_measures(read)) == 1
+
+
 def test_directions_and_lines_of_which_points_are_missing_do_not_spoil_the_rest() -> None:
     frame = lines(STUDY, lambda at: 4 * at["a"] ** 2 * (1 + 9 * at["direction"]), repeats=1, a=FINE)
     cut = frame[~((frame["direction"] == 1) & (frame["a"] > 0.5))]
@@ -229,10 +247,13 @@ def test_sharpness_comes_back_from_its_files_and_damaged_ones_are_named(folder: 
     write_sharpness(folder, CELLS[1], 0, "[1]")
     write_sharpness(folder, CELLS[1], 1, json.dumps(sharpness_of(12.0).as_json() | {"loss": "low"}))
     write_sharpness(folder, CELLS[2], 0, whole)  # of no run
+    (folder.path / "sharpness" / CELLS[0] / "0000 (copy).json").write_text(whole)
     read = load.sharpness(folder)
     assert read.attrs["left_out"] == [
         f"sharpness/{cell}/{number}.json"
-        for cell, number in sorted([(CELLS[0], "0001"), (CELLS[1], "0000"), (CELLS[1], "0001"), (CELLS[2], "0000")])
+        for cell, number in sorted(
+            [(CELLS[0], "0000 (copy)"), (CELLS[0], "0001"), (CELLS[1], "0000"), (CELLS[1], "0001"), (CELLS[2], "0000")]
+        )
     ]
     assert len(read) == 1
     assert read[["cell", "number", "repeat", "eigenvalue_1", "loss"]].to_numpy().tolist() == [
