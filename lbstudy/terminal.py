@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 ROW_NAMES = ("cell", "optimizer", "batch_size", "smoothing", "small_batch", "large_batch", "measure", "metric", "check")
 """Columns that tell rows apart."""
 
-LONGEST_NAME = 24
-"""Characters of a word or two that are not broken; what is longer is a sentence."""
+SENTENCE = 24
+"""Characters that a line of a sentence has at least; what is shorter is not broken."""
 
 GUTTER = 2
 
@@ -65,7 +65,8 @@ def _least_width(frame: pd.DataFrame, name: str) -> int:
     from analysis.tables import holds_numbers
 
     text = int(frame[name].str.len().max())
-    return max(*map(len, name.split("_")), text if holds_numbers(frame[name]) else min(text, LONGEST_NAME))
+    word = int(frame[name].str.split().explode().str.len().max())
+    return max(*map(len, name.split("_")), text if holds_numbers(frame[name]) else max(word, min(text, SENTENCE)))
 
 
 def _total(block: dict[str, int]) -> int:

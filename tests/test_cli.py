@@ -130,7 +130,7 @@ def test_text_is_not_taken_for_markup(capsys):
 
 WIDE = pd.DataFrame(
     {
-        "cell": ["kfac-b2048-mixup+noise", "sgd-b128-none"],
+        "cell": ["kfac-b1310720-mixup+noise", "sgd-b128-none"],
         "gap": ["0.0314 [0.0163, 0.0466]", "-"],
         "n": ["3", "12"],
         "test_accuracy": ["0.965 ± 0.00324", "0.3"],
@@ -149,18 +149,18 @@ def test_no_number_is_cut_however_narrow_the_terminal(room: int, capsys, monkeyp
     assert "…" not in "".join(lines)
     assert " ".join(lines).count("much") == 30
     if room >= 40:
-        assert all(len(line) <= max(room, 2 + 22 + 24) for line in lines)  # a name and a sentence
+        assert all(len(line) <= max(room, 2 + 25 + 24) for line in lines)  # a name and a sentence
 
 
 def test_columns_that_find_no_room_follow_below_with_the_names_of_their_rows():
     assert [list(block) for block in terminal.fit_columns(WIDE, 200)] == [list(WIDE)]
-    first, second, third = terminal.fit_columns(WIDE, 55)
+    first, second, third = terminal.fit_columns(WIDE, 58)
     assert [list(first), list(second), list(third)] == [
         ["cell", "gap", "n"],
         ["cell", "test_accuracy"],
         ["cell", "note"],
     ]
-    assert third == {"cell": 22, "note": 31}
+    assert third == {"cell": 25, "note": 31}
 
 
 def test_status(monkeypatch, capsys, folder: StudyFolder):
