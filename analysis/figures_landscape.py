@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.curves import spread
-from analysis.load import COORDINATES, Kind
+from analysis.load import Kind, list_incomplete
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
 from analysis.tables import winners
 from lbstudy.study import StudySpec
@@ -114,24 +114,11 @@ def describe(points: pd.DataFrame, kind: Kind, settings: Mapping[str, Any]) -> s
     train, test = (_range(points[f"{part}_samples"].astype(int)) for part in ("train", "test"))
     sentences.append(f"Evaluated on {train} training and {test} test samples.")
     if incomplete := list_incomplete(points, kind):
-        sentences.append(f"Incomplete: {', '.join(incomplete)}.")
+        runs = [f"{run.cell} run {run.number} ({run.points} of {run.wanted} points)" for run in incomplete]
+        sentences.append(f"Incomplete: {', '.join(runs)}.")
     if left_out := points.attrs.get("left_out", []):
         sentences.append(f"Files left out, damaged or of no known run: {', '.join(left_out)}.")
     return " ".join(sentences)
-
-
-def list_incomplete(points: pd.DataFrame, kind: Kind) -> list[str]:
-    """Runs some of whose points are missing: of those that another run has or, on a run's own plane, of its grid."""
-    runs = points.groupby(["cell", "number"], sort=False)
-    counts = runs.size()
-    if kind == "trajectory":
-        wanted = runs["a"].nunique() * runs["b"].nunique()
-    else:
-        wanted = pd.Series(len(points[COORDINATES[kind]].drop_duplicates()), counts.index)
-    return [
-        f"{cell} run {number} ({counts[cell, number]} of {wanted[cell, number]} points)"
-        for cell, number in counts.index[counts < wanted]
-    ]
 
 
 def _seeds(points: pd.DataFrame) -> pd.Series:

@@ -113,10 +113,12 @@ def _decades(info: Densities) -> list[float]:
     """0 and powers of ten, on either side, from the first beyond which the axis is logarithmic; every so many of them
     that their labels find room."""
     low, high, first = info.eigenvalues[0], info.eigenvalues[-1], round(np.log10(info.linear)) + 1
-    powers = [sign * 10.0**exponent for exponent in range(first, 40) for sign in (-1, 1)]
-    shown = [power for power in powers if low <= power <= high]
-    stride = 1 + len(shown) // 5
-    return [0.0, *(power for power in shown if round(np.log10(abs(power)) - first) % stride == 0)]
+
+    def powers(stride: int) -> list[float]:
+        every = [sign * 10.0**exponent for exponent in range(first, 40, stride) for sign in (-1, 1)]
+        return [power for power in every if low <= power <= high]
+
+    return [0.0, *powers(1 + len(powers(1)) // 5)]
 
 
 class SharpnessAccuracy(NamedTuple):

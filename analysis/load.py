@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -132,7 +132,7 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     for path, content in zip(paths, storage.read_all(paths), strict=True):
         key = known.get((path.parent.parent.name, path.parent.name))
         points = _read_points(content, numbers)
-        if key is None or points is None or not path.name.removesuffix(".csv").isdigit():  # no copies
+        if key is None or points is None or not _is_numbered(path):
             left_out.append(_address(folder, path))
         else:
             parts.append(pd.DataFrame(key, points.index).join(points))
@@ -143,6 +143,29 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     frame = frame.astype(dict.fromkeys(numbers, float) | {"rank": "Int64"})
     frame.attrs["left_out"] = left_out
     return frame
+
+
+class Incomplete(NamedTuple):
+    """A run some of whose points of a landscape are missing."""
+
+    cell: str
+    number: int
+    points: int
+    wanted: int
+
+
+def list_incomplete(points: pd.DataFrame, kind: Kind) -> list[Incomplete]:
+    """Runs some of whose points are missing: of those that another run has or, on a run's own plane, of its grid."""
+    runs = points.groupby(["cell", "number"], sort=False)
+    counts = runs.size()
+    if kind == "trajectory":
+        wanted = runs["a"].nunique() * runs["b"].nunique()
+    else:
+        wanted = pd.Series(len(points[COORDINATES[kind]].drop_duplicates()), counts.index)
+    return [
+        Incomplete(cell, number, counts[cell, number], wanted[cell, number])
+        for cell, number in counts.index[counts < wanted]
+    ]
 
 
 def landscape_settings(folder: StudyFolder, kind: Kind) -> dict[str, Any]:
@@ -199,21 +222,26 @@ def spectral_densities(folder: StudyFolder) -> dict[tuple[str, int], SpectralDen
     return {
         (path.parent.name, int(path.name.removesuffix(".json"))): measured.density
         for path, measured in _sharpness_files(folder)
-        if measured is not None and path.name.removesuffix(".json").isdigit()
+        if measured is not None
     }
 
 
 def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpness | None]]:
-    """Each run's file, and what it holds, or None if it is damaged."""
+    """Each run's file, and what it holds, or None if it is damaged or a copy."""
     from analysis.sharpness import Sharpness  # here, since it imports SciPy's optimisers
 
     paths: list[StoragePath] = sorted((folder.path / "sharpness").glob("*/*.json"))
     for path, text in zip(paths, storage.read_all(paths), strict=True):
         try:
-            measured = Sharpness.from_json(_parse(text))
+            measured = Sharpness.from_json(_parse(text)) if _is_numbered(path) else None
         except (KeyError, TypeError, ValueError, AttributeError):  # whatever a file may hold instead
             measured = None
         yield path, measured
+
+
+def _is_numbered(path: StoragePath) -> bool:
+    """Whether a file has a name that such files are given, as 0003.json; copies have others."""
+    return path.name.partition(".")[0].isdigit()
 
 
 def _read_points(content: bytes, numbers: list[str]) -> pd.DataFrame | None:

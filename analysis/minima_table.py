@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import curves, stats
+from analysis.load import list_incomplete
 from analysis.tables import winners
 from lbstudy.study import StudySpec
 
@@ -210,18 +211,12 @@ def list_left_out(runs: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFra
             if not lacking.empty:
                 cells = "in every cell" if lacking.nunique() == runs["cell"].nunique() else ", ".join(lacking.unique())
                 sentences.append(f"missing: {name} of {len(lacking)} of {len(runs)} runs ({cells}); run `{command}`")
-        if frame is lines and (cut := _incomplete(lines)):
-            sentences.append(f"missing: points of the lines of {', '.join(cut)}; run `{command}`")
+        if frame is lines and (cut := list_incomplete(lines, "line")):
+            runs_cut = ", ".join(f"{run.cell}/{run.number:04d}" for run in cut)
+            sentences.append(f"missing: points of the lines of {runs_cut}; run `{command}`")
         if left_out := frame.attrs.get("left_out", []):
             sentences.append(f"left out, damaged or of no known run: {', '.join(left_out)}; run `{command}`")
     return sentences
-
-
-def _incomplete(lines: pd.DataFrame) -> list[str]:
-    """The runs of whose directions or points others have more, as CELL/NUMBER."""
-    points = lines.groupby(["cell", "number"], sort=False, as_index=False).size()
-    fewer = points[points["size"] < points["size"].max()]
-    return [f"{run.cell}/{run.number:04d}" for run in fewer.itertuples()]
 
 
 def _sd(values: pd.Series) -> float:

@@ -84,9 +84,6 @@ def collect(folder: StudyFolder) -> Report:
     study, trials = folder.study(), load.trials(folder)
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
-    best = tables.without_losses(configs).rename(
-        columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"}
-    )
     rivals = claims.rivals(study)
     goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
     goals = [goal for goal in goals if not isnan(goal.value)]
@@ -117,7 +114,7 @@ def collect(folder: StudyFolder) -> Report:
         + load.list_damaged(trials, confirmed, epochs)
         + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(minima, sharpness, lines)],
         tables=[
-            Shown("best", "Best configurations", _for_page(best), BEST, command("best")),
+            Shown("best", "Best configurations", _for_page(tables.lean(configs)), BEST, command("best")),
             Shown("gap", "Small against large batch", _for_page(gap_table[rows]), GAP, command("table", "gap")),
             Shown(
                 "targets", "Time to what the smallest plain batch delivers",

@@ -158,17 +158,18 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def without_losses(configs: pd.DataFrame) -> pd.DataFrame:
-    """The best configurations without the counts of lost confirmed runs, where there are none."""
-    return configs.drop(columns=[name for name in LOST if name in configs and configs[name].eq(0).all()])
+def lean(configs: pd.DataFrame) -> pd.DataFrame:
+    """The best configurations as `for_reading` wants them: the interval named after the test accuracy, and no counts of
+    lost confirmed runs where there are none."""
+    lean = configs.drop(columns=[name for name in LOST if name in configs and configs[name].eq(0).all()])
+    return lean.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
 
 
 def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
     """The best configurations, narrow enough for a terminal: three digits, the four counts in one column (`c/p/d/f`:
     completed, pruned, diverged, failed), whose sum the trials are, test accuracy with its interval, and no column that
     is empty or tells of lost runs where there are none."""
-    configs = configs.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
-    shown = for_reading(without_losses(configs).drop(columns="test_sd", errors="ignore"), digits=3)
+    shown = for_reading(lean(configs).drop(columns="test_sd", errors="ignore"), digits=3)
     shown.insert(list(shown).index("trials"), "c/p/d/f", shown[COUNTS].agg("/".join, axis=1))
     shown = shown.drop(columns=["trials", *COUNTS])
     return shown.loc[:, [c for c in shown if c == "edge" or (shown[c] != "-").any()]]
