@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.tables import workers_of
 from lbstudy.runspec import is_used
 from lbstudy.study import StudySpec
 
@@ -47,6 +48,11 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     devices = sorted({str(device) for device in used if device})
     if len(devices) > 1:
         caveats.append(f"Runs ran on different devices ({', '.join(devices)}): their seconds cannot be compared.")
+    if "," in (numbers := workers_of(trials, confirmed)):
+        caveats.append(
+            f"Runs were trained by different numbers of workers ({numbers}), which changes the rounding of sums; "
+            "training amplifies that, so equal configurations may differ as different seeds do."
+        )
     return caveats
 
 

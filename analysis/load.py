@@ -311,6 +311,7 @@ def _outcome(record: TrialRecord, metrics: list[str]) -> dict[str, object]:
         {"status": record.status, "epochs": record.epochs}
         | {metric: record.metrics.get(metric) for metric in metrics}
         | {"seconds": record.seconds, "started": record.started, "device": record.device, "seed": record.seed}
+        | {"workers": ", ".join(map(str, record.workers))}
         | {f"params.{name}": value for name, value in record.params.items()}
     )
 

@@ -40,8 +40,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a
     better value may lie outside. A cell without a completed trial has counts but no values. Once runs have been
     confirmed there is the best configuration's test accuracy too: mean, standard deviation and 95 % interval of the
-    `n` runs that completed, and how many diverged or have not ended well. `attrs["damaged"]` says in sentences which
-    records do not count.
+    `n` runs that completed, and how many diverged or have not ended well. `workers` is there where runs were trained by
+    different numbers of them. `attrs["damaged"]` says in sentences which records do not count.
     """
     study, trials = folder.study(), load.trials(folder)
     confirmed = load.confirmed(folder, trials)
@@ -65,9 +65,12 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         row |= {status: counts[status] for status in COUNTS}
         edges = {name: study.ranges(cell)[name].edge(value) for name, value in params.items()}
         row["edge"] = " ".join(f"{name}:{end}" for name, end in edges.items() if end)
+        row["workers"] = workers_of(trials, confirmed, cell.name)
         rows.append(row)
     types: dict[str, Any] = {"epochs": "Int64", **dict.fromkeys([*tuned, "val_accuracy", "val_loss"], float)}
     frame = pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
+    if "," not in workers_of(trials, confirmed):  # one number, or none known
+        frame = frame.drop(columns="workers")
     frame.attrs["damaged"] = load.list_damaged(trials, confirmed)
     return frame
 
@@ -97,6 +100,22 @@ def count_statuses(runs: pd.DataFrame, cell: str) -> dict[str, int]:
     statuses = runs.loc[runs["cell"] == cell, "status"]
     counts = {status: int((statuses == status).sum()) for status in ("running", *COUNTS)}
     return counts | {"ended": sum(counts[status] for status in COUNTS)}
+
+
+def workers_of(trials: pd.DataFrame, confirmed: pd.DataFrame, cell: str | None = None) -> str:
+    """The numbers of data-parallel workers that trained a cell's runs, or all: `1`, or `1, 2` where they differ.
+
+    The number changes the rounding of sums, which training amplifies, so a table names the mix.
+    """
+    found = {
+        number
+        for runs in (trials, confirmed)
+        if "workers" in runs
+        for text in runs.loc[runs["cell"].eq(cell or runs["cell"]), "workers"]
+        for number in text.split(", ")
+        if number
+    }
+    return ", ".join(sorted(found, key=int))
 
 
 def winners(confirmed: pd.DataFrame) -> pd.DataFrame:

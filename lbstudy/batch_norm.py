@@ -1,22 +1,34 @@
-"""Batch norm whose statistics do not depend on the number of workers.
+"""Batch norm whose statistics do not depend on the number of workers, nor on how often the weights were updated.
 
 `sync`: statistics of the global mini-batch. `ghost: N`: statistics of consecutive ghost batches of N samples
 (Hoffer et al. 2017, algorithm 1), which no worker's slice tears apart. The layers are torch's own in every other
 respect: same parameters, same buffers, same evaluation.
 
-Running statistics change once per optimizer step, in `commit_statistics`, however many forward passes the step
-took: by the average over all of the step's batches, weighted by their size.
+Training leaves the running statistics alone: they are computed afresh, by `renewed_statistics`, before every
+evaluation ("precise" batch norm, Wu & Johnson 2021). The usual moving average, a tenth per *step*, forgets too slowly
+where an epoch has few steps, so that large mini-batches would be evaluated with statistics of weights long gone; and
+with parameter noise it would hold those of perturbed weights. Both would be taken for a generalisation gap.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbstudy.workers import Workers
+
+
+class Moments(NamedTuple):
+    """What a layer saw of one (ghost) batch."""
+
+    mean: Tensor  # C
+    inverse_std: Tensor  # C, with the layer's eps
+    values: int | Tensor  # per channel
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -30,33 +42,42 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def __init__(self, features: int, ghost: int | None = None):
         super().__init__(features)
         self.ghost = ghost
-        self._pending: list[Tensor] = []  # per forward pass: weighted mean, weighted variance, weight; 2C + 1
+        self._latest: list[Moments] = []  # of the latest training pass
+        self._kept: list[Moments] | None = None  # of all passes within `renewed_statistics`
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"expected N x {self.num_features} x ..., but got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise with the batch's statistics while training, with the running ones in evaluation."""
+        """Normalise with the batch's statistics while training, with the running ones in evaluation.
+
+        Raises:
+            ValueError: a batch has a single value per channel, which has no variance.
+        """
         self._check_input_dim(input)
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         kind, x = input.dtype, input.to(self.weight.dtype)  # bf16 activations, fp32 statistics
         workers = Workers.current()
         if self.ghost is None and workers.size > 1:
-            out, mean, variance, count = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, workers)
-            self._keep(mean, variance, count)
+            out, *moments = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, workers)
+            self._keep([Moments(*moments)])
             return out.to(kind)
         if not len(x):  # a worker without samples takes part with zero gradients
+            self._keep([])
             return (x * self.weight.sum() + self.bias.sum()).to(kind)
-        parts = []
+        parts, seen = [], []
         for part in x.split(self.ghost or len(x)):
+            count = part.numel() // self.num_features
+            if count < 2:
+                raise ValueError("batch norm needs at least two values per channel, but a batch has one sample")
             out, mean, inverse_std = torch.native_batch_norm(
                 part, self.weight, self.bias, None, None, True, 0, self.eps
             )
             parts.append(out)
-            count = torch.tensor(part.numel() // self.num_features, dtype=x.dtype, device=x.device)
-            self._keep(mean, (inverse_std.pow(-2) - self.eps).clamp(min=0), count)
+            seen.append(Moments(mean.detach(), inverse_std.detach(), count))
+        self._keep(seen)
         return torch.cat(parts).to(kind) if len(parts) > 1 else parts[0].to(kind)
 
     @torch.no_grad()
@@ -66,36 +87,57 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return input
         view = [1, -1] + [1] * (input.ndim - 2)
         parts = input.split(self.ghost or len(input))
-        normalised = []
-        for part, kept in zip(parts, self._pending[-len(parts) :], strict=True):
-            mean, unbiased = (kept[:-1] / kept[-1]).chunk(2)
-            variance = unbiased * ((kept[-1] - 1).clamp(min=1) / kept[-1])
-            normalised.append((part - mean.view(view)) * (variance + self.eps).rsqrt().view(view))
-        return torch.cat(normalised)
+        return torch.cat(
+            [
+                (part - seen.mean.view(view)) * seen.inverse_std.view(view)
+                for part, seen in zip(parts, self._latest, strict=True)
+            ]
+        )
 
-    @torch.no_grad()
-    def _keep(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        unbiased = variance * (count / (count - 1).clamp(min=1))
-        self._pending.append(torch.cat([mean.detach() * count, unbiased.detach() * count, count.detach().view(1)]))
+    def _keep(self, seen: list[Moments]) -> None:
+        self._latest = seen
+        if self._kept is not None:
+            self._kept += seen
+
+    def _kept_sums(self) -> Tensor:
+        """Sums over the kept batches, weighted by count, of mean and unbiased variance; and of the counts: 2C + 1."""
+        sums = self.weight.new_zeros(2 * self.num_features + 1)
+        means, variances, counts = sums.split([self.num_features, self.num_features, 1])
+        for mean, inverse_std, count in self._kept or []:
+            variance = (inverse_std.pow(-2) - self.eps).clamp(min=0)
+            means += mean * count
+            variances += variance * (count / (count - 1)) * count
+            counts += count
+        return sums
 
 
-@torch.no_grad()
-def commit_statistics(model: nn.Module, workers: Workers) -> None:
-    """Update all running statistics with what the forward passes of this optimizer step saw."""
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether any layer of the model has running statistics of ours."""
+    return any(isinstance(module, BatchNorm) for module in model.modules())
+
+
+@contextmanager
+def renewed_statistics(model: nn.Module, workers: Workers) -> Iterator[None]:
+    """The training passes within this block make the model's running statistics, afresh: nothing of before is left.
+
+    Running mean and variance become the averages over the block's (ghost) batches of all workers, weighted by their
+    size. Every worker must take part. Run the passes without gradients, with the weights that will be evaluated.
+    """
     layers = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    if not layers:
-        return
-    sums = [
-        torch.stack(layer._pending).sum(0) if layer._pending else layer.weight.new_zeros(2 * layer.num_features + 1)
-        for layer in layers
-    ]
-    totals = workers.sum(torch.cat(sums)).split([len(s) for s in sums])
-    for layer, total in zip(layers, totals, strict=True):
-        layer._pending.clear()
-        mean, variance = total[:-1].div(total[-1]).split(layer.num_features)
-        layer.running_mean.lerp_(mean, layer.momentum)  # type: ignore[union-attr, arg-type]
-        layer.running_var.lerp_(variance, layer.momentum)  # type: ignore[union-attr, arg-type]
-        layer.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    for layer in layers:
+        layer._kept = []
+    try:
+        yield
+        with torch.no_grad():
+            sums = [layer._kept_sums() for layer in layers]
+            totals = workers.sum(torch.cat(sums)).split([len(part) for part in sums])
+            for layer, total in zip(layers, totals, strict=True):
+                mean, variance = total[:-1].div(total[-1]).split(layer.num_features)
+                layer.running_mean.copy_(mean)  # type: ignore[union-attr]
+                layer.running_var.copy_(variance)  # type: ignore[union-attr]
+    finally:
+        for layer in layers:
+            layer._kept = None
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -125,8 +167,8 @@ class _SyncBatchNorm(torch.autograd.Function):
         normalised = (x - mean.view(view)) * inverse_std.view(view)
         ctx.save_for_backward(normalised, weight, inverse_std, total)
         ctx.workers, ctx.dims, ctx.view = workers, dims, view
-        ctx.mark_non_differentiable(mean, variance, total)
-        return normalised * weight.view(view) + bias.view(view), mean, variance, total
+        ctx.mark_non_differentiable(mean, inverse_std, total)
+        return normalised * weight.view(view) + bias.view(view), mean, inverse_std, total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:

@@ -135,7 +135,7 @@ class EpochImages:
 
     def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
         device, count = data.train.images.device, len(data.train)
-        self._data, self._dtype, self._source = data, dtype, data.augmentable(spec.augment)
+        self._data, self.dtype, self._source = data, dtype, data.augmentable(spec.augment)
         self.order = torch.from_numpy(stream(seed, "order", epoch).permutation(count)).to(device)
         draw = stream(seed, "augmentation", epoch)
         height, width = data.shape[1:]
@@ -161,7 +161,7 @@ class EpochImages:
             images = crop(self._source, index, tops, lefts)
         else:
             images = self._source[index]
-        images = self._data.normalise(images, self._dtype)
+        images = self._data.normalise(images, self.dtype)
         if self._cutout is not None:
             images = cutout(images, self._cutout[0][positions], self._cutout[1][positions])
         return images

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbstudy.randomness import stream
-from lbstudy.runspec import DatasetSpec
+from lbstudy.runspec import DatasetSpec, GhostBatchNorm
 from lbstudy.study import StudySpec
 from lbstudy.study_file import KeyProblems, Keys, Problem
 
@@ -37,6 +37,9 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
 
 SMALLEST_IMAGE = {"lenet5": 16}
 """Pixels a side that a model needs: LeNet-5's two unpadded 5x5 convolutions, each followed by a pool, eat up less."""
+
+NORMALISES_VECTORS = {"vgg9"}
+"""Models with batch norm after a linear layer: a (ghost) batch of one sample has no variance there."""
 
 ROOT: Keys = ("dataset", "root")
 
@@ -136,8 +139,23 @@ def check(study: StudySpec, dataset: Dataset) -> None:
     if min(height, width) < smallest:
         reason = f"{study.model} needs images of at least {smallest}x{smallest} pixels, but these are {height}x{width}"
         problems.append(Problem(("model",), reason))
+    if study.model in NORMALISES_VECTORS:
+        problems += _lone_samples(study, samples)
     if problems:
         raise KeyProblems(*problems)
+
+
+def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:
+    """Mini-batches, or ghost batches of them, of a single sample."""
+    ghost = study.batch_norm.ghost if isinstance(study.batch_norm, GhostBatchNorm) else None
+    for size in sorted({cell.batch_size for cell in study.list_cells()}):
+        last = 0 if study.dataset.drop_last else samples % size
+        for whole, name in ((size, "a"), (last, "the last")):
+            if whole and (whole % ghost if ghost else whole) == 1:
+                part = f"{name} mini-batch of {whole}" + (f" leaves a ghost batch of {ghost} with" if ghost else " has")
+                reason = f"{size}: {part} one sample, which batch norm cannot normalise after a linear layer"
+                hint = "" if whole == size else "; `dataset.drop_last: true` leaves it out"
+                yield Problem(("cells", "batch_size"), reason + hint)
 
 
 def _digits() -> Dataset:

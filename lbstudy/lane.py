@@ -262,17 +262,17 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
 
     from lbstudy.train import Snapshot, minibatch_starts, train
 
-    rank, device = get_context().get_world_rank(), data.train.images.device
+    rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.train.images.device
     epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    machine = f"{get_context().get_world_size()} x {kind}"
+    machine = {"device": f"{workers} x {kind}", "workers": workers}
     posted, saved = 0, time.monotonic()
 
     def post(report: dict[str, Any]) -> None:
         nonlocal posted
         posted += 1
         if rank == 0:
-            ray.get(mailbox.post.remote(job.key, report | {"device": machine}))
+            ray.get(mailbox.post.remote(job.key, report | machine))
 
     def on_epoch(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
         nonlocal saved

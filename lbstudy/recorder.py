@@ -46,6 +46,11 @@ def take_up(
     for path in damaged:
         notice(f"{path} is damaged; set aside as {set_aside(path).name}. A trial without a record is run again")
     records = [r for r in records if r.cell in cells and r.number < study.tuning.trials]
+    if others := sorted({number for r in records for number in r.workers} - {study.resources.workers}):
+        notice(
+            f"trials here were trained by {' and '.join(map(str, others))} workers, what follows will be by "
+            f"{study.resources.workers}: the same but for the rounding of sums, which training amplifies"
+        )
     past = []
     for record in records:
         series = folder.epochs(record)
@@ -79,6 +84,7 @@ def _cut_back(folder: StudyFolder, record: TrialRecord, kept: int) -> list[dict[
     folder.keep_epochs(record, kept)
     series = folder.epochs(record)
     record.metrics = series[-1] if series else {}
+    record.workers = record.workers if series else []
     record.seconds = sum(entry["seconds"] for entry in series)
     return series
 
@@ -207,6 +213,8 @@ class Recorder(tune.Callback):
             return
         record.status = result.get("outcome", "running")
         record.device = result["device"]
+        if record.workers[-1:] != [result["workers"]]:
+            record.workers.append(result["workers"])
         record.fingerprint = report.pop("fingerprint", "")
         record.metrics = {name: value if math.isfinite(value) else None for name, value in report.items()}
         record.seconds += report["seconds"]

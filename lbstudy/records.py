@@ -40,6 +40,7 @@ class TrialRecord:
     started: str = ""  # ISO 8601, UTC
     seconds: float = 0.0  # training and validation, without waiting
     device: str = ""
+    workers: list[int] = field(default_factory=list)  # that trained it; two numbers where it went on with another one
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from lbstudy import models, optim
-from lbstudy.batch_norm import commit_statistics
+from lbstudy.batch_norm import has_batch_norm, renewed_statistics
 from lbstudy.data import EpochImages, ImageData, Images, worker_slice
 from lbstudy.randomness import derive_seed
 from lbstudy.runspec import RunSpec
@@ -31,6 +31,8 @@ from lbstudy.workers import Workers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
 EVALUATION_BATCH = 1024
+STATISTICS_SAMPLES = 4096
+"""Training samples, at least, that batch norm's running statistics are computed from before an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,7 @@ def train(
         samples = steps = 0
         for start in starts[: total_steps - step]:
             size = min(run.batch_size, len(data.train) - start)
-            mixing = None
-            if run.uses("mixup"):
-                assert run.hyper.mixup_alpha is not None
-                mixing = draw_mixing(run.mixup, run.hyper.mixup_alpha, run.seed, step, size, device, dtype)
+            mixing = _draw_mixing(run, step, size, images)
             rate = optim.set_course(optimizer, run, step, len(starts))
             optimizer.zero_grad(set_to_none=True)
             for forward in forward_passes(run, size, workers):
@@ -146,11 +145,11 @@ def train(
             optimizer.step()
             if noise is not None and not run.noise.denoise:
                 noise.add(step)
-            commit_statistics(model, workers)
             step, samples, steps = step + 1, samples + size, steps + 1
 
         sums = workers.sum(torch.stack([loss_sum, norm_sum / workers.size])).tolist()
         trained = time.perf_counter() - began
+        renew_statistics(model, images, run, starts[:steps], step)
         evaluations = _evaluations(model, data, run)
         best = _better(best, epoch, evaluations["val_accuracy"], model, run)
         report = EpochReport(
@@ -220,6 +219,45 @@ def _cut(part: slice, size: int | None) -> Iterator[slice]:
             yield slice(start, min(start + size, part.stop))
 
 
+def _draw_mixing(run: RunSpec, step: int, size: int, images: EpochImages) -> Mixing | None:
+    if not run.uses("mixup"):
+        return None
+    assert run.hyper.mixup_alpha is not None
+    return draw_mixing(run.mixup, run.hyper.mixup_alpha, run.seed, step, size, images.order.device, images.dtype)
+
+
+@torch.no_grad()
+def renew_statistics(model: nn.Module, images: EpochImages, run: RunSpec, starts: range, step: int) -> None:
+    """Make batch norm's running statistics those of the present weights, for the evaluation that follows.
+
+    One rule for every cell: forward passes over the epoch's last mini-batches, as they were trained on (augmented,
+    mixed, in their ghost batches) but without parameter noise, until they hold STATISTICS_SAMPLES samples or all.
+
+    Args:
+        model: in training mode; without batch norm nothing happens.
+        images: of the epoch.
+        run: the run.
+        starts: of the epoch's mini-batches so far.
+        step: optimizer steps since the beginning of the run.
+    """
+    if not has_batch_norm(model):
+        return
+    workers, seen = Workers.current(), 0
+    with renewed_statistics(model, workers):
+        for back, start in enumerate(reversed(starts), start=1):
+            size = min(run.batch_size, len(images.order) - start)
+            mixing = _draw_mixing(run, step - back, size, images)
+            mine = worker_slice(size, workers.rank, workers.size, run.slice_unit)
+            for part in _cut(mine, run.micro_batch_size):
+                positions = torch.arange(start + part.start, start + part.stop, device=images.order.device)
+                inputs, *_ = _inputs(images, positions, start, mixing and mixing.part(part))
+                with _autocast(run.precision, inputs.device):
+                    model(inputs)
+            seen += size
+            if seen >= STATISTICS_SAMPLES:
+                break
+
+
 def _parallel(network: nn.Module, workers: Workers, device: torch.device) -> nn.Module:
     if workers.size == 1:
         return network
@@ -227,6 +265,7 @@ def _parallel(network: nn.Module, workers: Workers, device: torch.device) -> nn.
         network,
         device_ids=[device] if device.type == "cuda" else None,
         broadcast_buffers=False,  # batch norm's are equal by construction
+        find_unused_parameters=True,  # else the first step sums in another order than the rest, also after a resume
         gradient_as_bucket_view=True,
     )
 
@@ -247,16 +286,24 @@ def _loss_sum(
     network: nn.Module, images: EpochImages, positions: Tensor, start: int, mixing: Mixing | None, run: RunSpec
 ) -> Tensor:
     """Summed loss of these positions of the epoch."""
-    inputs, labels = images.images(positions), images.labels(positions)
-    if mixing is not None:
-        partners = start + mixing.partners
-        inputs = mix(inputs, images.images(partners), mixing.coefficients)
+    inputs, labels, partner_labels = _inputs(images, positions, start, mixing)
     with _autocast(run.precision, inputs.device):
         logits = network(inputs)
     logits = logits.to(inputs.dtype)
-    if mixing is None:
+    if mixing is None or partner_labels is None:
         return F.cross_entropy(logits, labels, reduction="sum")
-    return mixed_cross_entropy(logits, labels, images.labels(partners), mixing.coefficients)
+    return mixed_cross_entropy(logits, labels, partner_labels, mixing.coefficients)
+
+
+def _inputs(
+    images: EpochImages, positions: Tensor, start: int, mixing: Mixing | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs and labels of these positions of the epoch; where they are mixed, the partners' labels too."""
+    inputs, labels = images.images(positions), images.labels(positions)
+    if mixing is None:
+        return inputs, labels, None
+    partners = start + mixing.partners
+    return mix(inputs, images.images(partners), mixing.coefficients), labels, images.labels(partners)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -159,8 +159,8 @@ class TrialActor(tune.Trainable):
         except LaneNotStarted as error:  # no trial is to blame, and the cluster may grow again
             return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
         outcome = report.pop("outcome", None)
-        result = {"report": report, "device": report.pop("device", ""), "done": outcome is not None}
-        result |= {name: report.pop(name) for name in STATES if name in report}
+        result = {"report": report, "done": outcome is not None}
+        result |= {name: report.pop(name) for name in (*STATES, "device", "workers") if name in report}
         if outcome is not None:
             result["outcome"] = outcome
         if outcome != "failed":

@@ -44,7 +44,7 @@ def test_reports_an_epoch_at_a_time_and_says_how_it_ended(lane: Lane):
     taken = reports(lane)
     assert [r["epoch"] for r in taken] == [1, 2, 3]
     assert taken[-1]["outcome"] == "completed"
-    assert taken[-1]["device"] == "1 x cpu"
+    assert (taken[-1]["device"], taken[-1]["workers"]) == ("1 x cpu", 1)
 
 
 def test_same_job_twice_is_the_same_to_the_bit(lane: Lane):

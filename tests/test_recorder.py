@@ -1,6 +1,7 @@
 """Taking up a study that was interrupted, without Ray."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -148,3 +149,25 @@ def test_failed_trial_is_tried_again_and_the_search_ends_when_all_have_ended():
         search.on_trial_complete(trial, {"epoch": 1, "objective": 0.5, "outcome": "completed"})
     assert search.is_done()
     assert search.suggest("end") == "FINISHED"
+
+
+def test_a_resume_with_other_workers_is_told(folder: StudyFolder):
+    record = write(folder, 0, "completed", [0.1, 0.2])
+    record.workers = [3]
+    folder.write_trial(record)
+    assert "trained by 3 workers, what follows will be by 1" in "".join(taken(folder)[1])
+    record.workers = [1]
+    folder.write_trial(record)
+    assert taken(folder)[1] == []
+
+
+def test_a_record_names_the_workers_that_trained_it(folder: StudyFolder):
+    recorder = Recorder(folder, STUDY, EPOCHS, [], lambda record: None)
+    recorder.begin("a", CELL, 0, {"learning_rate": 0.1}, False)
+    report = {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": 1.0}
+    recorder.on_trial_start(0, [], SimpleNamespace(trial_id="a"))
+    for epoch, workers in ((1, 1), (2, 1), (3, 2)):
+        result = {"report": report | {"epoch": epoch}, "device": f"{workers} x cpu", "workers": workers}
+        recorder.on_trial_result(0, [], SimpleNamespace(trial_id="a"), result)
+    recorder.write_running()
+    assert folder.trials()[0].workers == [1, 2]

@@ -57,6 +57,17 @@ def test_cell_without_a_completed_trial_has_counts_but_no_values(folder: StudyFo
     assert (diverged["trials"], diverged["diverged"], diverged["edge"]) == (4, 4, "")
 
 
+def test_different_numbers_of_workers_are_named(folder: StudyFolder):
+    for trial in folder.trials():
+        trial.workers = [1, 2] if trial.cell == "sgd-b128-none" else [1]
+        folder.write_trial(trial)
+    assert tables.best_configs(folder)["workers"].tolist() == ["1", "", "1, 2", ""]
+    for trial in folder.trials():
+        trial.workers = [2]
+        folder.write_trial(trial)
+    assert "workers" not in tables.best_configs(folder)  # all alike
+
+
 def test_csv_has_the_documented_columns_and_full_precision(folder: StudyFolder):
     text = tables.render(tables.best_configs(folder), "csv")
     assert text.splitlines()[0] == COLUMNS

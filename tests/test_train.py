@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
-from lbstudy.data import ImageData, place
+from lbstudy import models
+from lbstudy.batch_norm import BatchNorm
+from lbstudy.data import EpochImages, ImageData, place
 from lbstudy.datasets import Dataset, load
 from lbstudy.runspec import DatasetSpec, NoiseSpec, RunSpec
 from lbstudy.smoothing import ParameterNoise
@@ -91,6 +94,82 @@ def test_micro_batches_change_nothing(model: str, batch_norm: object, smoothing:
     run = make_run(dataset, model=model, batch_norm=batch_norm, smoothing=smoothing, precision="fp64", batch_size=50)
     result = final_parameters({"whole": run, "parts": run.model_copy(update={"micro_batch_size": 16})}, 100)
     torch.testing.assert_close(result["parts"], result["whole"], rtol=0, atol=1e-9)
+
+
+def final_fingerprints(runs: dict[str, RunSpec], samples: int) -> dict[str, tuple[str, str]]:
+    """Fingerprints of each run: uninterrupted, and resumed after its first epoch."""
+    _, data = digits(samples)
+    found = {}
+    for name, run in runs.items():
+        snapshots: list[object] = []
+
+        def keep(report: EpochReport, snapshot: Callable[[], Snapshot], kept: list[object] = snapshots) -> bool:
+            kept.append(_copy(snapshot()))
+            return False
+
+        whole = train(run, data, on_epoch=keep).fingerprint
+        found[name] = (whole, train(run, data, resume=snapshots[0]).fingerprint)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_on_several_workers(workers: int):
+    dataset, _ = digits(200)
+    rates = {"sgd": 0.05, "lars": 3, "adamw": 3e-3, "kfac": 3e-3}
+    runs = {
+        f"{optimizer} {smoothing}": make_run(
+            dataset, optimizer=optimizer, smoothing=smoothing, budget={"epochs": 2}, hyper={"learning_rate": rate}
+        )
+        for optimizer, rate in rates.items()
+        for smoothing in SMOOTHINGS
+    }  # fmt: skip
+    runs["vgg9"] = make_run(dataset, model="vgg9", batch_norm={"ghost": 8}, smoothing="noise", budget={"epochs": 2})
+    for name, (whole, resumed) in run_workers(workers, final_fingerprints, runs, 200).items():
+        assert resumed == whole, name
+
+
+def test_statistics_are_those_of_the_evaluated_weights(monkeypatch: pytest.MonkeyPatch):
+    dataset, data = digits(100, augment=["crop"])
+    keys = {"model": "vgg9", "batch_norm": {"ghost": 8}, "batch_size": 32, "precision": "fp64", "seed": 5}
+    run = make_run(dataset, smoothing="noise", hyper={"noise_magnitude": 0.1}, **keys)
+    model = train(run, data).model
+    images = EpochImages(data, dataset, run.seed, epoch=1, dtype=torch.float64)
+    batches = [images.images(torch.arange(start, min(start + 8, 80))) for start in range(0, 80, 8)]
+    theirs = models.build("vgg9", data.shape, data.classes).double()
+    theirs.load_state_dict(model.state_dict())
+    for module in theirs.modules():
+        module.ghost = None  # each batch is whole
+    expected = _average_statistics(theirs, batches)
+    for name, value in expected.items():
+        torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+    # fewer samples than an epoch has: its last mini-batches
+    monkeypatch.setattr("lbstudy.train.STATISTICS_SAMPLES", 40)
+    fewer = train(run, data).model  # mini-batches of 32, 32 and 16: the last two hold 40
+    for name, value in _average_statistics(theirs, batches[4:]).items():
+        torch.testing.assert_close(fewer.state_dict()[name], value, msg=name)
+
+
+def _average_statistics(model: nn.Module, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Means over the batches of each batch-norm layer's mean and unbiased variance, taken from its inputs."""
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            values = inputs[0].transpose(0, 1).flatten(1)
+            seen.setdefault(f"{name}.running_mean", []).append(values.mean(1))
+            seen.setdefault(f"{name}.running_var", []).append(values.var(1))
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(look(n)) for n, m in model.named_modules() if isinstance(m, BatchNorm)]
+    with torch.no_grad():
+        for batch in batches:
+            model.train()(batch)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.stack(values).mean(0) for name, values in seen.items()}
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
