@@ -1,0 +1,182 @@
+"""How much of a generalisation gap was an artefact of batch norm's running statistics.
+
+VGG9 is trained at several batch sizes, with and without parameter noise. After every epoch the same weights are
+validated twice: with the usual running statistics, a moving average that takes in a tenth per step, under the noise
+if there is any; and with the statistics that `train()` computes afresh before an evaluation. Training itself uses
+neither, so the two differ in nothing else.
+
+    uv run python benchmarks/batch_norm.py --data ROOT    # an image tree of CIFAR-10; about an hour on one core
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import lbstudy.train as training
+from lbstudy import datasets
+from lbstudy.batch_norm import BatchNorm
+from lbstudy.data import EpochImages, ImageData, place, stratified_choice
+from lbstudy.datasets import Dataset
+from lbstudy.randomness import stream
+from lbstudy.runspec import DatasetSpec, RunSpec
+
+MOMENTUM = 0.1
+
+
+class MovingStatistics:
+    """The running statistics as they are usually kept: running <- 0.9 running + 0.1 (this step's), from 0 and 1."""
+
+    def __init__(self) -> None:
+        self._seen: dict[BatchNorm, list[torch.Tensor]] = {}
+        self._kept: dict[BatchNorm, torch.Tensor] = {}
+
+    def after_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Take in what a training pass saw."""
+        if isinstance(module, BatchNorm) and module.training and torch.is_grad_enabled():
+            for mean, inverse_std, values in module._latest:
+                variance = (inverse_std.pow(-2) - module.eps) * values / (values - 1)
+                self._seen.setdefault(module, []).append(torch.stack([mean, variance]) * values)
+                self._seen[module][-1] = torch.cat([self._seen[module][-1], torch.full_like(mean, float(values))[None]])
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """One optimizer step is over, however many passes it took."""
+        for module, seen in self._seen.items():
+            total = torch.stack(seen).sum(0)
+            new = total[:2] / total[2]
+            old = self._kept.setdefault(module, torch.stack([torch.zeros_like(new[0]), torch.ones_like(new[0])]))
+            old.lerp_(new, MOMENTUM)
+        self._seen.clear()
+
+    @torch.no_grad()
+    def put(self, model: nn.Module) -> None:
+        """Make them the model's running statistics."""
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.running_mean.copy_(self._kept[module][0])  # type: ignore[union-attr]
+                module.running_var.copy_(self._kept[module][1])  # type: ignore[union-attr]
+
+
+@contextmanager
+def validated_twice(data: ImageData, run: RunSpec) -> Iterator[list[tuple[float, float]]]:
+    """Within the block a run's weights are validated with moving statistics too; yields loss and accuracy of these."""
+    moving, found = MovingStatistics(), list[tuple[float, float]]()
+    renew = training.renew_statistics
+
+    def renew_after_a_look(model: nn.Module, images: EpochImages, run: RunSpec, starts: range, step: int) -> None:
+        moving.put(model)
+        found.append(training.evaluate(model, data, data.validation, run.precision))
+        renew(model, images, run, starts, step)
+
+    hooks = [
+        register_module_forward_hook(moving.after_forward),
+        register_optimizer_step_post_hook(moving.after_step),
+    ]
+    training.renew_statistics = renew_after_a_look
+    try:
+        yield found
+    finally:
+        training.renew_statistics = renew
+        for hook in hooks:
+            hook.remove()
+
+
+def measure(data: ImageData, run: RunSpec, tell: Callable[[str], None]) -> pd.DataFrame:
+    """A row per epoch: validation accuracy and loss with moving and with renewed statistics."""
+    rows = []
+    with validated_twice(data, run) as moving:
+
+        def on_epoch(report: training.EpochReport, snapshot: Any) -> bool:
+            loss, accuracy = moving[-1]
+            rows.append(
+                {"epoch": report.epoch, "moving": accuracy, "renewed": report.val_accuracy, "moving_loss": loss,
+                 "renewed_loss": report.val_loss, "seconds": report.seconds}
+            )  # fmt: skip
+            tell(f"{run.batch_size} {run.smoothing} {rows[-1]}")
+            return False
+
+        training.train(run, data, on_epoch=on_epoch)
+    return pd.DataFrame(rows)
+
+
+def subset(full: Dataset, samples: int) -> Dataset:
+    """The first training samples of a random, stratified choice; the test set is not used."""
+    chosen = stratified_choice(full.train_labels, samples, stream(0, "subset"))
+    return Dataset(
+        full.train_images[chosen], full.train_labels[chosen], full.test_images[:100], full.test_labels[:100],
+        full.classes,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Train, validate twice, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="an image tree; default: the digits")
+    parser.add_argument("--image-size", type=int, default=16, help="pixels; VGG9 takes a quarter of the time at 16")
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 2048, 8192])
+    parser.add_argument("--samples", type=int, default=17_384, help="of the training set; 1,000 of them validate")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--noise", type=float, default=0.03)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="one for each batch size")
+    parser.add_argument("--ghost", type=int, default=128)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="see that it works: digits, few of them, two epochs")
+    options = parser.parse_args()
+    if options.quick:
+        options.samples, options.epochs, options.batches, options.rates = 320, 2, [32, 128], [0.05, 0.1]
+        options.ghost, options.data = 16, None
+    torch.set_num_threads(options.threads)
+    validation = min(1000, options.samples // 4)
+    keys = {"name": "image_folder", "root": options.data, "image_size": options.image_size}
+    dataset = DatasetSpec.model_validate(
+        (keys if options.data else {"name": "digits"}) | {"validation_size": validation}
+    )
+    data = place(subset(datasets.load(dataset), options.samples), dataset, 0)
+    print(f"{os.cpu_count()} CPU cores, {options.threads} threads, torch {torch.__version__}, {date.today()}")
+    parts = []
+    for smoothing in ("none", "noise"):
+        for batch, rate in zip(options.batches, options.rates, strict=True):
+            hyper = {"learning_rate": rate, "weight_decay": 5e-4, "noise_magnitude": options.noise}
+            run = RunSpec.model_validate(
+                {
+                    "model": "vgg9", "dataset": dataset, "batch_size": batch, "optimizer": "sgd", "nesterov": True,
+                    "smoothing": smoothing, "hyper": hyper, "budget": {"epochs": options.epochs},
+                    "schedule": {"name": "cosine", "warmup": 1}, "batch_norm": {"ghost": options.ghost},
+                    "micro_batch_size": 2 * options.ghost, "precision": options.precision,
+                }
+            )  # fmt: skip
+            frame = measure(data, run, lambda line: print(line, flush=True))
+            parts.append(frame.assign(smoothing=smoothing, batch=batch))
+    table = pd.concat(parts)
+    table["lost"] = table["renewed"] - table["moving"]
+    shown = range(1, options.epochs + 1)
+    wide = table[table["epoch"].isin(shown)].pivot_table(
+        index=["smoothing", "epoch"], columns="batch", values=["moving", "renewed", "lost"]
+    )
+    print(wide.round(4).to_string())
+    small, large = options.batches[0], options.batches[-1]
+    for (smoothing, epoch), row in wide.iterrows():  # type: ignore[misc]
+        kept = row["moving", small] - row["moving", large]
+        true = row["renewed", small] - row["renewed", large]
+        share = 1 - true / kept if kept else np.nan
+        print(
+            f"{smoothing}, epoch {epoch}: gap {small} to {large} {100 * kept:.2f} points with moving statistics, "
+            f"{100 * true:.2f} renewed; {100 * share:.0f} % was an artefact"
+        )
+
+
+if __name__ == "__main__":
+    main()
