@@ -1,7 +1,7 @@
 """Images on the training device: split, order, augmentation and slices of the global mini-batch.
 
 The whole set stays on the device as uint8. An epoch's order and augmentation are functions of (seed, epoch), and
-each worker asks for its own positions of the *global* mini-batch: no result depends on the number of workers.
+each worker asks for its own positions of the *global* mini-batch: what is learnt does not depend on how many there are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Random streams as functions of their coordinates.
 
 Nothing in a run draws from a shared, stateful generator. Every draw belongs to a named purpose and to
-coordinates such as (seed, epoch) or (seed, step); whoever knows these can repeat it. That is why a run does
-not depend on the number of workers, and why a checkpoint needs no generator state.
+coordinates such as (seed, epoch) or (seed, step); whoever knows these can repeat it. That is why no draw depends
+on the number of workers, and why a checkpoint needs no generator state.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class RunSpec(Spec):
     schedule: Schedule = Schedule()
     batch_norm: BatchNormSpec = "sync"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    micro_batch_size: int | None = Field(None, gt=0, description="samples per forward pass; the result is unchanged")
+    micro_batch_size: int | None = Field(None, gt=0, description="samples per forward pass; changes rounding only")
     compile: bool = False
     seed: int = Field(0, ge=0, description="initial weights, order, augmentation, Mixup, noise")
     split_seed: int = Field(0, ge=0, description="which training samples validate")

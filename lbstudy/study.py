@@ -143,7 +143,7 @@ class Tuning(Spec):
 
 
 class Resources(Spec):
-    """What one trial occupies, how it uses it, and what happens when something breaks. Changes no result."""
+    """What one trial occupies, how, and what happens when something breaks. Changes results by rounding only."""
 
     workers: int = Field(1, gt=0, description="data-parallel workers of a trial")
     cpus_per_worker: float = Field(1, gt=0)

@@ -2,8 +2,9 @@
 
 The loss of a mini-batch is the mean over its samples, whoever computes them: each worker sums over its slice and
 divides by the size of the *global* mini-batch, and gradients are added up over workers, ghost batches, copies and
-micro-batches. So none of these numbers changes what is learnt. All randomness is a function of (seed, epoch) or
-(seed, step); a run continued from a `Snapshot` is the run that was never interrupted.
+micro-batches. So none of these numbers changes what is learnt, but for the order in which sums are rounded; in fp32
+training amplifies that until runs differ as seeds do. All randomness is a function of (seed, epoch) or (seed, step);
+with the same number of workers, a run continued from a `Snapshot` is the run that was never interrupted, to the bit.
 """
 
 from __future__ import annotations
