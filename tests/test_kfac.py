@@ -17,6 +17,7 @@ from lbstudy.optim import KFAC
 from lbstudy.optim import kfac_exchange as exchange
 from lbstudy.optim import kfac_factors as factors
 from lbstudy.optim.kfac_blocks import KroneckerBlock
+from lbstudy.optim.kfac_ties import max_pool
 from lbstudy.runspec import KfacSpec
 from lbstudy.smoothing import mixed_cross_entropy
 from lbstudy.train import EpochReport, Snapshot, train
@@ -408,6 +409,7 @@ def test_large_factors_are_solved_instead_of_inverted(monkeypatch: pytest.Monkey
 
 def test_nothing_stays_on_the_model():
     model, (images, labels) = with_batch_norm(), samples()
+    model.insert(3, nn.MaxPool2d(1))
     optimizer = kfac(model, factor_interval=2)
     with pytest.raises(RuntimeError), optimizer.capture(len(images)):
         model(images[:, :1])  # a forward pass that fails
@@ -419,6 +421,7 @@ def test_nothing_stays_on_the_model():
         take_step(optimizer)
     for module in model.modules():
         assert not [*module._forward_hooks, *module._backward_hooks, *module._forward_pre_hooks]
+        assert "forward" not in vars(module)
     model.eval()
     parameters = dict(model.named_parameters())
 
@@ -459,6 +462,45 @@ def test_step_without_statistics_says_so():
     F.cross_entropy(model(images), labels).backward()
     with pytest.raises(RuntimeError, match="within `capture`"):
         kfac(model).step()
+
+
+class Rounding(nn.Module):
+    """Changes its inputs by a relative 1e-15, otherwise in every pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 1e-15 * torch.randn_like(x))
+
+
+def test_rounding_does_not_settle_ties_of_max_pooling():
+    # whole numbers: on an even background equal outputs of the convolution are equal to the bit, and the first wins
+    images, labels = torch.zeros(6, 1, 9, 9), torch.randint(CLASSES, (6,))
+    images[:, :, 2:5, 3:6] = torch.randint(4, (6, 1, 3, 3))
+    convolution, pool = nn.Conv2d(1, 3, 2), nn.MaxPool2d(2)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.randint(-3, 4, (3, 1, 2, 2)))
+        convolution.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    end = [nn.Flatten(), nn.Linear(48, CLASSES)]
+    outputs = convolution(images)
+    loss = F.cross_entropy(nn.Sequential(nn.ReLU(), pool, *end)(outputs), labels, reduction="sum")
+    gradients = torch.autograd.grad(loss, outputs)[0].transpose(0, 1).flatten(1)
+    exact = gradients @ gradients.T / outputs[0, 0].numel() / len(images)
+    model = nn.Sequential(convolution, Rounding(), nn.ReLU(), pool, *end)
+    for _ in range(3):
+        optimizer = kfac(model)
+        observe(optimizer, model, images, labels)
+        take_step(optimizer)
+        torch.testing.assert_close(factors_of(optimizer, model)[0][1], exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("keys", [{}, {"stride": 1}, {"padding": 1}, {"ceil_mode": True}])
+@pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
+def test_inputs_that_differ_are_pooled_as_ever(kernel: Any, keys: dict[str, Any]):
+    layer, images = nn.MaxPool2d(kernel, **keys), torch.randn(5, 3, 10, 11, requires_grad=True)
+    pooled, expected = max_pool(layer, images), layer(images)
+    assert torch.equal(pooled, expected)
+    weights = torch.randn_like(pooled)
+    mine, its = (torch.autograd.grad((weights * out).sum(), images)[0] for out in (pooled, expected))
+    torch.testing.assert_close(mine, its)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 6, 7])

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lbstudy.optim import kfac_factors as factors
 from lbstudy.optim.kfac_blocks import Block, DampingForm, KroneckerBlock, UnitwiseBlock, blocks_of
 from lbstudy.optim.kfac_exchange import PendingSum, assign, pack, share, symmetric, unpack
+from lbstudy.optim.kfac_ties import settled_ties
 from lbstudy.randomness import stream
 from lbstudy.workers import Workers
 
@@ -107,7 +108,7 @@ class KFAC(torch.optim.Optimizer):
 
         The loss inside must be sum_n l_n * workers / (size * copies) over the samples n of this pass, so that
         averages over workers of the sum of all passes are the mean loss. Hooks are on the model within the block
-        and nowhere else.
+        and nowhere else, and its max-pooling settles ties.
 
         Args:
             size: samples of the global mini-batch.
@@ -135,7 +136,10 @@ class KFAC(torch.optim.Optimizer):
         hooks = [block.layer.register_forward_hook(listener.hook(block)) for block in self._blocks]
         hooks.append(self._model.register_forward_hook(after_forward))
         try:
-            with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+            with (
+                torch.compiler.set_stance("force_eager") if self._compiled else nullcontext(),
+                settled_ties(self._model),
+            ):
                 yield
         finally:
             for hook in hooks:
