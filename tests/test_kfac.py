@@ -17,6 +17,7 @@ from lbstudy.optim import KFAC
 from lbstudy.optim import kfac_exchange as exchange
 from lbstudy.optim import kfac_factors as factors
 from lbstudy.optim.kfac_blocks import KroneckerBlock
+from lbstudy.optim.kfac_ties import max_pool
 from lbstudy.runspec import KfacSpec
 from lbstudy.smoothing import mixed_cross_entropy
 from lbstudy.train import EpochReport, Snapshot, train
@@ -335,10 +336,11 @@ def test_averages_weigh_the_past_and_intervals_are_kept():
     assert [not torch.equal(a, b) for a, b in pairwise(inverses)] == [False, False, True, False]
 
 
-def test_decay_and_momentum_are_those_of_sgd():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_decay_and_momentum_are_those_of_sgd(nesterov: bool):
     model, (images, labels) = convolutional(), samples()
     reference = copy.deepcopy(model)
-    keys = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    keys: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": nesterov}
     optimizer, sgd = kfac(model, **keys), torch.optim.SGD(reference.parameters(), **keys)
     twin = kfac(copy.deepcopy(model))  # tells the bare direction
     for _ in range(3):
@@ -355,6 +357,66 @@ def test_decay_and_momentum_are_those_of_sgd():
         optimizer.step()
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_decay_in_the_gradient_is_preconditioned():
+    model, (images, labels) = with_batch_norm(), samples()
+    keys: dict[str, Any] = {"lr": 0.5, "kl_clip": 1e-4}
+    decayed, plain = kfac(model, weight_decay=0.3, decay_in_gradient=True, **keys), kfac(model, **keys)
+    observe(decayed, model, images, labels)
+    step = take_step(decayed)
+    model.zero_grad()
+    observe(plain, model, images, labels)
+    for p in model.parameters():
+        p.grad += 0.3 * p.detach()
+    for mine, its in zip(step, take_step(plain), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("form", "order"), [("eigen", 1), ("pi", 0.5)])
+def test_large_damping_is_sgd(form: str, order: float, nesterov: bool):
+    start, (images, labels) = with_batch_norm(), samples()
+
+    def trajectory(make: Callable[[nn.Module], torch.optim.Optimizer]) -> Tensor:
+        model = copy.deepcopy(start)
+        optimizer = make(model)
+        for step in range(5):
+            optimizer.zero_grad()
+            part = slice(step, step + 8)
+            if isinstance(optimizer, KFAC):
+                observe(optimizer, model, images[part], labels[part])
+            else:
+                F.cross_entropy(model(images[part]), labels[part]).backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    keys: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": nesterov}
+    sgd = trajectory(lambda model: torch.optim.SGD(model.parameters(), lr=0.1, **keys))
+
+    def error(damping: float, decay_in_gradient: bool = True) -> float:
+        keys["decay_in_gradient"] = decay_in_gradient
+        return torch.dist(
+            sgd,
+            trajectory(lambda m: KFAC(m, lr=0.1 * damping, damping=damping, damping_form=form, **keys)),  # type: ignore[arg-type]
+        ).item()
+
+    errors = [error(damping) for damping in (1e8, 1e9, 1e10)]
+    for nearer, farther in zip(errors[1:], errors, strict=False):
+        assert farther / nearer == pytest.approx(10**order, rel=0.05)
+    assert errors[-1] < 1e-3
+    assert error(1e6, decay_in_gradient=False) > 1e3  # plain decay is 1e6 times SGD's
+
+
+def test_a_run_with_large_damping_is_that_of_sgd():
+    torch.set_default_dtype(torch.float32)
+    dataset, data = digits(300)
+    keys: dict[str, Any] = {"nesterov": True, "precision": "fp64", "smoothing": "mixup+noise"}
+    sgd = make_run(dataset, hyper={"learning_rate": 0.05}, **keys)
+    spec = {"damping_form": "eigen", "weight_decay": "preconditioned"}
+    large = make_run(dataset, optimizer="kfac", hyper={"learning_rate": 5e8, "damping": 1e10}, kfac=spec, **keys)
+    for mine, its in zip(train(large, data).model.parameters(), train(sgd, data).model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-9)
 
 
 def test_kl_clip_bounds_the_step():
@@ -406,6 +468,7 @@ def test_large_factors_are_solved_instead_of_inverted(monkeypatch: pytest.Monkey
 
 def test_nothing_stays_on_the_model():
     model, (images, labels) = with_batch_norm(), samples()
+    model.insert(3, nn.MaxPool2d(1))
     optimizer = kfac(model, factor_interval=2)
     with pytest.raises(RuntimeError), optimizer.capture(len(images)):
         model(images[:, :1])  # a forward pass that fails
@@ -417,6 +480,7 @@ def test_nothing_stays_on_the_model():
         take_step(optimizer)
     for module in model.modules():
         assert not [*module._forward_hooks, *module._backward_hooks, *module._forward_pre_hooks]
+        assert "forward" not in vars(module)
     model.eval()
     parameters = dict(model.named_parameters())
 
@@ -457,6 +521,45 @@ def test_step_without_statistics_says_so():
     F.cross_entropy(model(images), labels).backward()
     with pytest.raises(RuntimeError, match="within `capture`"):
         kfac(model).step()
+
+
+class Rounding(nn.Module):
+    """Changes its inputs by a relative 1e-15, otherwise in every pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + 1e-15 * torch.randn_like(x))
+
+
+def test_rounding_does_not_settle_ties_of_max_pooling():
+    # whole numbers: on an even background equal outputs of the convolution are equal to the bit, and the first wins
+    images, labels = torch.zeros(6, 1, 9, 9), torch.randint(CLASSES, (6,))
+    images[:, :, 2:5, 3:6] = torch.randint(4, (6, 1, 3, 3))
+    convolution, pool = nn.Conv2d(1, 3, 2), nn.MaxPool2d(2)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.randint(-3, 4, (3, 1, 2, 2)))
+        convolution.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    end = [nn.Flatten(), nn.Linear(48, CLASSES)]
+    outputs = convolution(images)
+    loss = F.cross_entropy(nn.Sequential(nn.ReLU(), pool, *end)(outputs), labels, reduction="sum")
+    gradients = torch.autograd.grad(loss, outputs)[0].transpose(0, 1).flatten(1)
+    exact = gradients @ gradients.T / outputs[0, 0].numel() / len(images)
+    model = nn.Sequential(convolution, Rounding(), nn.ReLU(), pool, *end)
+    for _ in range(3):
+        optimizer = kfac(model)
+        observe(optimizer, model, images, labels)
+        take_step(optimizer)
+        torch.testing.assert_close(factors_of(optimizer, model)[0][1], exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("keys", [{}, {"stride": 1}, {"padding": 1}, {"ceil_mode": True}])
+@pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
+def test_inputs_that_differ_are_pooled_as_ever(kernel: Any, keys: dict[str, Any]):
+    layer, images = nn.MaxPool2d(kernel, **keys), torch.randn(5, 3, 10, 11, requires_grad=True)
+    pooled, expected = max_pool(layer, images), layer(images)
+    assert torch.equal(pooled, expected)
+    weights = torch.randn_like(pooled)
+    mine, its = (torch.autograd.grad((weights * out).sum(), images)[0] for out in (pooled, expected))
+    torch.testing.assert_close(mine, its)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 6, 7])
