@@ -227,6 +227,9 @@ def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
 
 def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, present: list[str]) -> Comparison:
     plain, smoothed = (runs[runs["smoothing"] == s].set_index("repeat") for s in ("none", smoothing))
+    if failed := failed_runs(plain["test_accuracy"]) + failed_runs(smoothed["test_accuracy"]):
+        who = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]} or without"
+        return Comparison("cannot tell", f"{who}: {failed} of the runs hardly learnt, and such lie flat anyway.")
     parts, verdicts = [], set()
     for name in present:
         measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
@@ -291,7 +294,7 @@ def _lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
 
 
 def _ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
-    """The geometric mean of the ratio of two quantities with its interval, paired by repeat.
+    """The geometric mean of the ratio of two measures with its interval, paired by repeat.
 
     NaN where any of them has no logarithm: leaving out those that are not positive or not finite would be a choice.
     """
