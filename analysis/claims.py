@@ -283,10 +283,9 @@ def _cells(row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:
 
 def _lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
     """A warning where runs of these cells diverged or hardly learnt: a mean of such and others is neither's."""
-    found = []
+    found, runs = [], winners(confirmed)
     for cell in cells:
-        diverged = count_statuses(winners(confirmed), cell)["diverged"]
-        failed = failed_runs(accuracy_by_repeat(confirmed, cell))
+        diverged, failed = count_statuses(runs, cell)["diverged"], failed_runs(accuracy_by_repeat(runs, cell))
         found += [f"{diverged} of {cell} diverged"] * bool(diverged) + [f"{failed} of {cell} hardly learnt"] * bool(
             failed
         )

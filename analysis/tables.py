@@ -6,7 +6,8 @@ And how any table becomes text. What compares cells is in `gaps`, `targets` and 
 from __future__ import annotations
 
 import re
-from math import inf
+from collections import Counter
+from math import inf, nan
 from typing import Any, Literal
 
 import pandas as pd
@@ -98,21 +99,20 @@ def progress(folder: StudyFolder) -> pd.DataFrame:
 
 def count_statuses(runs: pd.DataFrame, cell: str) -> dict[str, int]:
     """How many of a cell's trials, or confirmed runs, have each status; `ended`: in whichever way."""
-    statuses = runs.loc[runs["cell"] == cell, "status"]
-    counts = {status: int((statuses == status).sum()) for status in ("running", *COUNTS)}
+    found = Counter(runs.loc[runs["cell"] == cell, "status"])
+    counts = {status: found[status] for status in ("running", *COUNTS)}
     return counts | {"ended": sum(counts[status] for status in COUNTS)}
 
 
 def winners(confirmed: pd.DataFrame) -> pd.DataFrame:
     """Of confirmed runs, or their epochs, those that repeat what is now their cell's best configuration."""
-    return confirmed[confirmed["rank"].eq(0).fillna(False)]
+    return confirmed[confirmed["rank"].to_numpy(float, na_value=nan) == 0]
 
 
 def accuracy_by_repeat(confirmed: pd.DataFrame, cell: str) -> pd.Series:
     """Test accuracies of a cell's best configuration, by repeat: those of the confirmed runs that completed."""
-    runs = winners(confirmed)
-    runs = runs[(runs["cell"] == cell) & (runs["status"] == "completed")]
-    return runs.set_index("repeat")["test_accuracy"].astype(float).dropna()
+    runs = winners(confirmed[(confirmed["cell"] == cell) & (confirmed["status"] == "completed")])
+    return pd.Series(runs["test_accuracy"].to_numpy(float), index=pd.Index(runs["repeat"], name="repeat")).dropna()
 
 
 def failed_runs(accuracies: pd.Series) -> int:

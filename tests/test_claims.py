@@ -10,7 +10,8 @@ from scipy import special
 from scipy import stats as scipy_stats
 
 from analysis import claims, gaps, load, sentences, tables, targets
-from lbstudy.study import StudySpec
+from benchmarks import claims as simulated
+from lbstudy.study import Cell, StudySpec
 from tests.confirmed_runs import add_run, confirmed_frame, confirmed_study, study_of
 
 BOTH = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"])
@@ -302,3 +303,44 @@ def test_numbers_in_words():
     assert sentences.points(-0.00001) == "0.00"
     assert sentences.percent(0.5) == "50.00"
     assert sentences.count(1) == "one seed: no interval"
+
+
+@pytest.mark.parametrize("case", simulated.CASES, ids=lambda case: f"{case.claim}: {case.truth}")
+def test_few_verdicts_are_wrong(case: simulated.Case):
+    """A small version of benchmarks/claims.py, whose table is in docs/analysis.md."""
+    studies = 15
+    found = simulated.verdicts(case, 5, studies)
+    wrong = max(share for verdict, share in found.items() if verdict not in case.allowed)
+    assert wrong * studies <= scipy_stats.binom.isf(1e-3, studies, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", simulated.SEEDS)
+@pytest.mark.parametrize("case", simulated.CASES, ids=lambda case: f"{case.claim}: {case.truth}")
+def test_at_most_one_verdict_in_twenty_is_wrong(case: simulated.Case, seeds: int):
+    studies = 500
+    found = simulated.verdicts(case, seeds, studies)
+    wrong = max(share for verdict, share in found.items() if verdict not in case.allowed)
+    assert wrong * studies <= scipy_stats.binom.isf(1e-3, studies, 0.05)
+
+
+def test_simulated_times_are_those_of_the_records(tmp_path: Path):
+    """The simulation finds the epochs to a target by itself, since many frames take long."""
+    random = np.random.default_rng(0)
+    losses = {Cell(o, 128, "none"): np.sort(random.random((3, 30)))[:, ::-1] for o in ("sgd", "kfac")}
+    folder = confirmed_study(tmp_path, BOTH, {})
+    for cell, curves in losses.items():
+        for repeat, curve in enumerate(curves):
+            metrics = [{"clean_train_loss": loss, "val_accuracy": 1 - loss} for loss in curve]
+            add_run(folder, cell.name, metrics, repeat, trial=0)
+    confirmed, epochs = load.confirmed(folder), load.confirmed_epochs(folder)
+    sgd = Cell("sgd", 128, "none")
+    end, half = targets.choose_targets(BOTH, confirmed, cell=sgd), targets.halfway_targets(confirmed, epochs, sgd)
+    found = simulated.times_to_sgd(
+        simulated.runs_frame(BOTH, {cell: curves[:, -1] for cell, curves in losses.items()}, "clean_train_loss"),
+        losses[sgd], losses,
+    )  # fmt: skip
+    assert list(found) == [end[0], half[0]]
+    for goal, frame in found.items():
+        real = targets.winners_times(confirmed, epochs, goal).set_index(["cell", "repeat"])["epochs"]
+        assert real.sort_index().equals(frame.set_index(["cell", "repeat"])["epochs"].sort_index())
