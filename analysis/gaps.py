@@ -8,16 +8,20 @@ answered apart (SB, LB: mean accuracy at the small and the large batch):
   1 - (SB(none) - LB(smoothing)) / (SB(none) - LB(none)).
 * `narrowed`: how much nearer are the two batch sizes to each other when both are smoothed?
   1 - (SB(smoothing) - LB(smoothing)) / (SB(none) - LB(none)). A smoothing that spoils the small batch narrows too.
+
+A share is given only where the gap is significant. Of weak gaps those are given that came out too large by chance,
+which draws their shares towards one half: `is_weak`.
 """
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
 from analysis import stats
-from analysis.tables import accuracy_by_repeat, count_statuses, winners
+from analysis.tables import accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.study import Cell, StudySpec
 
 COLUMNS: dict[str, Any] = {
@@ -37,7 +41,7 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
     that so many repeats are likely to show; `gap_to_none`, the small batch *without* smoothing minus the row's large
     batch; `closed` and `narrowed` (module docstring), as fractions with Fieller intervals, each over the repeats common
     to its cells, `closed_n` and `narrowed_n`. A share is only given where the interval of the gap without smoothing
-    lies above zero; `note` says what is missing and why.
+    lies above zero; `note` says what is missing and why, and beside which shares a weak gap stands.
 
     Args:
         study: the study.
@@ -46,6 +50,20 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
     accuracies = {cell.name: accuracy_by_repeat(confirmed, cell.name) for cell in study.list_cells()}
     rows = [_row(small, large, accuracies, confirmed) for small, large in list_pairs(study)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+WEAK = 2
+"""A gap is weak unless it is so many times as large as its margin, the half of its interval."""
+
+
+def is_weak(gap: stats.Mean) -> bool:
+    """Whether shares of a significant gap are likely to be drawn towards one half because it was selected for its size.
+
+    By simulation (tests/test_gaps.py), the median of the given shares of a gap of 1.5 standard errors is +0.2 where the
+    truth is 0, and 0.8 where it is 1; from 4 standard errors on it is within 0.05. The gap's true size is not known;
+    of gaps of 1.5 standard errors one in 25 or fewer is large enough by chance not to count as weak.
+    """
+    return gap.value < WEAK * (gap.high - gap.value)
 
 
 def list_pairs(study: StudySpec) -> list[tuple[Cell, Cell]]:
@@ -77,8 +95,7 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
     }  # fmt: skip
     notes = [_absence(cell, accuracies, confirmed) for cell in (small, large)]
     if large.smoothing == "none":
-        if gap.n > 1 and not stats.excludes_zero(gap):
-            notes.append("the gap cannot be told from zero")
+        notes.append(_why_not_told(gap))
     else:
         row |= _with_interval("gap_to_none", to_none)
         shares = {
@@ -91,8 +108,16 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
             for name, share in bounded.items():
                 row |= _with_interval(name, share) | {f"{name}_n": share.n}
             notes += [_why_not_given(name, share) for name, share in shares.items() if name not in bounded]
+            if bounded and is_weak(stats.paired_difference(plain_sb, plain_lb)):
+                notes.append(WEAK_NOTE)
     row["note"] = "; ".join(note for note in notes if note)
     return row
+
+
+WEAK_NOTE = (
+    f"weak gap: less than {WEAK} times its margin, so that it was given for coming out large, which draws shares "
+    "towards one half"
+)
 
 
 def _with_interval(name: str, estimate: stats.Mean | stats.Ratio) -> dict[str, float]:
@@ -109,6 +134,12 @@ def _absence(cell: Cell, accuracies: dict[str, pd.Series], confirmed: pd.DataFra
         return diverged if counts["diverged"] else f"{cell.name} has no completed confirmed run"
     missing = [f"{diverged} and are not in the means"] if counts["diverged"] else []
     missing += ["one seed has no interval"] if completed == 1 else []
+    if failed := failed_runs(accuracies[cell.name]):
+        low, high = accuracies[cell.name].min(), accuracies[cell.name].max()
+        missing.append(
+            f"{failed} of {completed} confirmed runs of {cell.name} hardly learnt ({low:.3g} to {high:.3g}): "
+            "its mean says little"
+        )
     return "; ".join(missing)
 
 
@@ -119,13 +150,24 @@ def _why_no_share(small: Cell, large: Cell, accuracies: dict[str, pd.Series]) ->
     gap = stats.paired_difference(accuracies[small.name], accuracies[large.name])
     if gap.n < 2:
         return "no share: one seed cannot tell the gap without smoothing from zero"
+    if isnan(gap.low):
+        return "no share: the gap without smoothing is the same at every repeat, so that its spread is not known"
     if not stats.excludes_zero(gap):
         return "no share: the gap without smoothing cannot be told from zero"
     return "no share: without smoothing the large batch does better" if gap.value < 0 else ""
+
+
+def _why_not_told(gap: stats.Mean) -> str:
+    """Why a gap of two or more repeats cannot be told from zero; empty if it can."""
+    if gap.n < 2 or stats.excludes_zero(gap):
+        return ""
+    return "the gap is the same at every repeat: no interval" if isnan(gap.low) else "the gap cannot be told from zero"
 
 
 def _why_not_given(name: str, share: stats.Ratio) -> str:
     """Why a share is missing although there is a gap."""
     if not share.n:
         return f"`{name}` is not given: its cells have no repeats in common"
+    if share.shape == "none" and share.n > 1:
+        return f"`{name}` is not given: it is {share.value:.2g} at every repeat, so that its spread is not known"
     return f"`{name}` is not given: the {share.n} repeats common to its cells cannot tell the gap from zero"

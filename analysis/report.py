@@ -86,8 +86,9 @@ def collect(folder: StudyFolder) -> Report:
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
     rivals = claims.rivals(study)
     goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
-    goals = [goal for goal in goals if not isnan(goal.value)]
-    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
+    goals, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (goals, halfway))
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *goals]}
     steps = claims.fewer_steps(study, confirmed, times)
     sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
@@ -121,13 +122,17 @@ def collect(folder: StudyFolder) -> Report:
                 _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
                 command("table", "targets"),
             ),
-            *([
+            *(
                 Shown(
-                    "targets-sgd", f"Time to what plain SGD delivers at batch {rivals[1].batch_size}",
-                    _for_page(targets.targets_table(study, confirmed, epochs, goals)), TARGETS_SGD,
-                    command("table", "targets", *(part for goal in goals for part in goal.options)),
+                    name, f"Time to {what} plain SGD {has} at batch {rivals[1].batch_size}",
+                    _for_page(targets.targets_table(study, confirmed, epochs, found)), TARGETS_SGD,
+                    command("table", "targets", *(part for goal in found for part in goal.options)),
                 )
-            ] if rivals and goals and rivals[1] != targets.baseline(study) else []),
+                for name, what, has, found in (
+                    ("targets-half", "where", "is halfway", halfway), ("targets-sgd", "what", "delivers", goals)
+                )
+                if rivals and found and (found == halfway or rivals[1] != targets.baseline(study))
+            ),
             Shown(
                 "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
                 command("table", "sharpness"),
@@ -152,8 +157,8 @@ def collect(folder: StudyFolder) -> Report:
 
 BEST = (
     "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
-    "again with fresh seeds (n runs, 95 % interval). Accuracies are fractions. Edge: a best value within 5 % of an end "
-    "of its range, so that a better one may lie outside."
+    "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have). Accuracies are "
+    "fractions. Edge: a best value within 5 % of an end of its range, so that a better one may lie outside."
 )
 GAP = (
     "Gap: test accuracy at the small batch minus that at the large batch, paired by seed. Closed: the share of the gap "
@@ -166,8 +171,9 @@ TARGETS = (
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
 )
 TARGETS_SGD = (
-    "The same, where the targets are what the worst run of that cell ends with: whether K-FAC needs fewer steps at a "
-    "large batch is decided here."
+    "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "
+    "at a large batch is decided by those of halfway and of the end together: with a decayed learning rate the end "
+    "says mostly which of the two ends lower."
 )
 MINIMA = "Means over the n seeds that were measured, and their standard deviations (sd)."
 CORRELATIONS = (

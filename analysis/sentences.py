@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import stats
+from analysis.gaps import WEAK_NOTE
+from analysis.tables import FAILED_SHARE
 from lbstudy.study import StudySpec
 
 OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}
@@ -33,8 +35,13 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
         return f"{sentence}; its test accuracy is not known."
-    interval = f" [{percent(row['test_low'])}, {percent(row['test_high'])}]" if row["n"] > 1 else ""
-    return f"{sentence}, test accuracy {percent(row['test_accuracy'])} %{interval} when confirmed ({count(row['n'])})."
+    interval = "" if isnan(row["test_low"]) else f" [{percent(row['test_low'])}, {percent(row['test_high'])}]"
+    few = row["test_min"] < FAILED_SHARE * row["test_max"]
+    runs = f"; single runs {percent(row['test_min'])} to {percent(row['test_max'])} %" if few else ""
+    return (
+        f"{sentence}, test accuracy {percent(row['test_accuracy'])} %{interval} when confirmed "
+        f"({count(row['n'])}{runs})."
+    )
 
 
 def gap_sentence(row: dict[str, Any]) -> str:
@@ -45,7 +52,8 @@ def gap_sentence(row: dict[str, Any]) -> str:
     verb = "lost" if row["gap"] >= 0 else "gained"
     size = points(abs(row["gap"]))
     if isnan(row["gap_low"]):
-        return f"{way} {verb} {size} points of test accuracy with one seed, which has no interval."
+        why = "with one seed, which has" if row["n"] == 1 else f"at each of {row['n']} seeds, which have"
+        return f"{way} {verb} {size} points of test accuracy {why} no interval."
     ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
     sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:
@@ -59,7 +67,8 @@ def closed_sentence(rows: list[dict[str, Any]]) -> str:
     first, *others = [(_smoothing(row), _share(row, "closed"), count(row["closed_n"])) for row in rows]
     what = f"{first[1]} of {_gap(rows[0])}" if rows[0]["closed"] >= 0 else f"none of {_gap(rows[0])}: {first[1]}"
     start = f"{capitalise(first[0])} closed {what} ({first[2]})"
-    return ", ".join([start, *(f"{name} {share} ({n})" for name, share, n in others)]) + "."
+    weak = f"; {WEAK_NOTE}" if any(WEAK_NOTE in row["note"] for row in rows) else ""
+    return ", ".join([start, *(f"{name} {share} ({n})" for name, share, n in others)]) + f"{weak}."
 
 
 def share_sentence(row: dict[str, Any]) -> str:
@@ -72,7 +81,7 @@ def share_sentence(row: dict[str, Any]) -> str:
     if not known:
         who = f"{OPTIMIZERS[row['optimizer']]} with {_smoothing(row)}, batch {row['large_batch']}"
         return f"{who}: {row['note'] or 'no share is known'}."
-    why = f"; {row['note']}" if len(known) == 1 and row["note"] else ""
+    why = f"; {row['note']}" if row["note"] and (len(known) == 1 or WEAK_NOTE in row["note"]) else ""
     return f"{capitalise(_smoothing(row))} {' and '.join(known)}{why}."
 
 

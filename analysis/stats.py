@@ -1,9 +1,11 @@
 """Intervals for a handful of seeds: means, paired differences, the share of a gap that is closed, rank correlation.
 
 All intervals are two-sided 95 % and each holds for itself: nothing is corrected for how many of them a table shows.
-What cannot be computed is NaN: one seed has a mean and no interval. The runs of a study are paired, since repeat i
-has the same seed in every cell, so two cells are compared by the differences of their repeats. The share of a gap
-closed is a ratio of two such means; its interval follows Fieller (J. R. Stat. Soc. B 16, 1954), which, unlike the
+What cannot be computed is NaN: one seed has a mean and no interval, and neither have values that are all equal. They
+are so where a test set of a few hundred images counts in steps that are wider than what runs differ by; their spread is
+then not zero but not known, and an interval of width 0 would exclude everything. The runs of a study are paired, since
+repeat i has the same seed in every cell, so two cells are compared by the differences of their repeats. The share of a
+gap closed is a ratio of two such means; its interval follows Fieller (J. R. Stat. Soc. B 16, 1954), which, unlike the
 delta method, says so when the gap is too uncertain to divide by.
 """
 
@@ -24,8 +26,12 @@ POWER = 0.8
 """Power that the smallest resolvable difference is stated for."""
 
 
+EQUAL = 1e-9
+"""Values that differ by less than this part of their size are equal: what rounding leaves of a difference is none."""
+
+
 class Mean(NamedTuple):
-    """A mean of `n` values, their standard deviation (n - 1 in the denominator), and the t interval of the mean."""
+    """A mean of `n` values, their standard deviation (n - 1 in the denominator), and the interval of the mean."""
 
     value: float
     sd: float
@@ -39,7 +45,7 @@ class Ratio(NamedTuple):
 
     `shape` says how to read `low` and `high`: the set is what lies between them (`bounded`), what does not lie
     between them (`outside`), or every number (`everything`, bounds infinite); the last two mean that the denominator
-    cannot be told from zero. `none` is no set at all, for lack of a second pair.
+    cannot be told from zero. `none` is no set at all, for lack of a second pair or of any spread.
     """
 
     value: float
@@ -67,20 +73,29 @@ class Correlation(NamedTuple):
 
 def mean(values: Sequence[float] | np.ndarray | pd.Series) -> Mean:
     """The mean with its t interval, value +- t(n - 1) sd / sqrt(n); NaN values do not count."""
-    sample = np.asarray(values, float)
-    sample = sample[~np.isnan(sample)]
-    n = len(sample)
-    if n < 2:
-        return Mean(float(sample[0]) if n else nan, nan, n, nan, nan)
-    centre, sd = float(sample.mean()), float(sample.std(ddof=1))
-    margin = _t_quantile(n) * sd / sqrt(n)
-    return Mean(centre, sd, n, centre - margin, centre + margin)
+    sample = _known(values)
+    return _mean(sample, scale=np.abs(sample).max(initial=0))
+
+
+def mean_accuracy(values: Sequence[float] | np.ndarray | pd.Series) -> Mean:
+    """The mean of fractions with an interval that stays between 0 and 1; NaN values do not count.
+
+    It is the t interval on the scale of the logit, expit(logit m +- t(n - 1) sd / (sqrt(n) m (1 - m))), by the delta
+    method. There is none where the mean is 0 or 1.
+    """
+    found = mean(values)
+    if not 0 < found.value < 1:
+        return found._replace(low=nan, high=nan)
+    margin = (found.high - found.value) / (found.value * (1 - found.value))
+    centre = scipy.special.logit(found.value)
+    low, high = scipy.special.expit([centre - margin, centre + margin])
+    return found._replace(low=float(low), high=float(high))
 
 
 def paired_difference(first: pd.Series, second: pd.Series) -> Mean:
     """The mean of `first - second` over the repeats that both have; both are indexed by repeat."""
-    a, b = _paired(first, second)
-    return mean(a - b)
+    pairs = _paired(first, second)
+    return _mean(pairs[0] - pairs[1], scale=np.abs(pairs).max(initial=0))
 
 
 def smallest_resolvable(sd: float, n: int) -> float:
@@ -88,11 +103,12 @@ def smallest_resolvable(sd: float, n: int) -> float:
 
     It is d = delta sd / sqrt(n), with `sd` that of the paired differences and delta the non-centrality at which a t
     test with n - 1 degrees of freedom has that power. For many pairs delta tends to 1.96 + 0.84, and with
-    sd^2 = 2 sd_run^2 (independent arms) this is the usual n = 2 (1.96 + 0.84)^2 sd_run^2 / d^2. NaN for n < 2.
+    sd^2 = 2 sd_run^2 (independent arms) this is the usual n = 2 (1.96 + 0.84)^2 sd_run^2 / d^2. NaN for n < 2, and
+    where the pairs show no spread.
     """
-    if n < 2:
+    if n < 2 or not sd > 0:
         return nan
-    return float(scipy.special.nctdtrinc(n - 1, 1 - POWER, _t_quantile(n))) * sd / sqrt(n)
+    return float(scipy.special.nctdtrinc(n - 1, 1 - POWER, t_quantile(n))) * sd / sqrt(n)
 
 
 def ratio(numerator: pd.Series, denominator: pd.Series) -> Ratio:
@@ -109,7 +125,9 @@ def ratio(numerator: pd.Series, denominator: pd.Series) -> Ratio:
     value = a / b if b else nan
     if n == 1:
         return Ratio(value, n, nan, nan, "none")
-    (v_aa, v_ab), (_, v_bb) = _t_quantile(n) ** 2 * np.cov(pairs) / n
+    if np.ptp(pairs[0] - value * pairs[1]) <= EQUAL * np.abs(pairs).max():  # the same ratio at every repeat
+        return Ratio(value, n, nan, nan, "none")
+    (v_aa, v_ab), (_, v_bb) = t_quantile(n) ** 2 * np.cov(pairs) / n
     square, linear, constant = b * b - v_bb, a * b - v_ab, a * a - v_aa
     discriminant = linear * linear - square * constant
     if square > 0:
@@ -164,11 +182,29 @@ def excludes_zero(interval: Mean) -> bool:
     return not isnan(interval.low) and (interval.low > 0 or interval.high < 0)
 
 
+def _known(values: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
+    sample = np.asarray(values, float)
+    return sample[~np.isnan(sample)]
+
+
+def _mean(sample: np.ndarray, scale: float) -> Mean:
+    """The mean with its t interval, which values that are equal, for numbers of the size `scale`, do not have."""
+    n = len(sample)
+    if n < 2:
+        return Mean(float(sample[0]) if n else nan, nan, n, nan, nan)
+    centre, sd = float(sample.mean()), float(sample.std(ddof=1))
+    if np.ptp(sample) <= EQUAL * scale:
+        return Mean(centre, 0.0, n, nan, nan)
+    margin = t_quantile(n) * sd / sqrt(n)
+    return Mean(centre, sd, n, centre - margin, centre + margin)
+
+
 def _paired(first: pd.Series, second: pd.Series) -> np.ndarray:
     """Two rows: the values of the repeats that both series have."""
     pairs = np.array(first.align(second, join="inner"), float)
     return pairs[:, ~np.isnan(pairs).any(axis=0)]
 
 
-def _t_quantile(n: int) -> float:
+def t_quantile(n: int) -> float:
+    """By how many standard errors the t interval of `n` values reaches from their mean."""
     return float(scipy.special.stdtrit(n - 1, (1 + LEVEL) / 2))

@@ -6,7 +6,8 @@ And how any table becomes text. What compares cells is in `gaps`, `targets` and 
 from __future__ import annotations
 
 import re
-from math import inf
+from collections import Counter
+from math import inf, nan
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,10 +21,14 @@ from lbstudy.study import StudySpec
 COUNTS = list(FINISHED)
 ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]
 LOST = ["confirmed_diverged", "confirmed_unfinished"]
+ENDS = ["test_min", "test_max"]
 CONFIRMED: dict[str, Any] = {  # columns of the best configurations where runs have been confirmed
     "test_accuracy": float, "test_sd": float, "n": "Int64", "test_low": float, "test_high": float,
-    **dict.fromkeys(LOST, "Int64"),
+    **dict.fromkeys(ENDS, float), **dict.fromkeys(LOST, "Int64"),
 }  # fmt: skip
+
+FAILED_SHARE = 0.5
+"""A run with less than this share of its cell's best test accuracy has failed: it has hardly learnt."""
 
 Format = Literal["csv", "json", "markdown", "latex"]
 
@@ -37,11 +42,12 @@ def best_trials(study: StudySpec, trials: pd.DataFrame, top: int = 1) -> pd.Data
 def best_configs(folder: StudyFolder) -> pd.DataFrame:
     """A row per cell: its best configuration and result, how its trials ended, and an edge flag.
 
-    `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a
-    better value may lie outside. A cell without a completed trial has counts but no values. Once runs have been
-    confirmed there is the best configuration's test accuracy too: mean, standard deviation and 95 % interval of the
-    `n` runs that completed, and how many diverged or have not ended well. `workers` is there where runs were trained by
-    different numbers of them. `attrs["damaged"]` says in sentences which records do not count.
+    `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a better
+    value may lie outside. A cell without a completed trial has counts but no values. Once runs have been confirmed
+    there is the best configuration's test accuracy too: mean, standard deviation, 95 % interval
+    (`stats.mean_accuracy`), least and largest of the `n` runs that completed, and how many diverged or have not ended
+    well. `workers` is there where runs were trained by different numbers of them. `attrs["damaged"]` says in sentences
+    which records do not count.
     """
     study, trials = folder.study(), load.trials(folder)
     confirmed = load.confirmed(folder, trials)
@@ -97,8 +103,8 @@ def progress(folder: StudyFolder) -> pd.DataFrame:
 
 def count_statuses(runs: pd.DataFrame, cell: str) -> dict[str, int]:
     """How many of a cell's trials, or confirmed runs, have each status; `ended`: in whichever way."""
-    statuses = runs.loc[runs["cell"] == cell, "status"]
-    counts = {status: int((statuses == status).sum()) for status in ("running", *COUNTS)}
+    found = Counter(runs.loc[runs["cell"] == cell, "status"])
+    counts = {status: found[status] for status in ("running", *COUNTS)}
     return counts | {"ended": sum(counts[status] for status in COUNTS)}
 
 
@@ -120,20 +126,25 @@ def workers_of(trials: pd.DataFrame, confirmed: pd.DataFrame, cell: str | None =
 
 def winners(confirmed: pd.DataFrame) -> pd.DataFrame:
     """Of confirmed runs, or their epochs, those that repeat what is now their cell's best configuration."""
-    return confirmed[confirmed["rank"].eq(0).fillna(False)]
+    return confirmed[confirmed["rank"].to_numpy(float, na_value=nan) == 0]
 
 
 def accuracy_by_repeat(confirmed: pd.DataFrame, cell: str) -> pd.Series:
     """Test accuracies of a cell's best configuration, by repeat: those of the confirmed runs that completed."""
-    runs = winners(confirmed)
-    runs = runs[(runs["cell"] == cell) & (runs["status"] == "completed")]
-    return runs.set_index("repeat")["test_accuracy"].astype(float).dropna()
+    runs = winners(confirmed[(confirmed["cell"] == cell) & (confirmed["status"] == "completed")])
+    return pd.Series(runs["test_accuracy"].to_numpy(float), index=pd.Index(runs["repeat"], name="repeat")).dropna()
+
+
+def failed_runs(accuracies: pd.Series) -> int:
+    """How many runs of a cell, by their test accuracies, have failed where others have not (FAILED_SHARE)."""
+    return int((accuracies < FAILED_SHARE * accuracies.max()).sum())
 
 
 def _confirmed_result(confirmed: pd.DataFrame, cell: str) -> dict[str, object]:
-    mean = stats.mean(accuracy_by_repeat(confirmed, cell))
-    counts = count_statuses(winners(confirmed), cell)
-    return dict(zip(CONFIRMED, (*mean, counts["diverged"], counts["running"] + counts["failed"]), strict=True))
+    accuracies = accuracy_by_repeat(confirmed, cell)
+    mean, counts = stats.mean_accuracy(accuracies), count_statuses(winners(confirmed), cell)
+    ends = accuracies.min(), accuracies.max()
+    return dict(zip(CONFIRMED, (*mean, *ends, counts["diverged"], counts["running"] + counts["failed"]), strict=True))
 
 
 def budget_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
@@ -178,9 +189,13 @@ def _markdown(text: str) -> str:
 
 
 def lean(configs: pd.DataFrame) -> pd.DataFrame:
-    """The best configurations as `for_reading` wants them: the interval named after the test accuracy, and no counts of
-    lost confirmed runs where there are none."""
-    lean = configs.drop(columns=[name for name in LOST if name in configs and configs[name].eq(0).all()])
+    """The best configurations as `for_reading` wants them: the interval named after the test accuracy; no counts of
+    lost confirmed runs where there are none; no least and largest accuracies where they are not far apart, so that the
+    mean says what there is to say."""
+    idle = [name for name in LOST if name in configs and configs[name].eq(0).all()]
+    if set(ENDS) <= set(configs) and not (configs["test_min"] < FAILED_SHARE * configs["test_max"]).any():
+        idle += ENDS
+    lean = configs.drop(columns=idle)
     return lean.rename(columns={"test_low": "test_accuracy_low", "test_high": "test_accuracy_high"})
 
 

@@ -1,20 +1,24 @@
 """Steps, epochs and seconds to a target, against batch size: how a larger batch pays (Shallue et al., JMLR 2019).
 
-A run has reached a target at the end of the first epoch that meets it, so times are known to one epoch. A run that
-never does has taken infinitely long: it counts in the median and is not dropped. Only confirmed runs of each cell's
-best configuration count, and the targets come from one of them unless given: the baseline cell, which is the smallest
-batch of SGD (else of the study's first optimizer) without smoothing. They are what the worst of its runs ends with, so
-every baseline run reaches them, and the other cells are measured by what plain small-batch training is sure to deliver.
+A run has reached a target at the end of the first epoch that meets it, so times are known to one epoch: `speed_ratio`
+compares cells within that. A run that never does has taken infinitely long: it counts in the median and is not dropped.
+Only confirmed runs of each cell's best configuration count, and the targets come from one of them unless given: the
+baseline cell, which is the smallest batch of SGD (else of the study's first optimizer) without smoothing. They are what
+the worst of its runs ends with, so every baseline run reaches them, and the other cells are measured by what plain
+small-batch training is sure to deliver. Under a decaying learning rate the time to where a run ends says mostly which
+cell ends lower; `halfway_targets` are what the worst run had when half of its epochs were over.
 """
 
 from __future__ import annotations
 
 from itertools import product
-from math import inf, isnan, nan
-from typing import Any, NamedTuple
+from math import exp, inf, isnan, nan, sqrt
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from analysis import stats
 from analysis.tables import winners
 from lbstudy.study import Cell, StudyError, StudySpec
 
@@ -31,6 +35,7 @@ class Target(NamedTuple):
 
     metric: str
     value: float
+    stage: Literal["", "half", "end"] = ""  # which part of another cell's runs it was taken from
 
     def __str__(self) -> str:
         words = {"clean_train_loss": "training loss", "val_accuracy": "validation accuracy"}
@@ -70,9 +75,32 @@ def choose_targets(
         raise StudyError(f"the target accuracy must be a fraction above 0 and at most 1, but got {accuracy:g}")
     runs = winners(confirmed)
     runs = runs[(runs["cell"] == (cell or baseline(study)).name) & (runs["status"] == "completed")]
+    worst_loss, worst_accuracy = _worst(runs, "end" if cell else "")
     return [
-        Target("clean_train_loss", float(runs["clean_train_loss"].max()) if loss is None else loss),
-        Target("val_accuracy", float(runs["val_accuracy"].min()) if accuracy is None else accuracy),
+        worst_loss if loss is None else Target("clean_train_loss", loss),
+        worst_accuracy if accuracy is None else Target("val_accuracy", accuracy),
+    ]
+
+
+def halfway_targets(confirmed: pd.DataFrame, epochs: pd.DataFrame, cell: Cell) -> list[Target]:
+    """A target of training loss and one of validation accuracy: what a cell's worst run had after half of its epochs.
+
+    Args:
+        confirmed: `load.confirmed`.
+        epochs: `load.confirmed_epochs`.
+        cell: the cell.
+    """
+    runs = winners(confirmed)
+    runs = runs.loc[(runs["cell"] == cell.name) & (runs["status"] == "completed"), ["cell", "number"]]
+    series = epochs.merge(runs)
+    last = series.groupby("number")["epoch"].transform("max")
+    return _worst(series[series["epoch"] == (last + 1) // 2], "half")
+
+
+def _worst(rows: pd.DataFrame, stage: Literal["half", "end", ""]) -> list[Target]:
+    return [
+        Target("clean_train_loss", float(rows["clean_train_loss"].max()), stage),
+        Target("val_accuracy", float(rows["val_accuracy"].min()), stage),
     ]
 
 
@@ -101,6 +129,34 @@ def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target)
     ]
     times = times_to_target(epochs, target)[["cell", "number", *TIMES]]
     return ended.merge(times)  # runs whose epochs are damaged have no times
+
+
+def speed_ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
+    """The geometric mean of the ratio of two cells' times in epochs, paired by repeat, with its 95 % interval.
+
+    A time T lies anywhere in (T - 1, T]. So the ratio of a pair is at most T1 / (T2 - 1) and at least (T1 - 1) / T2,
+    and the interval goes from the lower end of the t interval of the latter's logarithms to the upper end of the
+    former's. The standard deviation is at least that of times that lie evenly within their epochs, 1 / (sqrt(12) T)
+    each on the logarithmic scale: where all pairs are equal to the epoch, their spread is not known to be zero.
+
+    Args:
+        first, second: epochs until the target, finite, indexed by repeat.
+    """
+    first, second = first.dropna().align(second.dropna(), join="inner")
+    a, b, n = first.to_numpy(float), second.to_numpy(float), len(first)
+    if n < 2:
+        return stats.Mean(a[0] / b[0] if n else nan, nan, n, nan, nan)
+    with np.errstate(divide="ignore"):  # within the first epoch there is no least time
+        logs, most, least = np.log(a / b), np.log(a) - np.log(b - 1), np.log(a - 1) - np.log(b)
+    within = sqrt(float(np.mean(1 / a**2 + 1 / b**2)) / 12)
+    sd = max(float(logs.std(ddof=1)), within)
+
+    def end(bounds: np.ndarray, side: int) -> float:
+        if not np.isfinite(bounds).all():
+            return side * inf
+        return float(bounds.mean()) + side * stats.t_quantile(n) * max(float(bounds.std(ddof=1)), within) / sqrt(n)
+
+    return stats.Mean(exp(logs.mean()), sd, n, exp(end(least, -1)), exp(end(most, 1)))
 
 
 def targets_table(

@@ -88,14 +88,21 @@ class Range(Spec):
     def position(self, value: float) -> float:
         """Where the value lies, from 0 (low end) to 1 (high end), in the range's own scale."""
         if self.choice is not None:
-            return sorted(self.choice).index(value) / (len(self.choice) - 1)
+            values = sorted(set(self.choice))
+            return values.index(value) / (len(values) - 1)
         low, high = self.bounds
         if self.log_uniform:
             return log(value / low) / log(high / low)
         return (value - low) / (high - low)
 
     def edge(self, value: float) -> str | None:
-        """`low` or `high` if the value lies within EDGE_SHARE of that end, else None."""
+        """`low` or `high` if the value lies within EDGE_SHARE of that end, else None.
+
+        Of a choice, the smallest and the largest value are its ends; a choice of two has nothing between them and no
+        ends, since its best value would always be one.
+        """
+        if self.choice is not None and len(set(self.choice)) < 3:
+            return None
         position = self.position(value)
         if position <= EDGE_SHARE:
             return "low"

@@ -108,11 +108,17 @@ class Published(Spec):
 
 
 class Asha(Spec):
-    """Asynchronous successive halving (Li et al. 2020). Rungs lie at grace_period * reduction_factor^k epochs."""
+    """Asynchronous successive halving (Li et al. 2020). Rungs lie at grace_period * reduction_factor^k epochs.
+
+    A trial passes a rung if it is among the best 1 / reduction_factor of those that have reached it so far: it does not
+    wait for the others. The first always passes, so that more do than that share, above all of few trials.
+    """
 
     name: Literal["asha"] = "asha"
     grace_period: int = Field(1, gt=0, description="epochs that every trial gets")
-    reduction_factor: float = Field(3, gt=1, description="one trial in this many passes a rung")
+    reduction_factor: float = Field(
+        3, gt=1, description="a trial passes a rung if it is among the best 1/R of those that got there before it"
+    )
 
 
 class Tuning(Spec):

@@ -1,5 +1,6 @@
 """Each verdict on constructed data."""
 
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +62,37 @@ def test_convergence_of_a_line_and_of_a_plateau():
     assert health.convergence(runs({"val_accuracy": flat}), "val_accuracy").verdict == "ok"
     assert health.convergence(runs({"val_loss": rising}), "val_loss").verdict == "ok"  # a rising loss is no gain
     assert health.convergence(runs({"val_loss": rising[::-1]}), "val_loss").verdict == "warning"
-    assert health.convergence(runs({"val_accuracy": [0.1, 0.2]}), "val_accuracy").verdict == "cannot tell"
+    assert health.convergence(runs({"val_accuracy": [0.1, 0.2] * 4}), "val_accuracy").verdict == "cannot tell"
 
 
-def test_noise_is_no_improvement_and_more_runs_see_smaller_ones():
+def noise(random: np.random.Generator, studies: int, runs_each: int, epochs: int, memory: float) -> np.ndarray:
+    """Stationary noise of deviation 1, each value `memory` times the one before plus something new."""
+    shocks = random.normal(size=(studies, runs_each, epochs)) * sqrt(1 - memory**2)
+    values = [random.normal(size=(studies, runs_each))]
+    for epoch in range(1, epochs):
+        values.append(memory * values[-1] + shocks[..., epoch])
+    return np.stack(values, axis=-1)
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.7, 0.9])
+@pytest.mark.parametrize("epochs", [10, 15, 30, 150])
+def test_noise_is_no_improvement_however_long_it_lasts(epochs: int, memory: float):
     random = np.random.default_rng(0)
+    for runs_each in (1, 3, 5):
+        found = [health.final_gain(list(study)) for study in noise(random, 600, runs_each, epochs, memory)]
+        alarms = np.mean([gain > 2 * error for gain, error in found])
+        assert alarms < 0.05 + 2 * sqrt(0.05 * 0.95 / 600), runs_each
 
-    def share(runs_each: int, slope: float) -> float:
-        studies = random.normal(0, 0.01, (1000, runs_each, 30)) + slope * np.arange(30)
-        return np.mean([gain > 2 * error for gain, error in (health.final_gain(list(study)) for study in studies)])
 
-    assert share(1, 0) < 0.1
-    assert share(5, 0) < 0.06
-    assert share(1, 0.003) + 0.2 < share(5, 0.003)
+def test_more_runs_see_smaller_improvements():
+    random = np.random.default_rng(1)
+
+    def share(runs_each: int, per_window: float) -> float:
+        studies = noise(random, 1000, runs_each, 30, 0.0) + per_window / 3 * np.arange(30)
+        return float(np.mean([gain > 2 * error for gain, error in map(health.final_gain, map(list, studies))]))
+
+    assert [share(runs_each, 1) for runs_each in (1, 3, 5)] == pytest.approx([0.28, 0.56, 0.76], abs=0.06)
+    assert share(1, 2) > 0.6
 
 
 def test_over_fitting():
@@ -152,7 +171,7 @@ def test_kfac_that_loses_is_under_tuned_only_where_it_could_have_been_sgd(
 
 def test_table_of_a_study(tmp_path: Path):
     folder = confirmed_study(tmp_path / "s", STUDY, {"sgd-b32-none": [0.9, 0.91]})
-    falling = [{"val_loss": 1 - 0.1 * i, "val_accuracy": 0.1 * i, "clean_train_loss": 1.0} for i in range(8)]
+    falling = [{"val_loss": 1 - 0.05 * i, "val_accuracy": 0.05 * i, "clean_train_loss": 1.0} for i in range(12)]
     add_run(folder, "sgd-b32-none", falling, number=2, trial=0)
     add_run(folder, "sgd-b128-none", [{"val_accuracy": 0.95}], number=1, params={"learning_rate": 9e5})
     table = health.health_table(folder)

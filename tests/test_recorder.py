@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 
@@ -171,3 +172,14 @@ def test_a_record_names_the_workers_that_trained_it(folder: StudyFolder):
         recorder.on_trial_result(0, [], SimpleNamespace(trial_id="a"), result)
     recorder.write_running()
     assert folder.trials()[0].workers == [1, 2]
+
+
+@pytest.mark.parametrize(("trials", "share"), [(6, 0.53), (12, 0.45), (20, 0.41), (60, 0.37)])
+def test_more_trials_pass_a_rung_than_one_in_the_reduction_factor(trials: int, share: float):
+    """The shares that docs/study-file.md states, of trials in random order with a factor of 3."""
+    study = tiny_study(tuning={"trials": 4, "pruner": {"name": "asha", "grace_period": 1, "reduction_factor": 3}})
+    random, passed = np.random.default_rng(0), []
+    for _ in range(2400 // trials):
+        pruner = StudyPruner(study, {CELL.name: 3}, [])
+        passed += [not pruner.replay(CELL.name, number, [value]) for number, value in enumerate(random.random(trials))]
+    assert np.mean(passed) == pytest.approx(share, abs=0.03)

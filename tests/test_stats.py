@@ -1,10 +1,12 @@
 """Intervals against closed forms, SciPy and simulation."""
 
+from collections.abc import Callable
 from math import inf, isnan, sqrt
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
 from scipy import stats as scipy_stats
 
 from analysis import stats
@@ -74,9 +76,61 @@ def test_resolvable_difference_of_many_seeds_is_the_normal_formula():
     assert isnan(stats.smallest_resolvable(1, 1))
 
 
-def test_ratio_without_spread_is_exact():
-    found = stats.ratio(series(1, 1, 1), series(4, 4, 4))
-    assert found == (0.25, 3, pytest.approx(0.25), pytest.approx(0.25), "bounded")
+def test_values_that_are_equal_have_no_interval():
+    """Not one of width 0, which would exclude zero."""
+    for found in (
+        stats.mean([0.9, 0.9, 0.9]),
+        stats.mean_accuracy([0.9, 0.9, 0.9]),
+        stats.paired_difference(series(0.9, 0.8, 0.7), series(0.7, 0.6, 0.5)),  # 0.2 but for rounding
+    ):
+        assert (found.sd, found.n) == (0, 3)
+        assert isnan(found.low)
+        assert isnan(found.high)
+        assert not stats.excludes_zero(found)
+        assert isnan(stats.smallest_resolvable(found.sd, found.n))
+    for numerator in (series(1, 2, 3), series(0, 0, 0)):
+        same = stats.ratio(numerator, 4 * series(1, 2, 3))
+        assert (same.value, same.shape) == (numerator[0] / 4, "none")
+        assert isnan(same.low)
+
+
+def test_interval_of_an_accuracy_is_that_of_its_logit():
+    sample = [0.91, 0.93, 0.9, 0.95]
+    found = stats.mean_accuracy(sample)
+    margin = scipy_stats.t.ppf(0.975, 3) * scipy_stats.sem(sample) / (found.value * (1 - found.value))
+    ends = special.expit(special.logit(np.mean(sample)) + np.array([-margin, margin]))
+    assert (found.low, found.high) == pytest.approx(tuple(ends))
+    wide = stats.mean_accuracy([0.95, 0.95, 0.185])
+    assert 0 < wide.low < wide.high < 1
+    assert isnan(stats.mean_accuracy([1, 1, 1]).low)
+    assert isnan(stats.mean_accuracy([0.5]).low)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_interval_of_an_accuracy_has_its_coverage(n: int):
+    """0.7 +- 0.2 (of a beta distribution), and 0.98 of 360 images, where runs may agree to the image."""
+    random = np.random.default_rng(6)
+    far = random.beta(2.975, 1.275, (SIMULATIONS, n))
+    near = random.binomial(360, 0.98, (SIMULATIONS, n)) / 360
+
+    def covered(interval: Callable[[np.ndarray], stats.Mean], samples: np.ndarray, true: float) -> float:
+        found = [interval(sample) for sample in samples]
+        return float(np.mean([i.low <= true <= i.high for i in found if not isnan(i.low)]))
+
+    assert covered(stats.mean_accuracy, far, 0.7) == pytest.approx(0.95, abs=0.01)
+    assert covered(stats.mean, far, 0.7) < 0.943  # what the t interval would have
+    assert 0.94 < covered(stats.mean_accuracy, near, 0.98) < 0.975
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("spread", [0.3, 0.7, 1.5])
+def test_equal_accuracies_are_told_apart_in_one_of_twenty_studies(n: int, spread: float):
+    """Two cells that are equally good, to whole images of 360: few are told apart, and none by an interval of 0."""
+    random = np.random.default_rng(7)
+    images = np.round(random.uniform(350, 351, (2000, 1, 1)) + random.normal(0, spread, (2000, 2, n)))
+    found = [stats.paired_difference(*map(pd.Series, pair / 360)) for pair in images]
+    assert np.mean(list(map(stats.excludes_zero, found))) < 0.055
+    assert all(isnan(i.low) or i.high - i.low > 1 / 360 / n for i in found)
 
 
 def test_ratio_bounds_are_where_the_t_test_turns():

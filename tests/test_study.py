@@ -175,6 +175,7 @@ def test_edges():
     assert [log.edge(v) for v in (1.4e-4, 1e-2, 0.7)] == ["low", None, "high"]
     assert [Range.model_validate({"int": (1, 9)}).edge(v) for v in (1, 5, 9)] == ["low", None, "high"]
     assert [Range(choice=[3, 1, 2]).edge(v) for v in (1, 2, 3)] == ["low", None, "high"]
+    assert [Range(choice=[0.9, 0.99]).edge(v) for v in (0.9, 0.99)] == [None, None]  # one of them is always the best
 
 
 def test_condition_matches_parts_of_a_smoothing():

@@ -2,9 +2,10 @@
 
 import io
 import json
-from math import inf, nan, sqrt
+from math import inf, log, nan, sqrt
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -137,13 +138,15 @@ def test_best_configurations_with_their_confirmed_test_accuracy(tmp_path: Path):
     small, large, unconfirmed = tables.best_configs(folder).to_dict("records")
     assert small["test_accuracy"] == pytest.approx(0.85)
     assert small["test_sd"] == pytest.approx(0.1 / sqrt(2))
-    assert small["test_high"] - small["test_low"] == pytest.approx(2 * 12.7062 * 0.05, rel=1e-4)
+    logits = [log(p / (1 - p)) for p in (small["test_low"], 0.85, small["test_high"])]
+    assert np.diff(logits) == pytest.approx([12.7062 * 0.05 / (0.85 * 0.15)] * 2, rel=1e-4)
+    assert (small["test_min"], small["test_max"]) == (0.8, 0.9)
     assert (small["n"], small["confirmed_diverged"], small["confirmed_unfinished"]) == (2, 1, 1)
     assert (large["test_accuracy"], large["n"]) == (0.7, 1)
     assert pd.isna(large["test_low"])
     assert (unconfirmed["n"], unconfirmed["val_accuracy"]) == (0, 0.9)
     narrow = tables.for_terminal(tables.best_configs(folder))
-    assert narrow["test_accuracy"].tolist() == ["0.85 [0.215, 1.49]", "0.7", "-"]
+    assert narrow["test_accuracy"].tolist() == ["0.85 [0.0374, 0.999]", "0.7", "-"]
     assert narrow["confirmed_diverged"].tolist() == ["1", "0", "0"]
 
 
@@ -210,3 +213,14 @@ def test_an_interval_is_read_beside_its_estimate():
 @pytest.mark.parametrize("style", ESCAPED)
 def test_a_table_without_rows_has_its_columns(style: str):
     assert "gap" in tables.render(pd.DataFrame(columns=["gap", "n"]), style) or style == "json"  # type: ignore[arg-type]
+
+
+def test_single_accuracies_are_shown_where_a_run_hardly_learnt(tmp_path: Path):
+    cells = {"sgd-b32-none": [0.1, 0.9, 0.92], "sgd-b128-none": [0.7, 0.8, 0.75]}
+    narrow = tables.for_terminal(
+        tables.best_configs(confirmed_study(tmp_path, study_of(["sgd"], [32, 128], ["none"]), cells))
+    )
+    assert narrow[["test_min", "test_max"]].to_numpy().tolist() == [["0.1", "0.92"], ["0.7", "0.8"]]
+    del cells["sgd-b32-none"]
+    folder = confirmed_study(tmp_path / "steady", study_of(["sgd"], [32, 128], ["none"]), cells)
+    assert "test_min" not in tables.for_terminal(tables.best_configs(folder))

@@ -1,9 +1,12 @@
 """Times to a target on constructed curves."""
 
-from math import inf, isnan, nan
+from math import exp, inf, isnan, nan, sqrt
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 
 from analysis import load, tables, targets
 from analysis.targets import Target
@@ -43,7 +46,7 @@ def table(folder: StudyFolder, **given: float) -> dict[tuple[str, str], dict]:
 def test_default_targets_are_what_the_worst_baseline_run_ends_with(folder: StudyFolder):
     assert targets.baseline(STUDY).name == "sgd-b32-none"
     chosen = targets.choose_targets(STUDY, load.confirmed(folder))
-    assert chosen == [("clean_train_loss", 0.2), ("val_accuracy", 0.8)]
+    assert chosen == [Target("clean_train_loss", 0.2), Target("val_accuracy", 0.8)]
     row = table(folder)["sgd-b32-none", "clean_train_loss"]
     assert (row["n"], row["reached"]) == (3, 3)
     assert (row["steps"], row["epochs"], row["seconds"]) == (20, 2, 4)  # medians of epochs 2, 3 and 1
@@ -105,3 +108,31 @@ def test_nothing_confirmed_renders(tmp_path: Path):
     found = targets.targets_table(STUDY, load.confirmed(folder), load.confirmed_epochs(folder))
     for style in ("csv", "json", "markdown", "latex"):
         assert "no target" in tables.render(found, style)
+
+
+def test_halfway_targets_are_what_the_worst_run_had_at_half_of_its_epochs(folder: StudyFolder):
+    found = targets.halfway_targets(load.confirmed(folder), load.confirmed_epochs(folder), targets.baseline(STUDY))
+    assert found == [Target("clean_train_loss", 0.3, "half"), Target("val_accuracy", 0.7, "half")]  # epoch 2 of 3
+
+
+def test_a_ratio_of_times_knows_the_epoch():
+    found = targets.speed_ratio(pd.Series([29.0] * 3), pd.Series([30.0] * 3))
+    within = sqrt((1 / 29**2 + 1 / 30**2) / 12) * scipy_stats.t.ppf(0.975, 2) / sqrt(3)
+    assert (found.low, found.value, found.high) == pytest.approx((28 / 30 * exp(-within), 29 / 30, exp(within)))
+    spread = targets.speed_ratio(pd.Series([290.0, 310, 330]), pd.Series([600.0, 610, 590]))
+    exact = scipy_stats.ttest_1samp(np.log([290 / 600, 310 / 610, 330 / 590]), 0).confidence_interval()
+    assert (spread.low, spread.high) == pytest.approx(tuple(np.exp(exact)), rel=0.01)  # where an epoch is little
+    assert (spread.low, spread.high) != pytest.approx(tuple(np.exp(exact)), rel=0.001)
+    first = targets.speed_ratio(pd.Series([1.0] * 3), pd.Series([20.0] * 3))
+    assert first.low == 0
+    assert first.high < 0.2
+    assert isnan(targets.speed_ratio(pd.Series([3.0]), pd.Series([4.0])).low)
+
+
+@pytest.mark.parametrize("sd", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("n", [3, 5])
+def test_equally_fast_cells_are_told_apart_in_one_of_twenty_studies(n: int, sd: float):
+    random = np.random.default_rng(0)
+    times = np.ceil(random.uniform(10, 11, (600, 1, 1)) + random.normal(0, sd, (600, 2, n)))
+    found = [targets.speed_ratio(*map(pd.Series, pair)) for pair in times]
+    assert np.mean([ratio.low > 1 or ratio.high < 1 for ratio in found]) < 0.05 + 2 * sqrt(0.05 * 0.95 / 600)
