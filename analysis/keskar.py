@@ -20,7 +20,8 @@ TURNS = 2  # steps of a climb that stay near the centre and turn towards the ste
 CORNERS = 2  # then, from corner to corner
 JITTER = 0.1  # how near the centre, as a fraction of the box
 ITERATIONS = 10  # of L-BFGS-B, as published
-EVALUATIONS = 30  # that these may take; with losses in single precision a line search can go on far longer for nothing
+TRIALS = 5  # losses of one of its line searches; in single precision some never find what they look for
+TOLERANCE = 1e-7  # rise, over the larger of 1 and the loss, below which it stops; single precision tells no less
 
 
 class KeskarSharpness(NamedTuple):
@@ -81,7 +82,7 @@ def keskar(
 
     minimize(
         fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=Bounds(-half, half),
-        options={"maxiter": ITERATIONS, "maxfun": EVALUATIONS},
+        options={"maxiter": ITERATIONS, "maxls": TRIALS, "ftol": TOLERANCE},
     )  # fmt: skip
     published = best
     for _ in range(climbs):

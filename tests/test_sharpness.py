@@ -127,7 +127,7 @@ def test_keskar_uses_what_is_known_at_x_and_bounds_its_evaluations():
     found = keskar(noisy, np.zeros(N), 1e-3, draw(), climbs=1, at_x=(0.25, np.ones(N)))
     assert found.best > 0
     assert all(x.any() for x in calls)
-    assert len(calls) <= 30 + 20 + 5  # the evaluations allowed, a line search under way, one climb
+    assert len(calls) <= 10 * 5 + 5  # iterations, each with its line search, and one climb
 
 
 def test_keskar_ignores_a_loss_that_is_not_a_number():
