@@ -21,7 +21,7 @@ CORNERS = 2  # then, from corner to corner
 JITTER = 0.1  # how near the centre, as a fraction of the box
 ITERATIONS = 10  # of L-BFGS-B, as published
 TRIALS = 5  # losses of one of its line searches; in single precision some never find what they look for
-TOLERANCE = 1e-7  # rise, over the larger of 1 and the loss, below which it stops; single precision tells no less
+TOLERANCE = 1e-6  # rise, over the larger of 1 and the loss, below which it stops; single precision tells no less
 
 
 class KeskarSharpness(NamedTuple):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from analysis.hessian import Estimate, SpectralDensity, spectral_density, top_eigenvalues, trace
@@ -202,20 +203,21 @@ def _keskar(
 ) -> tuple[list[KeskarSharpness], list[list[KeskarSharpness]]]:
     """Keskar's measure per epsilon in the full space, and per epsilon and draw in random subspaces.
 
-    In a subspace there is one climb, not two, beside L-BFGS-B: several draws tell more than a second one.
+    In a subspace there is a climb only where L-BFGS-B finds no way off the solution: further draws tell more.
     """
     x = objective.x
 
-    def measured(epsilon: float, index: int, **options: Any) -> KeskarSharpness:
+    def measured(epsilon: float, index: int, subspace: NDArray[np.float32] | None, climbs: int) -> KeskarSharpness:
         starts = stream(spec.seed, "sharpness", "keskar", index)
-        return keskar(objective.value_and_gradient, x, epsilon, starts, at_x=at_x, **options)
+        return keskar(objective.value_and_gradient, x, epsilon, starts, subspace, climbs, at_x)
 
-    whole = [measured(epsilon, 0) for epsilon in spec.epsilons]
+    whole = [measured(epsilon, 0, None, 1) for epsilon in spec.epsilons]
     subspaces: list[list[KeskarSharpness]] = [[] for _ in spec.epsilons]
-    for index in range(spec.subspace_draws):
+    for index in range(1, spec.subspace_draws + 1):
         directions = random_subspace(len(x), spec.subspace, stream(spec.seed, "sharpness", "subspace", index))
-        for found, epsilon in zip(subspaces, spec.epsilons, strict=True):
-            found.append(measured(epsilon, 1 + index, subspace=directions, climbs=1))
+        for draws, epsilon in zip(subspaces, spec.epsilons, strict=True):
+            found = measured(epsilon, index, directions, 0)
+            draws.append(found if found.published > 0 else measured(epsilon, index, directions, 1))
     return whole, subspaces
 
 

@@ -259,13 +259,13 @@ def test_results_are_json_and_a_row(data: ImageData, measured: Sharpness):
 def test_the_value_in_subspaces_is_the_mean_over_draws(data: ImageData, measured: Sharpness):
     objective = Objective.of_sample(lenet(data), data, data.train, QUICK.samples, QUICK.seed, batch_size=40)
     values = []
-    for index in range(QUICK.subspace_draws):
+    for index in range(1, QUICK.subspace_draws + 1):
         directions = random_subspace(len(objective.x), QUICK.subspace, stream(0, "sharpness", "subspace", index))
         values.append(keskar(objective.value_and_gradient, objective.x, 1e-3, draw(), directions, climbs=0).published)
     mean, error = measured.keskar_subspace_published[0]
     assert mean == pytest.approx(np.mean(values), rel=1e-6)
     assert error == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)), rel=1e-5)
-    assert measured.keskar_subspace[0].value >= mean
+    assert measured.keskar_subspace[0].value == mean  # no search stalled, so none was helped
 
 
 @pytest.mark.parametrize("rule", [None, 1, 3])
