@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 
 from analysis.curves import spread
 from analysis.load import Kind, list_incomplete
+from analysis.rules import CHANGES
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
 from analysis.tables import winners
 from lbstudy.study import StudySpec
@@ -96,6 +97,11 @@ def of_winners(points: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """
     left_out = points.attrs.get("left_out", [])
     chosen = winners(points)
+    if outdated := points.attrs.get("outdated", []):
+        raise NothingToDraw(
+            f"the {len(outdated)} files were made by an older rule ({CHANGES[kind]}); remove the study's folder "
+            f"`landscape/{kind}` and run `lbstudy landscape STUDY --kind {kind}`"
+        )
     if chosen.empty:
         damaged = f" ({len(left_out)} damaged files were left out)" if left_out else ""
         what = "of what are now the best configurations" if len(points) else "was evaluated"
@@ -175,7 +181,7 @@ def draw_interpolation(info: Curves) -> Figure:
     smallest = {o: min(c.batch_size for c in info.study.list_cells() if c.optimizer == o) for o in encoding.optimizers}
     figure, axes = panels(
         info.study.name, "from the small-batch (a = 0) to the large-batch (a = 1) solution",
-        f"Weights and batch-norm statistics (1 - a) SB + a LB; median and quartiles over {info.curves}. {info.note} "
+        f"(1 - a) SB + a LB, running variances geometrically; median and quartiles over {info.curves}. {info.note} "
         f"{_clipped()} Do not read off flatness here: which side looks sharper turns round with weight decay.",
         [""] * len(rows), encoding.smoothings, height=1.45,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """The loss around and between minima: which points of weight space to look at, and how to look at them fast.
 
 A *point* is a vector of coefficients over a few basis vectors; a vector is a network's whole state, parameters and
-batch-norm statistics, laid out flat. There are four kinds:
+batch-norm statistics, laid out flat. A point is their weighted sum; from one solution to another, running variances are
+a weighted geometric mean instead (see `interpolate`). There are four kinds:
 
 line         theta* + a delta along several random directions (Li et al. 2018; the slides' f(a) = L(theta* + a delta))
 plane        theta* + a delta + b eta
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis.directions import DirectionSpec, draw
 from lbstudy.data import ImageData, Images
@@ -41,12 +43,20 @@ Batches = list[tuple[Tensor, Tensor]]
 LARGEST_OUTPUT = {"cpu": 8 * 2**20, "cuda": 2**30}
 
 
+class Variances(NamedTuple):
+    """The running variances within a flat state."""
+
+    entries: Tensor  # where they are, int64
+    eps: Tensor  # what their layer adds to each before it takes the root, float64
+
+
 class Points(NamedTuple):
     """Points of weight space, as combinations of basis vectors."""
 
     coordinates: pd.DataFrame  # a row per point: `a`, `b` where it has two, `direction` where there are several
     coefficients: NDArray[np.float64]  # points x vectors
     basis: Tensor  # vectors x numbers of a flat state
+    variances: Variances | None = None  # the entries that are combined as geometric means; None: all are summed
 
 
 class Trajectory(NamedTuple):
@@ -84,13 +94,24 @@ def plane(
     return _plane(flatten(model.state_dict()), _direction(model, spec, 0), _direction(model, spec, 1), a, b)
 
 
-def interpolate(start: State, end: State, a: NDArray[np.float64] = INTERPOLATION) -> Points:
-    """(1 - a) start + a end, weights and batch-norm statistics alike; exactly the solutions at a = 0 and a = 1.
+def interpolate(model: nn.Module, start: State, end: State, a: NDArray[np.float64] = INTERPOLATION) -> Points:
+    """From one solution to another: (1 - a) start + a end, weights, running means and all else but running variances.
 
-    Between the two a running variance is a mean of two variances. Outside it is extrapolated and may fall below zero;
-    the network then has no output, and the point's loss is NaN.
+    A running variance v goes geometrically, for the scale s^2 = v + eps by which its layer divides:
+    log s^2 = (1 - a) log s0^2 + a log s1^2. So it is positive for every a, while the straight line of Li et al. 2018
+    falls below zero beyond the solutions, where the network then has no output. Scales multiply from layer to layer,
+    and logarithms treat growing and shrinking alike. With eps inside, a variance of exactly 0 (a dead channel) needs no
+    floor; where the result less eps would be negative, the variance is 0.
+
+    At a = 0 and a = 1 the point is the solution, to the bit.
+
+    Args:
+        model: a network of the solutions' architecture: which entries are running variances, and each layer's eps.
+        start, end: the solutions.
+        a: where to look.
     """
-    return Points(pd.DataFrame({"a": a}), np.column_stack([1 - a, a]), torch.stack([flatten(start), flatten(end)]))
+    basis = torch.stack([flatten(start), flatten(end)])
+    return Points(pd.DataFrame({"a": a}), np.column_stack([1 - a, a]), basis, _running_variances(model))
 
 
 def trajectory(model: nn.Module, checkpoints: Sequence[State], count: int = 25, margin: float = 0.2) -> Trajectory:
@@ -167,10 +188,13 @@ def evaluate_points(model: nn.Module, points: Points, images: Mapping[str, Batch
     network, state = _on_a_flat_state(model)
     basis, results = points.basis.to(state), []
     for coefficients in points.coefficients.tolist():
+        # 0 x infinity is NaN: a vector that takes no part must not spoil the point.
+        terms = [(c, vector) for c, vector in zip(coefficients, basis, strict=True) if c]
         state.zero_()
-        for coefficient, vector in zip(coefficients, basis, strict=True):
-            if coefficient:  # 0 x infinity is NaN: a vector that takes no part must not spoil the point
-                state.add_(vector, alpha=coefficient)
+        for coefficient, vector in terms:
+            state.add_(vector, alpha=coefficient)
+        if points.variances is not None and len(terms) > 1:  # a single vector is a solution, and exact as it is
+            state[points.variances.entries] = _geometric_mean(terms, points.variances).to(state)
         results.append(torch.cat([_loss_and_accuracy(network, batches) for batches in images.values()]))
     columns = [f"{name}_{metric}" for name in images for metric in ("loss", "accuracy")]
     frame = pd.DataFrame(torch.stack(results).cpu().numpy(), points.coordinates.index, columns)
@@ -199,6 +223,26 @@ def _direction(model: nn.Module, spec: DirectionSpec, index: int) -> Tensor:
     """A direction as a flat state; it leaves batch-norm statistics where they are."""
     moves = draw(model, spec, index)
     return flatten({n: moves[n] if n in moves else torch.zeros_like(t) for n, t in model.state_dict().items()})
+
+
+def _running_variances(model: nn.Module) -> Variances:
+    """Where a flat state of the model holds the running variances of its batch norms."""
+    entries, eps, at = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)], 0
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    for name, tensor in model.state_dict().items():
+        owner, _, buffer = name.rpartition(".")
+        if owner in layers and buffer == "running_var":
+            entries.append(torch.arange(at, at + tensor.numel()))
+            eps.append(torch.full((tensor.numel(),), layers[owner].eps, dtype=torch.float64))
+        at += tensor.numel() if tensor.is_floating_point() else 0
+    device = next(model.parameters()).device
+    return Variances(torch.cat(entries).to(device), torch.cat(eps).to(device))
+
+
+def _geometric_mean(terms: Sequence[tuple[float, Tensor]], variances: Variances) -> Tensor:
+    """The running variances of a point between states, float64; see `interpolate`."""
+    scales = [coefficient * (vector[variances.entries].double() + variances.eps).log() for coefficient, vector in terms]
+    return (torch.stack(scales).sum(0).exp() - variances.eps).clamp(min=0)
 
 
 def _plane(origin: Tensor, first: Tensor, second: Tensor, a: NDArray[np.float64], b: NDArray[np.float64]) -> Points:

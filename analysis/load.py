@@ -1,6 +1,7 @@
 """Records as tidy tables: a row per trial or confirmed run, a row per epoch, a row per point of a landscape.
 
 Files may be damaged or incomplete: what can be read is returned, and `frame.attrs["left_out"]` names the other files.
+Where results may be of an older rule, `frame.attrs["outdated"]` names the files of such, which are left out, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
+from analysis.rules import OldRule, require_rule
 from lbstudy import storage
 from lbstudy.records import StudyFolder, TrialRecord
 from lbstudy.storage import StoragePath
@@ -118,7 +120,8 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
 
     Coordinates are `direction` and `a` of a line, `a` and `b` of a plane and (in Euclidean distance) a trajectory, and
     `a` of an interpolation, where 0 is the small-batch solution and 1 the run's own. Losses may be infinite or NaN.
-    `attrs["left_out"]` lists files that are damaged, the settings among them, or of no confirmed run.
+    `attrs["left_out"]` lists files that are damaged, the settings among them, or of no confirmed run; where the
+    settings say that all was made by an older rule, there are no rows, and `attrs["outdated"]` lists the files.
 
     Args:
         folder: the study's folder.
@@ -127,8 +130,11 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     """
     numbers = [*COORDINATES[kind], *POINT_METRICS]
     known = _keys_of_confirmed_runs(folder, tuned)
-    parts, left_out = [], []
+    parts, left_out, outdated = [], [], []
     paths: list[StoragePath] = sorted((folder.path / "landscape" / kind).glob("*/*/*.csv"))
+    made = landscape_settings(folder, kind)
+    if made and _is_outdated(kind, made):
+        paths, outdated = [], [_address(folder, path) for path in paths]
     for path, content in zip(paths, storage.read_all(paths), strict=True):
         key = known.get((path.parent.parent.name, path.parent.name))
         points = _read_points(content, numbers)
@@ -137,11 +143,11 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
         else:
             parts.append(pd.DataFrame(key, points.index).join(points))
     settings = _settings_path(folder, kind)
-    if settings.exists() and not landscape_settings(folder, kind):
+    if settings.exists() and not made:
         left_out.append(_address(folder, settings))
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*CONFIRMED_KEY, *numbers])
     frame = frame.astype(dict.fromkeys(numbers, float) | {"rank": "Int64"})
-    frame.attrs["left_out"] = left_out
+    frame.attrs |= {"left_out": left_out, "outdated": outdated}
     return frame
 
 
@@ -198,42 +204,57 @@ def trajectories(folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:
 def sharpness(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per confirmed run whose sharpness was measured: which run, and `Sharpness.row()`.
 
-    `attrs["left_out"]` lists files that are damaged or of no confirmed run.
+    `attrs["left_out"]` lists files that are damaged or of no confirmed run, `attrs["outdated"]` those that were
+    measured by an older rule.
 
     Args:
         folder: the study's folder.
         tuned: `trials` of it, where they have been loaded already.
     """
     known = _keys_of_confirmed_runs(folder, tuned)
-    rows, left_out = [], []
+    rows, left_out, outdated = [], [], []
     for path, measured in _sharpness_files(folder):
         key = known.get((path.parent.name, path.name.removesuffix(".json")))
-        if key is None or measured is None:
+        if measured == "outdated":
+            outdated.append(_address(folder, path))
+        elif key is None or measured is None:
             left_out.append(_address(folder, path))
         else:
             rows.append(key | measured.row())
     frame = _frame(rows, CONFIRMED_KEY, [])
-    frame.attrs["left_out"] = left_out
+    frame.attrs |= {"left_out": left_out, "outdated": outdated}
     return frame
 
 
 def spectral_densities(folder: StudyFolder) -> dict[tuple[str, int], SpectralDensity]:
-    """The density of the Hessian's eigenvalues of each run, by cell and number. Damaged files do not count."""
+    """The density of the Hessian's eigenvalues of each run, by cell and number. Damaged files do not count,
+    nor do those of an older rule."""
     return {
         (path.parent.name, int(path.name.removesuffix(".json"))): measured.density
         for path, measured in _sharpness_files(folder)
-        if measured is not None
+        if measured is not None and measured != "outdated"
     }
 
 
-def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpness | None]]:
-    """Each run's file, and what it holds, or None if it is damaged or a copy."""
+def _is_outdated(kind: str, made: dict[str, Any]) -> bool:
+    try:
+        require_rule(kind, made)
+    except OldRule:
+        return True
+    return False
+
+
+def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpness | Literal["outdated"] | None]]:
+    """Each run's file, and what it holds: "outdated" if by an older rule, None if it is damaged or a copy."""
     from analysis.sharpness import Sharpness  # here, since it imports SciPy's optimisers
 
     paths: list[StoragePath] = sorted((folder.path / "sharpness").glob("*/*.json"))
     for path, text in zip(paths, storage.read_all(paths), strict=True):
+        measured: Sharpness | Literal["outdated"] | None
         try:
             measured = Sharpness.from_json(_parse(text)) if _is_numbered(path) else None
+        except OldRule:
+            measured = "outdated"
         except (KeyError, TypeError, ValueError, AttributeError):  # whatever a file may hold instead
             measured = None
         yield path, measured

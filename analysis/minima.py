@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from analysis import load
+from analysis.rules import RULES, OldRule, require_rule
 from lbstudy import storage
 from lbstudy.datasets import Dataset
 from lbstudy.records import StudyFolder, TrialRecord
@@ -143,19 +144,22 @@ def _pairs(runs: Sequence[TrialRecord]) -> Iterator[tuple[tuple[tuple[TrialRecor
 
 
 def keep_settings(folder: StudyFolder, where: str, settings: Spec) -> None:
-    """Write down what the results in a folder are made with.
+    """Write down what the results in a folder are made with, and by which rule where it is not the first.
 
     Raises:
-        StudyError: it holds results made with other settings.
+        StudyError: it holds results made with other settings, or by an older rule.
     """
-    path = folder.path / where / "settings.json"
-    mine = settings.model_dump_json(indent=2).encode()
-    if (theirs := storage.read(path)) is not None and theirs != mine:
-        old, new = json.loads(theirs), json.loads(mine)
-        other = ", ".join(f"{key} {old.get(key)} (now {new[key]})" for key in new if old.get(key) != new[key])
+    path, kind = folder.path / where / "settings.json", where.rpartition("/")[2]
+    mine = settings.model_dump(mode="json") | ({"rule": RULES[kind]} if kind in RULES else {})
+    if (found := storage.read(path)) is not None and (theirs := json.loads(found)) != mine:
+        try:
+            require_rule(kind, theirs)
+        except OldRule as error:
+            raise StudyError(f"{path.parent} holds results {error}. Remove the folder, and run this again") from error
+        other = ", ".join(f"{key} {theirs.get(key)} (now {new})" for key, new in mine.items() if theirs.get(key) != new)
         raise StudyError(f"{path.parent} holds results with {other}; remove the folder, or keep to the former")
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write(path, mine)
+    storage.write(path, json.dumps(mine, indent=2).encode())
 
 
 def missing(folder: StudyFolder, tasks: Sequence[Task]) -> list[Task]:
@@ -270,7 +274,7 @@ def _points(
     if kind == "plane":
         return landscape.plane(model, spec), {}
     if kind == "interpolate":
-        return landscape.interpolate(*states), {}
+        return landscape.interpolate(model, *states), {}
     found = landscape.trajectory(model, states)
     path = {"path": found.path.tolist(), "explained": found.explained.tolist()}
     return found.points, {"path.json": json.dumps(path).encode()}

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis import curves, stats
 from analysis.load import list_incomplete
+from analysis.rules import CHANGES
 from analysis.tables import winners
 from lbstudy.study import StudySpec
 
@@ -45,8 +46,8 @@ MEASURES = {
     "trace": Measure("Hessian trace", "sharp"),
     "keskar_full_0.001": Measure("Keskar, ε = 1e-3, %", "sharp"),
     "keskar_full_0.0005": Measure("Keskar, ε = 5e-4, %", "sharp"),
-    "keskar_subspace_0.001": Measure("Keskar, ε = 1e-3, subspace, %", "sharp"),
-    "keskar_subspace_0.0005": Measure("Keskar, ε = 5e-4, subspace, %", "sharp"),
+    "keskar_subspace_0.001": Measure("Keskar, ε = 1e-3, subspaces, %", "sharp"),
+    "keskar_subspace_0.0005": Measure("Keskar, ε = 5e-4, subspaces, %", "sharp"),
     "sam_average": Measure("average rise", "sharp"),
     "sam_average_adaptive": Measure("average rise, adaptive", "sharp"),
     "sam_ascent": Measure("worst rise (SAM)", "sharp"),
@@ -55,7 +56,8 @@ MEASURES = {
     "width_1": Measure("width of the valley at +1", "flat"),
     "mean_rise": Measure("mean rise within ±0.5", "sharp"),
 }
-"""Column -> what it is. The worst rises are by ascent, means over mini-batches; see `sharpness.worst_rise`."""
+"""Column -> what it is. Values in subspaces are means over draws (`sharpness.measure`); the worst rises are by ascent,
+means over mini-batches (`sharpness.worst_rise`)."""
 
 CHIEF = ["eigenvalue_1", "trace", "keskar_full_0.001", "sam_ascent_adaptive", "width_0.1", "mean_rise"]
 """One measure of each sort: what the scatter and a terminal show."""
@@ -66,7 +68,7 @@ OUTCOMES = ("test_accuracy", "clean_train_loss")
 LINE_MEASURES = ["width_0.1", "width_1", "mean_rise"]
 """Those that come from the line landscapes; the others come from `lbstudy sharpness`."""
 
-ERRORS = ("eigenvalue_1", "trace")
+ERRORS = ("eigenvalue_1", "trace", "keskar_subspace_0.001", "keskar_subspace_0.0005")
 """Measures with an error of their own in the table, besides the spread over seeds."""
 
 
@@ -124,8 +126,9 @@ def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
     """A row per cell: mean and standard deviation (`NAME_sd`) over seeds of the outcomes and of each measure.
 
     `n` counts the seeds that were measured. `NAME_error` is the largest error of a run: of the eigenvalue the residual
-    of Lanczos, of the trace the standard error over probes. `note` says what is missing, and where `width_1` is a lower
-    bound because half of a run's valleys or more go on beyond the line. Measures that no run has are left out.
+    of Lanczos, of the trace the standard error over probes, of Keskar's measure in subspaces that over draws. `note`
+    says what is missing, and where `width_1` is a lower bound because half of a run's valleys or more go on beyond the
+    line. Measures that no run has are left out.
 
     Args:
         study: the study.
@@ -203,7 +206,12 @@ def list_left_out(runs: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFra
         ("sharpness", sharpness, "lbstudy sharpness STUDY"),
         ("widths and mean rise", lines, "lbstudy landscape STUDY --kind line"),
     ):
-        if frame.empty:
+        if outdated := frame.attrs.get("outdated", []):
+            sentences.append(
+                f"left out, made by an older rule: {name} in {len(outdated)} files, {outdated[0]} the first "
+                f"({CHANGES['sharpness']}); remove the study's folder `sharpness` and run `{command}` to measure again"
+            )
+        elif frame.empty:
             sentences.append(f"missing: {name}; run `{command}`")
         else:
             measured = frame.set_index(["cell", "number"]).index

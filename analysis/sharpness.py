@@ -11,25 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.optimize import Bounds, minimize
 
 from analysis.hessian import Estimate, SpectralDensity, spectral_density, top_eigenvalues, trace
+from analysis.keskar import KeskarSharpness, ValueAndGradient, Vector, keskar, random_subspace
+from analysis.rules import RULES, require_rule
 from lbstudy.randomness import stream
 from lbstudy.runspec import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from analysis.objective import Objective
     from lbstudy.data import ImageData, Images
 
-Vector = NDArray[np.float64]
 Value = Callable[[Vector], float]
-ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 
 
 class SharpnessSpec(Spec):
@@ -49,7 +49,8 @@ class SharpnessSpec(Spec):
     density_probes: int = Field(2, gt=0, description="start vectors of stochastic Lanczos quadrature")
     density_steps: int = Field(16, gt=1, description="Lanczos steps of each")
     epsilons: tuple[float, ...] = Field((1e-3, 5e-4), description="Keskar's box sizes")
-    subspace: int = Field(100, gt=0, description="dimension p of Keskar's random subspace")
+    subspace: int = Field(100, gt=0, description="dimension p of Keskar's random subspaces")
+    subspace_draws: int = Field(5, gt=1, description="random subspaces, the same for every model of an architecture")
     m: int = Field(128, gt=0, description="samples of a mini-batch of m-sharpness, for every model alike")
     rho: float = Field(0.05, gt=0, description="SAM's radius |delta|")
     adaptive_rho: float = Field(0.5, gt=0, description="ASAM's radius |delta / w|")
@@ -70,33 +71,40 @@ class Sharpness:
     eigenvalues: tuple[Estimate, ...]  # largest first; error: the residual norm
     trace: Estimate  # error: standard error over probes
     density: SpectralDensity
-    keskar_full: tuple[float, ...]  # per epsilon, in percent; the best found
-    keskar_subspace: tuple[float, ...]
-    keskar_full_published: tuple[float, ...]  # as published: from the solution only; may stall there
-    keskar_subspace_published: tuple[float, ...]
+    keskar_full: tuple[float, ...]  # per epsilon, in percent; the largest that L-BFGS-B or a climb found
+    keskar_subspace: tuple[Estimate, ...]  # mean over draws of the subspace; error: standard error over draws
+    keskar_full_published: tuple[float, ...]  # as published: L-BFGS-B's alone; may stall at the solution
+    keskar_subspace_published: tuple[Estimate, ...]
     sam_average: Estimate  # rise of the loss; error: standard error over draws
     sam_average_adaptive: Estimate
-    sam_one_step: Estimate  # mean rise over mini-batches; error: standard error over mini-batches
+    sam_one_step: Estimate  # mean rise over mini-batches, may be negative; error: standard error over mini-batches
     sam_one_step_adaptive: Estimate
-    sam_ascent: Estimate
+    sam_ascent: Estimate  # the largest rise met by the ascent, at least 0
     sam_ascent_adaptive: Estimate
     spec: SharpnessSpec
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values; what is infinite or NaN stays so, which Python's `json` reads and writes."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"density": vars(self.density), "spec": self.spec.model_dump(mode="json")}
+        return (
+            {"rule": RULES["sharpness"]}
+            | plain
+            | {"density": vars(self.density), "spec": self.spec.model_dump(mode="json")}
+        )
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Sharpness:
         """The inverse of `as_json`, also after a way through a file.
 
         Raises:
+            OldRule: it was measured by an older rule.
             AttributeError, KeyError, TypeError, ValueError: it holds something else.
         """
-        values = {name: _from_lists(value) for name, value in plain.items()}
+        require_rule("sharpness", plain)
+        values = {name: _from_lists(value) for name, value in plain.items() if name != "rule"}
         values |= {name: Estimate(*values[name]) for name in ("trace", *(n for n in values if n.startswith("sam_")))}
-        values["eigenvalues"] = tuple(Estimate(*pair) for pair in values["eigenvalues"])
+        for name in ("eigenvalues", "keskar_subspace", "keskar_subspace_published"):
+            values[name] = tuple(Estimate(*pair) for pair in values[name])
         values["density"] = SpectralDensity(**{k: _from_lists(v) for k, v in plain["density"].items()})
         made = cls(**values | {"spec": SharpnessSpec.model_validate(plain["spec"])})
         if wrong := [name for name, value in made.row().items() if not isinstance(value, int | float)]:
@@ -110,10 +118,15 @@ class Sharpness:
         estimates |= {
             f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Estimate)
         }
+        for name in (f.name for f in fields(self) if f.name.startswith("keskar_")):
+            for epsilon, value in zip(self.spec.epsilons, getattr(self, name), strict=True):
+                column = f"{name}_{epsilon:g}"
+                if isinstance(value, Estimate):
+                    estimates[column] = value
+                else:
+                    row[column] = value
         for name, (value, error) in estimates.items():
             row |= {name: value, f"{name}_error": error}
-        for name in (f.name for f in fields(self) if f.name.startswith("keskar_")):
-            row |= {f"{name}_{e:g}": v for e, v in zip(self.spec.epsilons, getattr(self, name), strict=True)}
         return row
 
 
@@ -152,11 +165,7 @@ def measure(model: nn.Module, data: ImageData, images: Images, spec: SharpnessSp
     density = spectral_density(hessian, spec.density_probes, spec.density_steps, draw("density"))
     objective.free()
 
-    whole = [keskar(objective.value_and_gradient, x, epsilon, draw("keskar")) for epsilon in spec.epsilons]
-    directions = random_subspace(len(x), spec.subspace, draw("subspace"))
-    subspace = [
-        keskar(objective.value_and_gradient, x, epsilon, draw("keskar"), directions) for epsilon in spec.epsilons
-    ]
+    whole, subspaces = _keskar(objective, (loss, gradient), spec)
     losses = [part.value_and_gradient for part in objective.mini_batches(spec.m)]
     plain, adaptive = np.ones_like(x), np.abs(x)
     one_step, ascent = worst_rise(losses, x, spec.rho, plain, spec.ascent_steps, draw("ascent"))
@@ -172,9 +181,9 @@ def measure(model: nn.Module, data: ImageData, images: Images, spec: SharpnessSp
         trace=hessian_trace,
         density=density,
         keskar_full=tuple(found.best for found in whole),
-        keskar_subspace=tuple(found.best for found in subspace),
+        keskar_subspace=tuple(_mean([found.best for found in draws]) for draws in subspaces),
         keskar_full_published=tuple(found.published for found in whole),
-        keskar_subspace_published=tuple(found.published for found in subspace),
+        keskar_subspace_published=tuple(_mean([found.published for found in draws]) for draws in subspaces),
         sam_average=average_rise(
             objective.value, x, spec.average_sigma * plain, spec.average_draws, draw("average")
         ),
@@ -189,90 +198,27 @@ def measure(model: nn.Module, data: ImageData, images: Images, spec: SharpnessSp
     )  # fmt: skip
 
 
-class KeskarSharpness(NamedTuple):
-    """phi, in percent of 1 + f(x)."""
+def _keskar(
+    objective: Objective, at_x: tuple[float, Vector], spec: SharpnessSpec
+) -> tuple[list[KeskarSharpness], list[list[KeskarSharpness]]]:
+    """Keskar's measure per epsilon in the full space, and per epsilon and draw in random subspaces.
 
-    best: float  # over all points tried
-    published: float  # over those tried from x itself
-
-
-CLIMBS = 2  # each from another random point near the centre of the box
-TURNS = 2  # steps of a climb that stay near the centre and turn towards the steepest curvature
-CORNERS = 2  # then, from corner to corner
-JITTER = 0.1  # how near the centre, as a fraction of the box
-
-
-def keskar(
-    loss: ValueAndGradient,
-    x: Vector,
-    epsilon: float,
-    draw: np.random.Generator,
-    subspace: NDArray[np.float32] | None = None,
-    iterations: int = 10,
-) -> KeskarSharpness:
-    """Keskar et al. 2017, Metric 2.1: 100 (max f(x + A y) - f(x)) / (1 + f(x)) over |y_i| <= eps (|(A^+ x)_i| + 1).
-
-    As published, the maximum is sought by ten iterations of L-BFGS-B from y = 0. At a minimum the gradient is nearly
-    zero there, and the search may stall. So it is helped by climbs: from a random point near 0, turned towards the
-    steepest curvature by the gradient there, to the corner of the box that the gradient's signs point to, and on to
-    the next corner, which never descends where the loss is convex. `best` is the largest loss that any search met.
-    Every result is a lower bound of the maximum. Not invariant to rescaling the weights.
-
-    Args:
-        loss: f and its gradient.
-        x: the solution, n.
-        epsilon: size of the box, 1e-3 or 5e-4 in the paper.
-        draw: draws where climbs begin.
-        subspace: A, n x p; None for the full space, A = I.
-        iterations: of L-BFGS-B.
+    In a subspace there is a climb only where L-BFGS-B finds no way off the solution: further draws tell more.
     """
-    at_x = loss(x)[0]
-    if subspace is None:
-        half = epsilon * (np.abs(x) + 1)
-    else:
-        gram = (subspace.T @ subspace).astype(np.float64)
-        pseudo_inverse_x = np.linalg.solve(gram, subspace.T @ x.astype(subspace.dtype))  # A has full column rank
-        half = epsilon * (np.abs(pseudo_inverse_x) + 1)
-    best = at_x
+    x = objective.x
 
-    def rise(y: Vector) -> tuple[float, Vector]:
-        nonlocal best
-        if subspace is None:
-            value, gradient = loss(x + y)
-        else:
-            value, gradient = loss(x + subspace @ y.astype(subspace.dtype))
-            gradient = (subspace.T @ gradient.astype(subspace.dtype)).astype(np.float64)
-        best = max(best, value)  # a NaN loses every comparison
-        return value, gradient
+    def measured(epsilon: float, index: int, subspace: NDArray[np.float32] | None, climbs: int) -> KeskarSharpness:
+        starts = stream(spec.seed, "sharpness", "keskar", index)
+        return keskar(objective.value_and_gradient, x, epsilon, starts, subspace, climbs, at_x)
 
-    def fall(y: Vector) -> tuple[float, Vector]:
-        value, gradient = rise(y)
-        return -value, -gradient
-
-    minimize(
-        fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=Bounds(-half, half),
-        options={"maxiter": iterations},
-    )  # fmt: skip
-    published = best
-    for _ in range(CLIMBS):
-        y = JITTER * half * draw.uniform(-1, 1, size=len(half))
-        for _ in range(TURNS):  # power iteration, in units of the box
-            slope = half * rise(y)[1]
-            y = JITTER * half * slope / (np.abs(slope).max() or 1.0)
-        for _ in range(CORNERS):
-            y = half * np.sign(rise(y)[1])
-        rise(y)
-    return KeskarSharpness(100 * (best - at_x) / (1 + at_x), 100 * (published - at_x) / (1 + at_x))
-
-
-def random_subspace(size: int, dimension: int, draw: np.random.Generator) -> NDArray[np.float32]:
-    """Keskar's random A, size x dimension, float32: independent standard normal entries.
-
-    The paper does not say how A is drawn. With these entries a weight moves by about eps sqrt(p), so that the subspace
-    reaches as far as the full box does; with columns of unit length, as in SmoothOut's code, it would reach sqrt(n)
-    times less far and no loss would rise.
-    """
-    return draw.standard_normal((size, min(dimension, size)), dtype=np.float32)
+    whole = [measured(epsilon, 0, None, 1) for epsilon in spec.epsilons]
+    subspaces: list[list[KeskarSharpness]] = [[] for _ in spec.epsilons]
+    for index in range(1, spec.subspace_draws + 1):
+        directions = random_subspace(len(x), spec.subspace, stream(spec.seed, "sharpness", "subspace", index))
+        for draws, epsilon in zip(subspaces, spec.epsilons, strict=True):
+            found = measured(epsilon, index, directions, 0)
+            draws.append(found if found.published > 0 else measured(epsilon, index, directions, 1))
+    return whole, subspaces
 
 
 def average_rise(loss: Value, x: Vector, sigma: Vector, draws: int, draw: np.random.Generator) -> Estimate:
@@ -301,9 +247,11 @@ def worst_rise(
     """max L_B(x + delta) - L_B(x) over |delta / scale| <= rho, mean over mini-batches B: m-sharpness.
 
     Of each mini-batch the loss is maximised by itself. One step is SAM's (Foret et al. 2021):
-    delta = rho s^2 g / |s g|, the maximum of the linearised loss. More steps linearise the loss anew at x + delta,
-    which climbs monotonically where the loss is convex; the largest rise of them all counts. Scale 1 is SAM, |x| the
-    adaptive form (ASAM, Kwon et al. 2021).
+    delta = rho s^2 g / |s g|, the maximum of the linearised loss. It is reported as it is: where the loss bends down
+    within rho it overshoots, and the rise is negative. More steps linearise the loss anew at x + delta, which climbs
+    monotonically where the loss is convex; the largest rise of them all counts, and that of x itself, 0, which the ball
+    holds. So the ascent's is a lower bound of the maximum, and never negative. Scale 1 is SAM, |x| the adaptive form
+    (ASAM, Kwon et al. 2021).
 
     Args:
         losses: L_B and its gradient, of each mini-batch.
@@ -314,7 +262,7 @@ def worst_rise(
         draw: draws the first direction where the gradient is exactly zero.
 
     Returns:
-        The rise after one step, and after the ascent; errors are standard errors over mini-batches.
+        The rise after one step, and the largest of the ascent; errors are standard errors over mini-batches.
     """
     first, highest = [], []
     for loss in losses:
@@ -329,7 +277,7 @@ def worst_rise(
             if not np.isfinite(gradient).all():
                 break
         first.append(rises[0])
-        highest.append(max(rises))
+        highest.append(max(0.0, *rises))
     return _mean(first), _mean(highest)
 
 

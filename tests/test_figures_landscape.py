@@ -14,9 +14,10 @@ from matplotlib.text import Text
 from analysis import figures, figures_landscape, figures_planes, load
 from analysis.figures_landscape import draw_interpolation, draw_line, draw_widths, interpolation_info, line_info
 from analysis.figures_planes import draw_plane, draw_surface, draw_trajectory, plane_info, trajectory_info
+from analysis.minima import LandscapeSettings, keep_settings
 from analysis.style import NothingToDraw
 from lbstudy.records import StudyFolder
-from lbstudy.study import Cell, StudySpec
+from lbstudy.study import Cell, StudyError, StudySpec
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 
 SETTINGS = {"directions": 2, "normalisation": "filter", "biases_and_norms": False, "samples": 100, "seed": 3}
@@ -262,6 +263,28 @@ def test_a_damaged_part_is_named_and_left_out(folder: StudyFolder, content: byte
     ]  # fmt: skip
     assert len(read) == len(sound)
     assert "0001/000.csv" in line_info(STUDY, read, {}).note
+
+
+def test_interpolations_of_an_older_rule_are_left_out_and_named_and_lines_are_not(folder: StudyFolder) -> None:
+    frame = lines(STUDY, bowl)
+    frame = frame[(frame["cell"] == "sgd-b64-none") & (frame["repeat"] == 0) & (frame["direction"] == 0)]
+    for kind in ("interpolate", "line"):
+        write_points(folder, kind, "sgd-b64-none", 0, frame)
+        (folder.path / "landscape" / kind / "settings.json").write_text(json.dumps(SETTINGS))  # of no rule: the first
+    assert len(load.landscape(folder, "line")) == len(LINE)
+    old = load.landscape(folder, "interpolate")
+    assert (len(old), old.attrs["left_out"]) == (0, [])
+    assert old.attrs["outdated"] == ["landscape/interpolate/sgd-b64-none/0000/000.csv"]
+    with pytest.raises(NothingToDraw, match="older rule .running variances now go geometrically.*--kind interpolate"):
+        interpolation_info(STUDY, old)
+    settings = LandscapeSettings.model_validate(SETTINGS)
+    keep_settings(folder, "landscape/line", settings)
+    assert json.loads((folder.path / "landscape" / "line" / "settings.json").read_text()) == SETTINGS
+    with pytest.raises(StudyError, match="made by rule 1, and the rule is 2 now: running variances"):
+        keep_settings(folder, "landscape/interpolate", settings)
+    (folder.path / "landscape" / "interpolate" / "settings.json").write_text(json.dumps(SETTINGS | {"rule": 2}))
+    keep_settings(folder, "landscape/interpolate", settings)
+    assert len(load.landscape(folder, "interpolate")) == len(LINE)
 
 
 def test_settings_and_paths_come_back_or_are_missing(folder: StudyFolder) -> None:

@@ -14,9 +14,9 @@ from analysis.directions import DirectionSpec, draw
 from analysis.landscape import evaluate_points, prepare
 from lbstudy import data, datasets, models
 from lbstudy.batch_norm import BatchNorm
-from lbstudy.runspec import DatasetSpec
+from lbstudy.runspec import DatasetSpec, RunSpec
 from lbstudy.study import StudyError
-from lbstudy.train import evaluate, fingerprint
+from lbstudy.train import evaluate, fingerprint, train
 
 SPEC = DirectionSpec(seed=7)
 
@@ -99,7 +99,7 @@ class TestQuadratic:
     def test_interpolation(self, images: data.ImageData):
         model = Quadratic()
         start, end = model.state_dict(), {"weight": torch.ones(3, 4, dtype=torch.float64)}
-        result = evaluate_points(model, landscape.interpolate(start, end), prepare(model, of_class_zero(images)))
+        result = evaluate_points(model, landscape.interpolate(model, start, end), prepare(model, of_class_zero(images)))
         for row in result.itertuples():
             moved = (1 - row.a) * start["weight"] + row.a * end["weight"]
             assert row.train_loss == pytest.approx(model.loss(moved).item(), rel=1e-10)
@@ -111,7 +111,7 @@ class TestSolutions:
 
     def test_interpolation_ends_in_both(self, name: models.ModelName, images: data.ImageData):
         one, other = network(name, images, 1), network(name, images, 2)
-        points = landscape.interpolate(one.state_dict(), other.state_dict(), np.array([0.0, 0.5, 1.0]))
+        points = landscape.interpolate(one, one.state_dict(), other.state_dict(), np.array([0.0, 0.5, 1.0]))
         result = evaluate_points(one, points, prepare(one, images)).set_index("a")
         for a, model in ((0, one), (1, other)):
             for split in ("train", "test"):
@@ -167,15 +167,88 @@ def test_lines_look_along_the_scaled_draws(digits: data.ImageData):
         assert result["test_loss"][index] == pytest.approx(sum(losses) / 30, rel=1e-5)
 
 
-class TestNotFinite:
-    def test_a_negative_variance_gives_nan_and_the_point_stays(self, images: data.ImageData):
-        one, other = network("vgg9", images, 1), network("vgg9", images, 2)
-        other.features[1].running_var.fill_(9.0)  # at a = -0.5 it is 1.5 x about 1 - 0.5 x 9
-        points = landscape.interpolate(one.state_dict(), other.state_dict(), landscape.grid(-0.5, 1.5, 5))
-        result = evaluate_points(one, points, prepare(one, images, samples=20)).set_index("a")
-        assert result["train_loss"].isna().to_dict() == {-0.5: True, 0: False, 0.5: False, 1: False, 1.5: False}
-        assert math.isnan(result.loc[-0.5, "test_accuracy"])
+def linear(start: Tensor, end: Tensor, a: float) -> Tensor:
+    return (1 - a) * start + a * end
 
+
+def moved_by_hand(one: nn.Module, other: nn.Module, a: float) -> nn.Module:
+    """The network at a on the way from one to the other: all is linear, but the logarithm of variance + eps."""
+    moved, start, end = copy.deepcopy(one), one.state_dict(), other.state_dict()
+    eps = {name: module.eps for name, module in one.named_modules() if isinstance(module, BatchNorm)}
+    for name, tensor in moved.state_dict().items():
+        if name.endswith("running_var"):
+            scales = [(state[name].double() + eps[name.rpartition(".")[0]]).log() for state in (start, end)]
+            tensor.copy_((linear(*scales, a).exp() - eps[name.rpartition(".")[0]]).clamp(min=0))
+        elif tensor.is_floating_point():
+            tensor.copy_(linear(start[name].double(), end[name].double(), a))
+    return moved
+
+
+class TestVariances:
+    """From one solution to another, running variances stay variances."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def few(digits: data.ImageData) -> data.ImageData:
+        parts = (data.Images(part.images[:32], part.labels[:32]) for part in (digits.train, digits.validation))
+        return data.ImageData(*parts, digits.test, digits.classes, digits.mean, digits.std)
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def solutions(few: data.ImageData) -> tuple[nn.Module, nn.Module]:
+        """VGG9 after two epochs of either batch size, from different starts: their variances are far apart."""
+        made = []
+        for batch_size in (8, 32):
+            run = {
+                "model": "vgg9", "dataset": {"name": "digits", "validation_size": 0.2}, "batch_size": batch_size,
+                "optimizer": "sgd", "hyper": {"learning_rate": 0.05}, "budget": {"epochs": 2}, "seed": batch_size,
+            }  # fmt: skip
+            made.append(train(RunSpec.model_validate(run), few).model.eval())
+        with torch.no_grad():  # and a layer that has hardly any variance in one of them
+            variance = dict(made[1].named_buffers())["features.1.running_var"]
+            variance.div_(100)
+        return made[0], made[1]
+
+    def test_every_point_has_an_output_and_is_the_network_made_by_hand(
+        self, digits: data.ImageData, solutions: tuple[nn.Module, nn.Module]
+    ):
+        one, other = solutions
+        points = landscape.interpolate(one, one.state_dict(), other.state_dict(), np.array([-0.5, 0.3, 1.1, 1.5]))
+        few = prepare(one, digits, samples=8)
+        summed = evaluate_points(one, points._replace(variances=None), few)
+        assert summed["test_loss"].isna().tolist() == [False, False, True, True]  # the straight line's
+        result = evaluate_points(one, points, few)
+        assert np.isfinite(result[["train_loss", "test_loss"]]).all(axis=None)
+        for row in result.itertuples():
+            network = moved_by_hand(one, other, row.a)
+            with torch.no_grad():
+                losses = [nn.functional.cross_entropy(network(x), y, reduction="sum").item() for x, y in few["test"]]
+            assert row.test_loss == pytest.approx(sum(losses) / 8, rel=1e-4)
+
+    def test_both_solutions_are_met_to_the_bit(self, digits: data.ImageData, solutions: tuple[nn.Module, nn.Module]):
+        few = prepare(solutions[0], digits, samples=8)
+        points = landscape.interpolate(solutions[0], *(m.state_dict() for m in solutions), np.array([0.0, 1.0]))
+        result = evaluate_points(solutions[0], points, few)
+        for row, model in zip(result.itertuples(), solutions, strict=True):
+            logits = [(model(x).detach(), y) for x, y in few["test"]]
+            loss = sum(nn.functional.cross_entropy(out.double(), y, reduction="sum") for out, y in logits) / 8
+            assert row.test_loss == loss.item()
+
+    def test_a_variance_of_zero_is_no_hole(self):
+        """From 1e-2 to 0, and from 0 to 0: geometric in v + eps, and never negative."""
+        one, other = BatchNorm(2), BatchNorm(2)
+        one.running_var.copy_(torch.tensor([1e-2, 0.0]))
+        other.running_var.zero_()
+        points = landscape.interpolate(one, one.state_dict(), other.state_dict())
+        assert points.variances is not None
+        assert points.variances.entries.tolist() == [6, 7]  # after weight, bias and running mean
+        for a in (-0.5, 0.5, 1.5):
+            found = landscape._geometric_mean([(1 - a, points.basis[0]), (a, points.basis[1])], points.variances)
+            expected = max(0.0, (1e-2 + 1e-5) ** (1 - a) * 1e-5**a - 1e-5)
+            assert found.tolist() == pytest.approx([expected, 0.0], rel=1e-6, abs=1e-18)
+
+
+class TestNotFinite:
     def test_overflow_is_recorded(self, digits: data.ImageData):
         model = network("lenet5", digits)
         points = landscape.line(model, SPEC, 1, np.array([-1e12, 0, 1e12]))
@@ -187,7 +260,7 @@ class TestNotFinite:
         one, other = network("lenet5", digits, 1), network("lenet5", digits, 2)
         with torch.no_grad():
             next(other.parameters()).fill_(math.inf)
-        points = landscape.interpolate(one.state_dict(), other.state_dict(), np.array([0.0, 0.5, 1.0]))
+        points = landscape.interpolate(one, one.state_dict(), other.state_dict(), np.array([0.0, 0.5, 1.0]))
         result = evaluate_points(one, points, prepare(one, digits))
         assert result["train_loss"][0] == pytest.approx(evaluate(one, digits, digits.train)[0], abs=1e-6)
         assert result["train_loss"][1:].isna().all()

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from analysis import figures_sharpness, load, minima_table, tables
 from analysis.hessian import Estimate, SpectralDensity
+from analysis.minima import keep_settings
 from analysis.minima_table import correlations, line_measures, list_left_out, runs
 from analysis.sharpness import Sharpness, SharpnessSpec
 from analysis.style import NothingToDraw
 from lbstudy.cli import app
 from lbstudy.records import StudyFolder
+from lbstudy.study import StudyError
 from tests.confirmed_runs import confirmed_study, study_of
 from tests.test_figures_landscape import LINE, lines, rendered, texts, write_points
 
@@ -30,9 +32,10 @@ def sharpness_of(eigenvalue: float, **changes: object) -> Sharpness:
     """A model's sharpness: the top eigenvalue as given, everything else a multiple of it."""
     rise = Estimate(eigenvalue / 100, 0.001)
     pair = (eigenvalue, eigenvalue / 4)
+    of_draws = tuple(Estimate(value / 10, value / 200) for value in pair)
     found = Sharpness(
         0.1, 0.01, 100, 500, (Estimate(eigenvalue, 0.1), Estimate(1.0, 0.1)), Estimate(2 * eigenvalue, 0.5), DENSITY,
-        pair, pair, pair, pair, rise, rise, rise, rise, rise, rise, SharpnessSpec(),
+        pair, of_draws, pair, of_draws, rise, rise, rise, rise, rise, rise, SharpnessSpec(),
     )  # fmt: skip
     return replace(found, **changes)
 
@@ -143,6 +146,7 @@ def test_the_table_has_mean_and_spread_over_seeds_next_to_test_accuracy() -> Non
     assert first["eigenvalue_1_sd"] == pytest.approx(np.std([10, 20], ddof=1))
     assert (first["eigenvalue_1_error"], first["trace"], first["trace_error"]) == (0.1, 30, 0.5)
     assert (first["keskar_full_0.001"], first["keskar_full_0.0005"]) == (15, 3.75)
+    assert (first["keskar_subspace_0.001"], first["keskar_subspace_0.001_error"]) == (1.5, 0.1)  # the largest error
     assert list(table["note"][:3]) == ["", "not measured", "no confirmed run"]
     assert not {"width_1", "mean_rise"} & set(table)  # no lines
     assert len(table) == len(CELLS)
@@ -260,6 +264,38 @@ def test_sharpness_comes_back_from_its_files_and_damaged_ones_are_named(folder: 
         [CELLS[0], 0, 0, 12.0, np.inf]
     ]
     assert load.spectral_densities(folder)[CELLS[0], 0] == DENSITY
+
+
+def test_sharpness_of_an_older_rule_is_left_out_and_named_and_its_folder_not_added_to(folder: StudyFolder) -> None:
+    new = sharpness_of(12.0).as_json()
+    old = {key: value for key, value in new.items() if key != "rule"} | {
+        "keskar_subspace": [1.0, 2.0], "keskar_subspace_published": [1.0, 2.0],
+        "spec": {key: value for key, value in new["spec"].items() if key != "subspace_draws"},
+    }  # fmt: skip
+    write_sharpness(folder, CELLS[0], 0, json.dumps(new))
+    write_sharpness(folder, CELLS[0], 1, json.dumps(old))
+    read = load.sharpness(folder)
+    assert (len(read), read.attrs["left_out"]) == (1, [])
+    assert read.attrs["outdated"] == [f"sharpness/{CELLS[0]}/0001.json"]
+    assert list(load.spectral_densities(folder)) == [(CELLS[0], 0)]
+    result = CliRunner().invoke(app, ["table", str(folder.path), "sharpness"])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stderr.split())
+    assert f"made by an older rule: sharpness in 1 files, sharpness/{CELLS[0]}/0001.json" in told
+    assert "remove the study's folder `sharpness` and run `lbstudy sharpness STUDY` to measure again" in told
+
+    settings = folder.path / "sharpness" / "settings.json"
+    settings.write_text(json.dumps(old["spec"], indent=2))
+    with pytest.raises(
+        StudyError, match="made by rule 1, and the rule is 2 now: Keskar's subspaces .* Remove the folder"
+    ):
+        keep_settings(folder, "sharpness", SharpnessSpec())
+    settings.unlink()
+    keep_settings(folder, "sharpness", SharpnessSpec())
+    keep_settings(folder, "sharpness", SharpnessSpec())  # the same: no objection
+    assert json.loads(settings.read_text()) == SharpnessSpec().model_dump(mode="json") | {"rule": 2}
+    with pytest.raises(StudyError, match=r"holds results with samples 1000 \(now 7\)"):
+        keep_settings(folder, "sharpness", SharpnessSpec(samples=7))
 
 
 @pytest.mark.parametrize("format", ["table", "csv", "json", "markdown", "latex"])

@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.keskar import keskar, random_subspace
 from analysis.objective import Objective
-from analysis.sharpness import (
-    Sharpness,
-    SharpnessSpec,
-    average_rise,
-    keskar,
-    measure,
-    random_subspace,
-    worst_rise,
-)  # fmt: skip
+from analysis.rules import OldRule
+from analysis.sharpness import Sharpness, SharpnessSpec, average_rise, measure, worst_rise
 from lbstudy import models
 from lbstudy.data import ImageData
+from lbstudy.randomness import stream
 from lbstudy.train import evaluate, fingerprint
 from tests.test_train import digits
 
@@ -75,7 +70,6 @@ def test_keskar_of_a_rotated_quadratic_is_about_the_best_of_many_corners():
 def test_keskar_in_a_subspace():
     x, hessian = draw(1).standard_normal(N), rotated()
     directions = random_subspace(N, 6, draw(9))
-    assert directions.std() == pytest.approx(1, abs=0.1)
     a = directions.astype(float)
     half = 1e-3 * (np.abs(np.linalg.pinv(a) @ x) + 1)
     for slope in (0.0, draw(4).standard_normal(N)):
@@ -90,6 +84,50 @@ def test_keskar_in_a_subspace():
         else:  # exactly at the minimum many corners are local maxima: a lower bound, not far off
             assert 0.8 * exact < found.best < 1.0001 * exact
             assert found.published == 0
+
+
+@pytest.mark.parametrize("dimension", [4, 100])
+def test_a_corner_of_a_subspaces_box_is_as_far_away_as_one_of_the_full_box(dimension: int):
+    """Root mean squares over weights at random corners: eps in either, however many directions there are."""
+    size = 20_000
+    subspace = random_subspace(size, dimension, draw())
+    assert subspace.shape == (size, dimension)
+    assert subspace.std() == pytest.approx(dimension**-0.5, rel=0.01)
+    corners = 1e-3 * draw(1).choice([-1.0, 1.0], size=(dimension, 20))
+    moves = subspace @ corners
+    assert np.sqrt(np.mean(moves**2)) == pytest.approx(1e-3, rel=0.05)
+
+
+def test_a_slope_rises_less_in_a_subspace_as_its_dimension_says():
+    """f = g . d: the full box gives eps |g|_1, a subspace eps |A^T g|_1, sqrt(n / p) times less on average."""
+    size, dimension = 10_000, 100
+    slope = draw(2).standard_normal(size)
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return 1 + slope @ x, slope
+
+    full = keskar(loss, np.zeros(size), 1e-3, draw()).published
+    draws = [
+        keskar(loss, np.zeros(size), 1e-3, draw(), random_subspace(size, dimension, draw(index))).published
+        for index in range(5)
+    ]
+    assert full == pytest.approx(100 * 1e-3 * np.abs(slope).sum() / 2, rel=1e-6)
+    assert full / np.mean(draws) == pytest.approx(np.sqrt(size / dimension), rel=0.1)
+
+
+def test_keskar_uses_what_is_known_at_x_and_bounds_its_evaluations():
+    calls = []
+
+    def noisy(x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Rounded as in single precision or worse: no line search is ever content."""
+        calls.append(x)
+        value, gradient = quadratic(rotated(), np.zeros(N), 1.0)(x)
+        return round(value, 4) + 1e-4 * draw(len(calls)).uniform(), gradient
+
+    found = keskar(noisy, np.zeros(N), 1e-3, draw(), climbs=1, at_x=(0.25, np.ones(N)))
+    assert found.best > 0
+    assert all(x.any() for x in calls)
+    assert len(calls) <= 10 * 5 + 5  # iterations, each with its line search, and one climb
 
 
 def test_keskar_ignores_a_loss_that_is_not_a_number():
@@ -121,6 +159,21 @@ def test_worst_rise_of_a_quadratic(adaptive: bool):
     assert ascent.value > one_step.value
 
 
+def test_a_step_that_overshoots_is_negative_and_the_worst_rise_is_not():
+    """The ball holds x itself, where nothing rises. f = x - 50 x^2 rises to 0.005 at 0.01 and falls by 0.075 at 0.05."""
+
+    def bump(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return float((x - 50 * x**2).sum()), 1 - 100 * x
+
+    for steps in (1, 4):
+        one_step, ascent = worst_rise([bump], np.zeros(1), 0.05, np.ones(1), steps, draw())
+        assert one_step.value == pytest.approx(0.05 - 50 * 0.05**2)
+        assert ascent.value == 0
+    straight = quadratic(np.zeros((1, 1)), np.zeros(1), np.ones(1))
+    one_step, ascent = worst_rise([bump, straight], np.zeros(1), 0.05, np.ones(1), 4, draw())
+    assert (one_step.value, ascent.value) == (pytest.approx((-0.075 + 0.05) / 2), pytest.approx((0 + 0.05) / 2))
+
+
 def test_worst_rise_at_an_exact_minimum_is_the_top_eigenvalue():
     x = draw(1).standard_normal(N)
     _, ascent = worst_rise([quadratic(np.diag(CURVATURE), x)], x, 0.1, np.ones(N), 500, draw())
@@ -150,7 +203,7 @@ def test_average_rise_of_a_quadratic():
 
 
 QUICK = SharpnessSpec(
-    samples=96, batch_size=40, eigenvalues=2, trace_probes=8, density_probes=1, density_steps=6, subspace=3, m=32,
+    samples=96, batch_size=40, eigenvalues=2, trace_probes=8, density_probes=1, density_steps=6, subspace=3, subspace_draws=3, m=32,
     ascent_steps=2, average_draws=2,
 )  # fmt: skip
 
@@ -197,8 +250,31 @@ def test_results_are_json_and_a_row(data: ImageData, measured: Sharpness):
     assert measured.parameters == sum(p.numel() for p in lenet(data).parameters())
     assert row["eigenvalue_1"] >= row["eigenvalue_2"]
     assert row["trace_error"] == measured.trace.error
+    assert row["keskar_subspace_0.001"] == measured.keskar_subspace[0].value
+    assert row["keskar_subspace_0.001_error"] == measured.keskar_subspace[0].error > 0
     assert row["keskar_full_0.0005"] == measured.keskar_full[1] <= measured.keskar_full[0] == row["keskar_full_0.001"]
     assert row["sam_one_step"] <= row["sam_ascent"]
+
+
+def test_the_value_in_subspaces_is_the_mean_over_draws(data: ImageData, measured: Sharpness):
+    objective = Objective.of_sample(lenet(data), data, data.train, QUICK.samples, QUICK.seed, batch_size=40)
+    values = []
+    for index in range(1, QUICK.subspace_draws + 1):
+        directions = random_subspace(len(objective.x), QUICK.subspace, stream(0, "sharpness", "subspace", index))
+        values.append(keskar(objective.value_and_gradient, objective.x, 1e-3, draw(), directions, climbs=0).published)
+    mean, error = measured.keskar_subspace_published[0]
+    assert mean == pytest.approx(np.mean(values), rel=1e-6)
+    assert error == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)), rel=1e-5)
+    assert measured.keskar_subspace[0].value == mean  # no search stalled, so none was helped
+
+
+@pytest.mark.parametrize("rule", [None, 1, 3])
+def test_results_of_another_rule_are_refused(measured: Sharpness, rule: int | None):
+    plain = measured.as_json() | {"rule": rule}
+    if rule is None:
+        del plain["rule"]
+    with pytest.raises(OldRule, match="the rule is 2 now: Keskar's subspaces"):
+        Sharpness.from_json(plain)
 
 
 def test_a_steeper_loss_is_sharper_by_every_measure(data: ImageData, measured: Sharpness):
@@ -232,7 +308,8 @@ def test_networks_with_batch_norm_are_measured(data: ImageData):
     model = vgg9(data)
     before = fingerprint(model)
     spec = {
-        "samples": 4, "eigenvalues": 1, "density_steps": 2, "epsilons": (1e-3,), "subspace": 2, "ascent_steps": 1,
+        "samples": 4, "eigenvalues": 1, "density_steps": 2, "epsilons": (1e-3,), "subspace": 2,
+        "subspace_draws": 2, "ascent_steps": 1,
         "include": "weights",
     }  # fmt: skip
     found = measure(model, data, data.train, QUICK.model_copy(update=spec))
