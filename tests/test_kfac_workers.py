@@ -74,6 +74,12 @@ def test_one_worker_and_several_give_the_same_parameters():
     shared = kfac_runs(300, "lenet5", 64, noise={"copies": 3, "ghost": 16}, kfac={"fisher": "monte_carlo"})
     eigen = kfac_runs(300, "lenet5", 64, micro_batch_size=10, kfac={"damping_form": "eigen"})
     runs |= dict([*list(shared.items())[-1:], *list(eigen.items())[-1:]])
+    # with ties of max-pooling left to rounding, the parameters of this one were 7e-3 apart
+    hyper = {"learning_rate": 0.02, "damping": 0.1, "mixup_alpha": 0.4, "kl_clip": 1e-2}
+    runs["ties"] = make_run(
+        digits(augment=["crop"])[0], optimizer="kfac", smoothing="mixup", precision="fp64", batch_size=32,
+        budget={"steps": 40}, seed=4, hyper=hyper,
+    )  # fmt: skip
     cases = [
         (None, "empirical", "pi"),
         (5, "empirical", "eigen"),
@@ -98,17 +104,6 @@ def test_one_worker_and_several_agree_with_vgg9(model: str):
     two = run_workers(2, final_parameters, runs, 90)  # not four: 2 GB each
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_equal_outputs_on_an_even_background_do_not_part_the_workers():
-    # with ties of max-pooling left to rounding, the weights were 5e-6 apart here
-    dataset, _ = digits(augment=["crop"])
-    hyper = {"learning_rate": 0.02, "damping": 0.1, "mixup_alpha": 0.4, "kl_clip": 1e-2}
-    run = make_run(
-        dataset, optimizer="kfac", smoothing="mixup", batch_size=32, precision="fp64", budget={"steps": 40}, hyper=hyper
-    )
-    one, two = (run_workers(size, final_parameters, {"run": run}, None)["run"] for size in (1, 2))
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-11)
 
 
 def digits_trials() -> dict[str, RunSpec]:
