@@ -153,6 +153,9 @@ class KfacSpec(Spec):
     batch_norm: Literal["unitwise", "plain"] = Field(
         "unitwise", description="unitwise: a 2 x 2 Fisher block per channel; plain: the gradient as it is"
     )
+    weight_decay: Literal["plain", "preconditioned"] = Field(
+        "plain", description="plain: as in SGD; preconditioned: an L2 term of the loss, its gradient preconditioned"
+    )
     interval_milestones: list[int] = Field([], description="epochs (or steps), from 1, that make both intervals longer")
     interval_factor: int | None = Field(None, gt=1, description="by which each of the milestones multiplies them")
 
@@ -166,6 +169,14 @@ class KfacSpec(Spec):
     def interval_growth(self, step: int, unit: int) -> int:
         """Factor of both intervals at optimizer step `step`, counted from 0; milestones count so many steps each."""
         return (self.interval_factor or 1) ** milestones_passed(self.interval_milestones, step, unit)
+
+
+class LarsSpec(Spec):
+    """LARS (You et al. 2017) beyond its numbers."""
+
+    one_dimensional: Literal["plain", "trust"] = Field(
+        "plain", description="rate of biases and batch norm; plain: the learning rate; trust: scaled like all (paper)"
+    )
 
 
 class GhostBatchNorm(Spec):
@@ -226,10 +237,11 @@ class RunSpec(Spec):
     optimizer: OptimizerName
     smoothing: SmoothingName = "none"
     hyper: Hyperparameters
-    nesterov: bool = False
+    nesterov: bool = Field(False, description="sgd and kfac: Nesterov's momentum")
     mixup: MixupSpec = MixupSpec()
     noise: NoiseSpec = NoiseSpec()
     kfac: KfacSpec = KfacSpec()
+    lars: LarsSpec = LarsSpec()
     budget: Budget
     schedule: Schedule = Schedule()
     batch_norm: BatchNormSpec = "sync"

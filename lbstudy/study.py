@@ -24,6 +24,7 @@ from lbstudy.runspec import (
     DatasetSpec,
     Hyperparameters,
     KfacSpec,
+    LarsSpec,
     MixupSpec,
     ModelName,
     NoiseSpec,
@@ -83,12 +84,13 @@ class CellsSpec(Spec):
 
 
 class Fixed(Hyperparameters):
-    """Hyper-parameters that are not tuned, and the settings of the smoothing methods and of K-FAC."""
+    """Hyper-parameters that are not tuned, and the settings of the smoothing methods, of K-FAC and of LARS."""
 
-    nesterov: bool = False
+    nesterov: bool = Field(False, description="sgd and kfac: Nesterov's momentum")
     mixup: MixupSpec = MixupSpec()
     noise: NoiseSpec = NoiseSpec()
     kfac: KfacSpec = KfacSpec()
+    lars: LarsSpec = LarsSpec()
 
 
 class Published(Spec):
@@ -242,6 +244,7 @@ class StudySpec(Spec):
             mixup=self.fixed.mixup,
             noise=self.fixed.noise,
             kfac=self.fixed.kfac,
+            lars=self.fixed.lars,
             budget=self.budget,
             schedule=self.schedule,
             batch_norm=self.batch_norm,

@@ -8,6 +8,7 @@ import pytest
 
 from analysis import health, load, tables
 from lbstudy.records import StudyFolder
+from lbstudy.study import StudySpec
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 
 STUDY = study_of(["sgd", "kfac"], [32, 128], ["none"])
@@ -87,24 +88,66 @@ def test_over_fitting():
     assert health.over_fitting(runs({"val_loss": [np.nan] * 9, "train_loss": down[:9]})).verdict == "cannot tell"
 
 
-def special(path: Path, sgd: list[float], kfac: list[float]) -> health.Finding:
-    folder = confirmed_study(path / "s", STUDY, {"sgd-b128-none": sgd, "kfac-b128-none": kfac})
-    best = tables.best_trials(STUDY, load.trials(folder)).set_index("cell")
-    return health.special_case(STUDY, STUDY.list_cells()[3], best, load.confirmed(folder))
+def special(path: Path, study: StudySpec, sgd: list[float], kfac: list[float]) -> health.Finding:
+    folder = confirmed_study(path / "s", study, {"sgd-b128-none": sgd, "kfac-b128-none": kfac})
+    best = tables.best_trials(study, load.trials(folder)).set_index("cell")
+    return health.special_case(study, study.list_cells()[3], best, load.confirmed(folder))
 
 
 @pytest.mark.parametrize(
     ("sgd", "kfac", "verdict", "words"),
     [
-        ([0.9, 0.91, 0.89], [0.8, 0.82, 0.79], "warning", "-9.67 points of test accuracy"),
+        ([0.9, 0.91, 0.89], [0.8, 0.82, 0.79], "cannot tell", "-9.67 points of test accuracy"),
         ([0.9, 0.91, 0.89], [0.95, 0.85, 0.9], "ok", "n = 3"),
         ([0.9], [0.1], "cannot tell", "0.9 against 0.9 of SGD; two confirmed seeds would tell"),
     ],
 )
-def test_kfac_that_loses_to_sgd_is_under_tuned(sgd, kfac, verdict: str, words: str, tmp_path: Path):
-    found = special(tmp_path, sgd, kfac)
+def test_kfac_against_sgd(sgd, kfac, verdict: str, words: str, tmp_path: Path):
+    found = special(tmp_path, STUDY, sgd, kfac)
     assert found.verdict == verdict
     assert words in found.sentence
+
+
+HOLDS_SGD = {"damping": {"log_uniform": [1e-2, 1e5], "when": {"optimizer": "kfac"}}}  # SGD's best rate is 0.1
+
+
+@pytest.mark.parametrize(
+    ("fixed", "search", "model", "why"),
+    [
+        ({}, HOLDS_SGD, "lenet5", None),
+        ({"weight_decay": 1e-4, "kfac": {"weight_decay": "preconditioned"}}, HOLDS_SGD, "vgg9", None),
+        ({"damping": 1e4}, {}, "lenet5", None),
+        ({"kl_clip": 1e-2}, HOLDS_SGD, "lenet5", "kl_clip shortens its steps."),
+        ({"weight_decay": 1e-4}, HOLDS_SGD, "lenet5", "weight decay is not preconditioned."),
+        ({"kfac": {"batch_norm": "plain"}}, HOLDS_SGD, "vgg9", "batch norm is not preconditioned."),
+        ({}, {}, "lenet5", "its ranges lack damping 1e+04."),
+        (
+            {},
+            HOLDS_SGD
+            | {"learning_rate": [{"uniform": [1e-3, 9], "when": {"optimizer": "kfac"}}, {"uniform": [1e-3, 1]}]},
+            "lenet5",
+            "its ranges lack learning_rate 1e+03.",
+        ),
+        (
+            {},
+            HOLDS_SGD | {"momentum": {"uniform": [0.8, 0.95], "when": {"optimizer": "sgd"}}},
+            "lenet5",
+            "its ranges lack momentum 0.85.",
+        ),
+    ],
+)
+def test_kfac_that_loses_is_under_tuned_only_where_it_could_have_been_sgd(
+    fixed, search, model: str, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    search = {key: [entry] if isinstance(entry, dict) else entry for key, entry in search.items()}
+    monkeypatch.setattr("tests.confirmed_runs.PARAMS", {"learning_rate": 0.1, "momentum": 0.85})
+    study = study_of(
+        ["sgd", "kfac"], [32, 128], ["none"], fixed=fixed, model=model,
+        search={"learning_rate": [{"log_uniform": [1e-3, 1e6]}]} | search,
+    )  # fmt: skip
+    found = special(tmp_path, study, [0.9, 0.91, 0.89], [0.8, 0.82, 0.79])
+    assert found.verdict == ("cannot tell" if why else "warning")
+    assert (f"for {why}" if why else "a sign of too little tuning.") in found.sentence
 
 
 def test_table_of_a_study(tmp_path: Path):

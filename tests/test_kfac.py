@@ -338,10 +338,11 @@ def test_averages_weigh_the_past_and_intervals_are_kept():
     assert [not torch.equal(a, b) for a, b in pairwise(inverses)] == [False, False, True, False]
 
 
-def test_decay_and_momentum_are_those_of_sgd():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_decay_and_momentum_are_those_of_sgd(nesterov: bool):
     model, (images, labels) = convolutional(), samples()
     reference = copy.deepcopy(model)
-    keys = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    keys: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": nesterov}
     optimizer, sgd = kfac(model, **keys), torch.optim.SGD(reference.parameters(), **keys)
     twin = kfac(copy.deepcopy(model))  # tells the bare direction
     for _ in range(3):
@@ -358,6 +359,66 @@ def test_decay_and_momentum_are_those_of_sgd():
         optimizer.step()
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_decay_in_the_gradient_is_preconditioned():
+    model, (images, labels) = with_batch_norm(), samples()
+    keys: dict[str, Any] = {"lr": 0.5, "kl_clip": 1e-4}
+    decayed, plain = kfac(model, weight_decay=0.3, decay_in_gradient=True, **keys), kfac(model, **keys)
+    observe(decayed, model, images, labels)
+    step = take_step(decayed)
+    model.zero_grad()
+    observe(plain, model, images, labels)
+    for p in model.parameters():
+        p.grad += 0.3 * p.detach()
+    for mine, its in zip(step, take_step(plain), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("form", "order"), [("eigen", 1), ("pi", 0.5)])
+def test_large_damping_is_sgd(form: str, order: float, nesterov: bool):
+    start, (images, labels) = with_batch_norm(), samples()
+
+    def trajectory(make: Callable[[nn.Module], torch.optim.Optimizer]) -> Tensor:
+        model = copy.deepcopy(start)
+        optimizer = make(model)
+        for step in range(5):
+            optimizer.zero_grad()
+            part = slice(step, step + 8)
+            if isinstance(optimizer, KFAC):
+                observe(optimizer, model, images[part], labels[part])
+            else:
+                F.cross_entropy(model(images[part]), labels[part]).backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    keys: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": nesterov}
+    sgd = trajectory(lambda model: torch.optim.SGD(model.parameters(), lr=0.1, **keys))
+
+    def error(damping: float, decay_in_gradient: bool = True) -> float:
+        keys["decay_in_gradient"] = decay_in_gradient
+        return torch.dist(
+            sgd,
+            trajectory(lambda m: KFAC(m, lr=0.1 * damping, damping=damping, damping_form=form, **keys)),  # type: ignore[arg-type]
+        ).item()
+
+    errors = [error(damping) for damping in (1e8, 1e9, 1e10)]
+    for nearer, farther in zip(errors[1:], errors, strict=False):
+        assert farther / nearer == pytest.approx(10**order, rel=0.05)
+    assert errors[-1] < 1e-3
+    assert error(1e6, decay_in_gradient=False) > 1e3  # plain decay is 1e6 times SGD's
+
+
+def test_a_run_with_large_damping_is_that_of_sgd():
+    torch.set_default_dtype(torch.float32)
+    dataset, data = digits(300)
+    keys: dict[str, Any] = {"nesterov": True, "precision": "fp64", "smoothing": "mixup+noise"}
+    sgd = make_run(dataset, hyper={"learning_rate": 0.05}, **keys)
+    spec = {"damping_form": "eigen", "weight_decay": "preconditioned"}
+    large = make_run(dataset, optimizer="kfac", hyper={"learning_rate": 5e8, "damping": 1e10}, kfac=spec, **keys)
+    for mine, its in zip(train(large, data).model.parameters(), train(sgd, data).model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-9)
 
 
 def test_kl_clip_bounds_the_step():

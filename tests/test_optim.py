@@ -1,9 +1,13 @@
 """LARS against its equations."""
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from lbstudy.optim import build
 from lbstudy.optim.lars import LARS
+from tests.test_train import digits, make_run
 
 
 def test_lars_follows_its_equations():
@@ -26,3 +30,28 @@ def test_lars_moves_zero_weights():
     w.grad = torch.ones(2, 2)
     LARS([w], lr=0.1).step()
     torch.testing.assert_close(w.detach(), torch.full((2, 2), -0.1))
+
+
+@pytest.mark.parametrize("one_dimensional", ["plain", "trust"])
+def test_lars_of_tensors_of_one_dimension(one_dimensional: str):
+    """You et al. 2017, algorithm 1, in NumPy; `plain` leaves the local rate out for biases."""
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=shape) for shape in ((4, 3, 2, 2), (4,), (5, 4), (5,))]
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights])
+    dataset, _ = digits(100)
+    hyper = {"learning_rate": 2, "weight_decay": 0.01, "trust_coefficient": 0.02, "momentum": 0.8}
+    optimizer = build(
+        make_run(dataset, optimizer="lars", hyper=hyper, lars={"one_dimensional": one_dimensional}), model
+    )
+    velocities = [np.zeros_like(w) for w in weights]
+    for _ in range(5):
+        for i, w in enumerate(weights):
+            gradient = random.normal(size=w.shape)
+            model[i].grad = torch.from_numpy(gradient.copy())
+            local = 0.02 * np.linalg.norm(w) / (np.linalg.norm(gradient) + 0.01 * np.linalg.norm(w))
+            rate = 2 * local if w.ndim > 1 or one_dimensional == "trust" else 2
+            velocities[i] = 0.8 * velocities[i] + rate * (gradient + 0.01 * w)
+            weights[i] = w - velocities[i]
+        optimizer.step()
+    for mine, its in zip(model, weights, strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), its, rtol=0, atol=1e-13)

@@ -20,13 +20,14 @@ def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     hyper, parameters = run.hyper, model.parameters()
     rate = hyper.learning_rate
     assert rate is not None
+    nesterov = run.nesterov and hyper.momentum > 0
     if run.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
             lr=rate,
             momentum=hyper.momentum,
             weight_decay=hyper.weight_decay,
-            nesterov=run.nesterov and hyper.momentum > 0,
+            nesterov=nesterov,
         )
     if run.optimizer == "lars":
         return LARS(
@@ -35,6 +36,7 @@ def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
             momentum=hyper.momentum,
             weight_decay=hyper.weight_decay,
             trust_coefficient=hyper.trust_coefficient,
+            trust_one_dimensional=run.lars.one_dimensional == "trust",
         )
     if run.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=hyper.weight_decay)
@@ -43,6 +45,8 @@ def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
         lr=rate,
         momentum=hyper.momentum,
         weight_decay=hyper.weight_decay,
+        decay_in_gradient=run.kfac.weight_decay == "preconditioned",
+        nesterov=nesterov,
         damping=hyper.damping,
         past_weight=hyper.past_weight,
         factor_interval=hyper.factor_interval,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,10 @@ class KFAC(torch.optim.Optimizer):
     """Natural gradient descent with a Kronecker-factored Fisher matrix.
 
     d = F^-1 g;  v <- momentum v + d + weight_decay w;  w <- w - lr v. With F = I this is torch's SGD: weight decay
-    is not preconditioned, so it means the same for every layer and for both optimizers.
+    is not preconditioned, so it means the same for every layer and for both optimizers. With `decay_in_gradient`
+    d = F^-1 (g + weight_decay w) instead, as in Martens & Grosse 2015, whose objective has an L2 term. Then damping
+    towards infinity and lr = damping times SGD's rate make this SGD with decay, with and without Nesterov's momentum;
+    damping `eigen` comes near as 1 / damping, `pi` as 1 / sqrt(damping). `kl_clip` and `plain` batch norm break that.
 
     The hyper-parameters lie in `param_groups[0]` like the learning rate, and may be changed between steps.
 
@@ -41,6 +44,8 @@ class KFAC(torch.optim.Optimizer):
         lr: learning rate.
         momentum: of the preconditioned gradient.
         weight_decay: see above.
+        decay_in_gradient: see above; `kl_clip` then counts the decay to the gradient.
+        nesterov: v is looked ahead of as in torch's SGD: w <- w - lr (d + weight_decay w + momentum v).
         damping: added to the Fisher matrix.
         past_weight: weight of the past in the running averages of the statistics; the first ones count whole. A long
             memory suits small mini-batches; at large ones an epoch has few steps, and old statistics mislead.
@@ -67,6 +72,8 @@ class KFAC(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        decay_in_gradient: bool = False,
+        nesterov: bool = False,
         damping: float = 3e-2,
         past_weight: float = 0.5,
         factor_interval: int = 1,
@@ -85,7 +92,7 @@ class KFAC(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(model.parameters(), defaults)
         self._model, self._fisher, self._damping_form, self._seed = model, fisher, damping_form, seed
-        self._compiled = compiled
+        self._compiled, self._decay_in_gradient, self._nesterov = compiled, decay_in_gradient, nesterov
         self._blocks = blocks_of(model, damping_form, batch_norm == "unitwise")
         self._sums: dict[Statistic, Tensor] = {}  # of this step's passes so far, over this worker's samples
         self._pending: list[tuple[list[Statistic], PendingSum]] = []
@@ -180,10 +187,13 @@ class KFAC(torch.optim.Optimizer):
         if group["step"] % group["inverse_interval"] == 0:
             self._update_inverses(group)
         parameters = [p for p in group["params"] if p.grad is not None]
-        directions = self._directions(group)
-        updates = [directions.get(p, p.grad) for p in parameters]
-        if group["weight_decay"]:
-            updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
+        updates = [cast(Tensor, p.grad) for p in parameters]
+        if self._decay_in_gradient:
+            updates = self._decayed(updates, parameters, group)
+        directions = self._directions(dict(zip(parameters, updates, strict=True)), group)
+        updates = [directions.get(p, update) for p, update in zip(parameters, updates, strict=True)]
+        if not self._decay_in_gradient:
+            updates = self._decayed(updates, parameters, group)
         if group["momentum"]:
             for parameter in parameters:
                 if "velocity" not in self.state[parameter]:
@@ -191,7 +201,10 @@ class KFAC(torch.optim.Optimizer):
             velocities = [self.state[p]["velocity"] for p in parameters]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, updates)
-            updates = velocities
+            if self._nesterov:
+                updates = list(torch._foreach_add(updates, velocities, alpha=group["momentum"]))
+            else:
+                updates = velocities
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
         group["step"] += 1
         return loss
@@ -259,12 +272,18 @@ class KFAC(torch.optim.Optimizer):
             inverses.append(upper.mT.contiguous() if len(result) > factors.LARGE else symmetric(upper))
         return inverses
 
-    def _directions(self, group: dict[str, Any]) -> dict[nn.Parameter, Tensor]:
+    @staticmethod
+    def _decayed(updates: list[Tensor], parameters: list[nn.Parameter], group: dict[str, Any]) -> list[Tensor]:
+        """The updates plus the weight decay."""
+        decay = group["weight_decay"]
+        return list(torch._foreach_add(updates, [*parameters], alpha=decay)) if decay else updates
+
+    def _directions(self, gradient: dict[nn.Parameter, Tensor], group: dict[str, Any]) -> dict[nn.Parameter, Tensor]:
         """The preconditioned gradient of each parameter that belongs to a block."""
         gradients, directions = [], []
         owners: list[nn.Parameter] = []
         for block in self._blocks:
-            block_gradients = [p.grad for p in block.parameters if p.grad is not None]
+            block_gradients = [gradient[p] for p in block.parameters if p in gradient]
             if len(block_gradients) == len(block.parameters):
                 owners += block.parameters
                 gradients += block_gradients

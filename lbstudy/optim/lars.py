@@ -13,7 +13,9 @@ class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate is scaled, per tensor, to the ratio of weight norm to gradient norm.
 
     trust = eta ||w|| / (||g|| + wd ||w||);  v <- momentum v + lr trust (g + wd w);  w <- w - v.
-    Tensors of one dimension (biases, batch norm) take the plain rate, as has become usual; so do zero tensors.
+    Tensors of one dimension (biases, batch norm) take the plain rate, as has become usual, or with
+    `trust_one_dimensional` theirs as in the paper, whose algorithm knows only layers. Zero tensors, and those whose
+    gradient and decay are zero, take the plain rate, since the ratio would keep them where they are.
     """
 
     def __init__(
@@ -24,11 +26,13 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 1e-3,
+        trust_one_dimensional: bool = False,
     ):
         super().__init__(
             params,
             {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient},
         )
+        self._least_dimensions = 0 if trust_one_dimensional else 2  # of a tensor whose rate is scaled
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -39,7 +43,7 @@ class LARS(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 update = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                if parameter.ndim > 1:
+                if parameter.ndim >= self._least_dimensions:
                     weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
                     denominator = gradient_norm + group["weight_decay"] * weight_norm
                     trust = group["trust_coefficient"] * weight_norm / denominator
