@@ -61,7 +61,7 @@ def is_weak(gap: stats.Mean) -> bool:
 
     By simulation (tests/test_gaps.py), the median of the given shares of a gap of 1.5 standard errors is +0.2 where the
     truth is 0, and 0.8 where it is 1; from 4 standard errors on it is within 0.05. The gap's true size is not known;
-    of gaps of 1.5 standard errors one in 25 or fewer is large enough by chance not to count as weak.
+    of gaps of 1.5 standard errors some 2 to 4 % are large enough by chance not to count as weak.
     """
     return gap.value < WEAK * (gap.high - gap.value)
 

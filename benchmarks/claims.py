@@ -4,7 +4,7 @@ Each case draws the confirmed runs of many studies with 3, 5 and 10 seeds and co
 that the truth does not allow should come in 5 % of the studies at most. Test accuracies are counted in images of a test
 set of `IMAGES`; a failed run has hardly learnt (accuracy 0.1, a flat minimum): one in ten, where a case says so.
 
-    uv run python benchmarks/claims.py            # about 20 minutes on one core; --studies 50 for a first look
+    uv run python benchmarks/claims.py            # half an hour on one core; --studies 50 for a first look
 """
 
 from __future__ import annotations
