@@ -9,7 +9,7 @@ Convergence and over-fitting are judged on the confirmed runs of a cell's best c
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from math import ceil, isnan, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -196,6 +196,9 @@ def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd
         return Finding("cannot tell", f"The study has no cell {other.name} to compare with.")
     lead = stats.paired_difference(accuracy_by_repeat(confirmed, cell.name), accuracy_by_repeat(confirmed, other.name))
     if lead.n >= 2:
+        if isnan(lead.low):
+            same = f"{100 * lead.value:+.2f} points of test accuracy with each of {lead.n} seeds"
+            return Finding("cannot tell", f"K-FAC against SGD: {same}; equal differences have no interval.")
         interval = f"[{100 * lead.low:.2f}, {100 * lead.high:.2f}]"
         points = f"{100 * lead.value:+.2f} points of test accuracy {interval}, n = {lead.n}"
         if lead.high >= 0:

@@ -118,6 +118,7 @@ def special(path: Path, study: StudySpec, sgd: list[float], kfac: list[float]) -
     [
         ([0.9, 0.91, 0.89], [0.8, 0.82, 0.79], "cannot tell", "-9.67 points of test accuracy"),
         ([0.9, 0.91, 0.89], [0.95, 0.85, 0.9], "ok", "n = 3"),
+        ([0.9, 0.9, 0.9], [0.8, 0.8, 0.8], "cannot tell", "-10.00 points of test accuracy with each of 3 seeds"),
         ([0.9], [0.1], "cannot tell", "0.9 against 0.9 of SGD; two confirmed seeds would tell"),
     ],
 )
