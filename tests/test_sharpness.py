@@ -124,7 +124,20 @@ def test_keskar_uses_what_is_known_at_x():
 
     found = keskar(counted, np.zeros(N), 1e-3, draw(), at_x=loss(np.zeros(N)))
     assert all(x.any() for x in calls)
+    assert len(calls) <= 10 + 2 * 5  # ten iterations, two climbs
     assert found == keskar(loss, np.zeros(N), 1e-3, draw())
+
+
+def test_a_line_search_without_end_costs_ten_losses():
+    """However short a step is, the loss falls though the gradient says that it rises."""
+    calls = []
+
+    def misleading(x: np.ndarray) -> tuple[float, np.ndarray]:
+        calls.append(x)
+        return 0.999 if x.any() else 1.0, np.array([1.0, 2.0, -3.0])
+
+    assert keskar(misleading, np.zeros(3), 1e-3, draw(), climbs=0) == (0, 0)
+    assert len(calls) == 1 + 10
 
 
 def test_keskar_ignores_a_loss_that_is_not_a_number():
