@@ -7,6 +7,7 @@ any function of a vector; needs no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,11 @@ ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
 TURNS = 2  # steps of a climb that stay near the centre and turn towards the steepest curvature
 CORNERS = 2  # then, from corner to corner
 JITTER = 0.1  # how near the centre, as a fraction of the box
-ITERATIONS = 10  # of L-BFGS-B, as published
-TRIALS = 5  # losses of one of its line searches; in single precision some never find what they look for
-TOLERANCE = 1e-6  # rise, over the larger of 1 and the loss, below which it stops; single precision tells no less
+ITERATIONS = 10  # of L-BFGS-B, as published; so many losses, too
+
+
+class _Enough(Exception):
+    """L-BFGS-B has had its losses."""
 
 
 class KeskarSharpness(NamedTuple):
@@ -42,7 +45,8 @@ def keskar(
 ) -> KeskarSharpness:
     """100 (max f(x + A y) - f(x)) / (1 + f(x)) over |y_i| <= eps (|(A^+ x)_i| + 1).
 
-    As published, the maximum is sought by ten iterations of L-BFGS-B from y = 0. At a minimum the gradient is nearly
+    As published, the maximum is sought by ten iterations of L-BFGS-B from y = 0. They get ten losses beyond f(x), one
+    each: where single precision hides a rise, a line search would go on for dozens. At a minimum the gradient is nearly
     zero there, and the search may stall. So it is helped by climbs: from a random point near 0, turned towards the
     steepest curvature by the gradient there, to the corner of the box that the gradient's signs point to, and on to
     the next corner, which never descends where the loss is convex. `best` is the largest loss that any search met.
@@ -76,14 +80,21 @@ def keskar(
             gradient = (subspace.T @ gradient.astype(subspace.dtype)).astype(np.float64)
         return value, gradient
 
+    evaluations = 0
+
     def fall(y: Vector) -> tuple[float, Vector]:
+        nonlocal evaluations
+        if evaluations > ITERATIONS:
+            raise _Enough
+        evaluations += 1
         value, gradient = rise(y)
         return -value, -gradient
 
-    minimize(
-        fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=Bounds(-half, half),
-        options={"maxiter": ITERATIONS, "maxls": TRIALS, "ftol": TOLERANCE},
-    )  # fmt: skip
+    with suppress(_Enough):
+        minimize(
+            fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=Bounds(-half, half),
+            options={"maxiter": ITERATIONS},
+        )  # fmt: skip
     published = best
     for _ in range(climbs):
         y = JITTER * half * draw.uniform(-1, 1, size=len(half))

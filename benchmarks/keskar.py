@@ -10,7 +10,7 @@ The published numbers come from the full network after many epochs on all images
 than hours. By default this trains a *stand-in*: a quarter of every width and 5,000 images, with the paper's numbers of
 steps in an epoch (batches of 26 and 500). So only ratios can be compared: full space to subspace, large to small batch.
 
-    uv run python benchmarks/keskar.py --data ROOT                                          # some 10 minutes
+    uv run python benchmarks/keskar.py --data ROOT                                          # 10 minutes of a free core
     uv run python benchmarks/keskar.py --data ROOT --width 1 --images 50000 --epochs 100    # the paper's, for a GPU
 """
 
