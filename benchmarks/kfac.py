@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbstudy import models
-from lbstudy.batch_norm import commit_statistics
 from lbstudy.data import worker_slice
 from lbstudy.optim import KFAC, kfac, kfac_exchange
 from lbstudy.workers import Workers
@@ -101,7 +100,6 @@ def step(
     else:
         backward()
     optimizer.step()
-    commit_statistics(network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network, workers)
 
 
 def curvlinops_step(model: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.batch_norm import BatchNorm, commit_statistics
+from lbstudy.batch_norm import BatchNorm
 from lbstudy.data import worker_slice
 from lbstudy.optim import KFAC
 from lbstudy.runspec import RunSpec
@@ -48,7 +48,6 @@ def small_trajectory(ghost: int | None, fisher: str, form: str) -> Tensor:
             loss = F.cross_entropy(network(images[part]), labels[part], reduction="sum")
             (loss * workers.size / size).backward()
         optimizer.step()
-        commit_statistics(model, workers)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
