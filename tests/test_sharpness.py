@@ -128,16 +128,18 @@ def test_keskar_uses_what_is_known_at_x():
     assert found == keskar(loss, np.zeros(N), 1e-3, draw())
 
 
-def test_a_line_search_without_end_costs_ten_losses():
-    """However short a step is, the loss falls though the gradient says that it rises."""
-    calls = []
+def test_the_published_search_has_ten_losses_and_keeps_the_best():
+    """Of waves far shorter than the box, where a line search takes several losses."""
+    calls, values, frequencies = [], [], np.linspace(1e4, 1e5, N)
 
-    def misleading(x: np.ndarray) -> tuple[float, np.ndarray]:
+    def waves(x: np.ndarray) -> tuple[float, np.ndarray]:
         calls.append(x)
-        return 0.999 if x.any() else 1.0, np.array([1.0, 2.0, -3.0])
+        values.append(100 + float(np.sin(frequencies * x).sum()))
+        return values[-1], frequencies * np.cos(frequencies * x)
 
-    assert keskar(misleading, np.zeros(3), 1e-3, draw(), climbs=0) == (0, 0)
+    found = keskar(waves, np.zeros(N), 1e-3, draw(), climbs=0)
     assert len(calls) == 1 + 10
+    assert found.best == found.published == pytest.approx(100 * (max(values) - 100) / 101)
 
 
 def test_keskar_ignores_a_loss_that_is_not_a_number():
