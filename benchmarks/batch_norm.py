@@ -5,7 +5,7 @@ validated twice: with the usual running statistics, a moving average that takes 
 if there is any; and with the statistics that `train()` computes afresh before an evaluation. Training itself uses
 neither, so the two differ in nothing else.
 
-    uv run python benchmarks/batch_norm.py --data ROOT    # an image tree of CIFAR-10; some 30 minutes on one core
+    uv run python benchmarks/batch_norm.py --data ROOT    # an image tree of CIFAR-10; some 20 minutes of a free core
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=8, help="pixels; VGG9 takes a sixteenth of the time at 8")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 2048, 8192])
     parser.add_argument("--samples", type=int, default=17_384, help="of the training set; 1,000 of them validate")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--noise", type=float, default=0.03)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="one for each batch size")
     parser.add_argument("--ghost", type=int, default=128)
