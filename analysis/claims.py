@@ -30,7 +30,7 @@ from analysis.sentences import (
 )
 from analysis.tables import accuracy_by_repeat, count_statuses, failed_runs, winners
 from analysis.targets import Target, baseline, speed_ratio
-from lbstudy.study import Cell, StudySpec
+from lbstudy.study.spec import Cell, StudySpec
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
 

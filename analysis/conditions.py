@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.tables import workers_of
-from lbstudy.runspec import is_used
-from lbstudy.study import StudySpec
+from lbstudy.study.run import is_used
+from lbstudy.study.spec import StudySpec
 
 
 def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame, gap_table: pd.DataFrame) -> list[str]:

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lbstudy.randomness import stream
-from lbstudy.runspec import Spec
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.run import Spec
 
 Normalisation = Literal["filter", "layer", "none"]
 

@@ -30,10 +30,11 @@ from analysis import (
     targets,
 )
 from analysis.style import NothingToDraw
-from lbstudy import datasets
-from lbstudy.records import StudyFolder
+from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import StudySpec
+from lbstudy.training import datasets
 
 
 class Drawing(NamedTuple):

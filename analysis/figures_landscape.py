@@ -23,7 +23,7 @@ from analysis.load import Kind, list_incomplete
 from analysis.rules import CHANGES
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
 from analysis.tables import winners
-from lbstudy.study import StudySpec
+from lbstudy.study.spec import StudySpec
 
 LOSS_AXIS = (0.0, 5.0)
 """What of the loss is shown, in every panel, as in Li et al. (2018)."""

@@ -16,8 +16,8 @@ from scipy import stats
 
 from analysis.style import Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
 from analysis.tables import best_trials
-from lbstudy.randomness import stream
-from lbstudy.study import Cell, StudySpec
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.spec import Cell, StudySpec
 
 PAIRS = 6
 GRID = np.linspace(0.0, 1.0, 201)[1:-1]

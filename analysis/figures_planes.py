@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from analysis.figures_landscape import HATCH, NOT_FINITE, describe, of_winners
 from analysis.load import Kind
 from analysis.style import Encoding, in_style, label_outer, mark_empty, panels
-from lbstudy.study import StudySpec
+from lbstudy.study.spec import StudySpec
 
 LEVELS: NDArray[np.float64] = np.geomspace(0.1, 10, 13)
 """Of the contours of the training loss: six to a decade."""

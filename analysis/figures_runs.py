@@ -27,8 +27,8 @@ from analysis.style import (
     panels,
 )  # fmt: skip
 from analysis.tables import best_trials
-from lbstudy.runspec import TrainOn
-from lbstudy.study import StudySpec
+from lbstudy.study.run import TrainOn
+from lbstudy.study.spec import StudySpec
 
 METRICS = {
     "val_accuracy": "validation accuracy",

@@ -20,7 +20,7 @@ from analysis.hessian import SpectralDensity
 from analysis.minima_table import CHIEF, MEASURES
 from analysis.stats import Correlation, rank_correlation
 from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
-from lbstudy.study import StudySpec
+from lbstudy.study.spec import StudySpec
 
 DECADES = 7
 """How far below its highest value a density is shown; farther down it is the tails of the broadening."""

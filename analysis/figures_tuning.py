@@ -28,9 +28,9 @@ from analysis.style import (
     panels,
 )  # fmt: skip
 from analysis.tables import best_trials
-from lbstudy.records import FINISHED
-from lbstudy.runspec import Hyperparameters
-from lbstudy.study import StudySpec
+from lbstudy.records.folder import FINISHED
+from lbstudy.study.run import Hyperparameters
+from lbstudy.study.spec import StudySpec
 
 CONFIDENCE = 0.8
 """Of the bands around the tuning curves: what Lourie et al. show, for the few trials that people can afford."""

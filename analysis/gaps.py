@@ -22,7 +22,7 @@ import pandas as pd
 
 from analysis import stats
 from analysis.tables import accuracy_by_repeat, count_statuses, failed_runs, winners
-from lbstudy.study import Cell, StudySpec
+from lbstudy.study.spec import Cell, StudySpec
 
 COLUMNS: dict[str, Any] = {
     "optimizer": object, "smoothing": object, "small_batch": "Int64", "large_batch": "Int64", "n": "Int64",

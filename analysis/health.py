@@ -17,9 +17,9 @@ import pandas as pd
 
 from analysis import load, stats
 from analysis.tables import accuracy_by_repeat, best_trials, count_statuses, winners
-from lbstudy.records import StudyFolder
-from lbstudy.runspec import MODELS_WITH_BATCH_NORM
-from lbstudy.study import Cell, StudySpec
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.run import MODELS_WITH_BATCH_NORM
+from lbstudy.study.spec import Cell, StudySpec
 
 DIVERGED_SHARE = 0.5
 """From this share of diverged trials on, a cell's budget has gone into finding where training breaks."""

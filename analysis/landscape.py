@@ -28,9 +28,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis.directions import DirectionSpec, draw
-from lbstudy.data import ImageData, Images
-from lbstudy.randomness import stream
-from lbstudy.study import StudyError
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.file import StudyError
+from lbstudy.training.data import ImageData, Images
 
 State = Mapping[str, Tensor]
 """A model's `state_dict()`."""

@@ -15,9 +15,9 @@ import pandas as pd
 
 from analysis.rules import OldRule, require_rule
 from lbstudy import storage
-from lbstudy.records import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.storage import StoragePath
-from lbstudy.study import StudySpec
+from lbstudy.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from analysis.hessian import SpectralDensity

@@ -19,17 +19,18 @@ from pydantic import Field
 from analysis import load
 from analysis.rules import RULES, OldRule, require_rule
 from lbstudy import storage
-from lbstudy.datasets import Dataset
-from lbstudy.records import StudyFolder, TrialRecord
-from lbstudy.runspec import RunSpec, Spec
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.file import StudyError
+from lbstudy.study.run import RunSpec, Spec
+from lbstudy.study.spec import StudySpec
+from lbstudy.training.datasets import Dataset
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from analysis.landscape import Points
-    from lbstudy.data import ImageData
+    from lbstudy.training.data import ImageData
 
 Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness"]
 CHUNK = 64  # points of a task: minutes at most, so that little is lost when a node is
@@ -185,12 +186,12 @@ def compute(
         done: is told of each result.
         failed: is told of each task that raised, and why.
     """
-    import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
+    import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
     import ray
 
-    from lbstudy.resources import with_gpus
-    from lbstudy.tuner import cluster_nodes
+    from lbstudy.tuning.resources import with_gpus
+    from lbstudy.tuning.tuner import cluster_nodes
 
     resources = with_gpus(study.resources, cluster_nodes())
     remote = ray.remote(_compute).options(
@@ -233,7 +234,7 @@ def _compute(
     """On a worker: the files of a task by name; the one without a name is the result."""
     import torch
 
-    from lbstudy.data import place
+    from lbstudy.training.data import place
 
     spec = RunSpec.model_validate(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -287,8 +288,8 @@ def _load(state: bytes, device: str) -> Any:
 
 
 def _network(spec: RunSpec, data: ImageData, state: dict[str, torch.Tensor]) -> nn.Module:
-    from lbstudy import models
-    from lbstudy.train import DTYPES
+    from lbstudy.methods import models
+    from lbstudy.training.train import DTYPES
 
     model = models.build(spec.model, data.shape, data.classes, spec.ghost_samples)
     model = model.to(data.train.images.device, DTYPES[spec.precision])

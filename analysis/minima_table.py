@@ -16,7 +16,7 @@ from analysis import curves, stats
 from analysis.load import list_incomplete
 from analysis.rules import CHANGES
 from analysis.tables import winners
-from lbstudy.study import StudySpec
+from lbstudy.study.spec import StudySpec
 
 WHICH_SIDE = (
     "Large positive eigenvalues, like large Keskar and SAM values and a large mean rise, mean a SHARP minimum; a large "

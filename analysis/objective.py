@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lbstudy.data import ImageData, Images
-from lbstudy.randomness import stream
+from lbstudy.parallel.randomness import stream
+from lbstudy.training.data import ImageData, Images
 
 Vector = NDArray[np.float64]
 Included = Literal["all", "weights"]

@@ -21,10 +21,10 @@ from markupsafe import Markup, escape
 
 from analysis import claims, conditions, figures, gaps, health, load, minima_table, sentences, style, tables, targets
 from lbstudy import storage
-from lbstudy.provenance import utc_now
-from lbstudy.records import StudyFolder
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath
-from lbstudy.study import StudyError
+from lbstudy.study.file import StudyError
 
 NO_BREAK = "\u00a0"
 

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis import stats
 from analysis.gaps import WEAK_NOTE
 from analysis.tables import FAILED_SHARE
-from lbstudy.study import StudySpec
+from lbstudy.study.spec import StudySpec
 
 OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}
 SMOOTHINGS = {"none": "no smoothing", "mixup": "Mixup", "noise": "parameter noise", "mixup+noise": "Mixup with noise"}

@@ -20,14 +20,14 @@ from pydantic import Field
 from analysis.hessian import Estimate, SpectralDensity, spectral_density, top_eigenvalues, trace
 from analysis.keskar import KeskarSharpness, ValueAndGradient, Vector, keskar, random_subspace
 from analysis.rules import RULES, require_rule
-from lbstudy.randomness import stream
-from lbstudy.runspec import Spec
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from analysis.objective import Objective
-    from lbstudy.data import ImageData, Images
+    from lbstudy.training.data import ImageData, Images
 
 Value = Callable[[Vector], float]
 

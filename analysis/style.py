@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from lbstudy import storage
 from lbstudy.storage import StoragePath
-from lbstudy.study import Cell, StudySpec
+from lbstudy.study.spec import Cell, StudySpec
 
 COLOURS = {"sgd": "#0072B2", "kfac": "#D55E00", "lars": "#009E73", "adamw": "#CC79A7"}
 MARKERS = {"none": "o", "mixup": "s", "noise": "^", "mixup+noise": "D"}

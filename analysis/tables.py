@@ -13,10 +13,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis import load, stats
-from lbstudy.lock import is_held
-from lbstudy.records import FINISHED, StudyFolder
-from lbstudy.runspec import Hyperparameters
-from lbstudy.study import StudySpec
+from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.records.lock import is_held
+from lbstudy.study.run import Hyperparameters
+from lbstudy.study.spec import StudySpec
 
 COUNTS = list(FINISHED)
 ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]

@@ -20,7 +20,8 @@ import pandas as pd
 
 from analysis import stats
 from analysis.tables import winners
-from lbstudy.study import Cell, StudyError, StudySpec
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import Cell, StudySpec
 
 COLUMNS: dict[str, Any] = {
     "optimizer": object, "batch_size": "Int64", "smoothing": object, "metric": object, "target": float, "n": "Int64",

@@ -24,13 +24,13 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import lbstudy.train as training
-from lbstudy import datasets
-from lbstudy.batch_norm import BatchNorm
-from lbstudy.data import EpochImages, ImageData, place, stratified_choice
-from lbstudy.datasets import Dataset
-from lbstudy.randomness import stream
-from lbstudy.runspec import DatasetSpec, RunSpec
+import lbstudy.training.train as training
+from lbstudy.parallel.batch_norm import BatchNorm
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.run import DatasetSpec, RunSpec
+from lbstudy.training import datasets
+from lbstudy.training.data import EpochImages, ImageData, place, stratified_choice
+from lbstudy.training.datasets import Dataset
 
 MOMENTUM = 0.1
 

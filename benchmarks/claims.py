@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import claims, gaps, targets
-from lbstudy.study import Cell, StudySpec, find_study, load_study
+from lbstudy.study.load import find_study, load_study
+from lbstudy.study.spec import Cell, StudySpec
 
 IMAGES, EPOCHS, FAILURES = 360, 30, 0.1
 SEEDS = (3, 5, 10)

@@ -30,10 +30,10 @@ from torch.nn.functional import cross_entropy
 
 from analysis.keskar import keskar, random_subspace
 from analysis.objective import Objective
-from lbstudy import datasets
-from lbstudy.data import Images, place
-from lbstudy.randomness import stream
-from lbstudy.runspec import DatasetSpec
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.run import DatasetSpec
+from lbstudy.training import datasets
+from lbstudy.training.data import Images, place
 
 SHARES = {"SB": 256 / 50_000, "LB": 0.1}
 EPSILONS = (1e-3, 5e-4)

@@ -28,10 +28,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy import models
-from lbstudy.data import worker_slice
-from lbstudy.optim import KFAC, kfac, kfac_exchange
-from lbstudy.workers import Workers
+from lbstudy.methods import models
+from lbstudy.methods.optimizers import KFAC, kfac, kfac_exchange
+from lbstudy.parallel.workers import Workers
+from lbstudy.training.data import worker_slice
 
 INTERVALS = ((1, 1), (1, 10), (10, 100))
 PHASES = ("factors", "inverse", "precondition", "communication")

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from scipy.stats import qmc
 
-from lbstudy import datasets
-from lbstudy.data import ImageData, place
-from lbstudy.runspec import DatasetSpec, RunSpec
-from lbstudy.train import EpochReport, evaluate, train
+from lbstudy.study.run import DatasetSpec, RunSpec
+from lbstudy.training import datasets
+from lbstudy.training.data import ImageData, place
+from lbstudy.training.train import EpochReport, evaluate, train
 
 RANGES = {"learning_rate": (1e-3, 0.5), "damping": (1e-3, 1.0)}
 

@@ -37,8 +37,9 @@ from torchvision import transforms
 
 from analysis import landscape
 from analysis.directions import DirectionSpec, draw
-from lbstudy import data, datasets, models
-from lbstudy.runspec import DatasetSpec, ModelName
+from lbstudy.methods import models
+from lbstudy.study.run import DatasetSpec, ModelName
+from lbstudy.training import data, datasets
 
 SPEC = DirectionSpec(seed=123)
 

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import psutil
 
-from lbstudy import datasets, tuner
-from lbstudy.records import StudyFolder, TrialRecord
-from lbstudy.study import StudySpec, find_study, load_study
+from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.load import find_study, load_study
+from lbstudy.study.spec import StudySpec
+from lbstudy.training import datasets
+from lbstudy.tuning import tuner
 
 CELLS = {"cells.batch_size": [32, 256], "cells.smoothing": ["none", "mixup"]}
 

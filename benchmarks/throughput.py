@@ -1,4 +1,4 @@
-"""Images per second of `lbstudy.train.train()`, one worker and no Ray, against two other ways to train a network.
+"""Images per second of `train()` in lbstudy/training, one worker and no Ray, against two other ways to train a network.
 
 bare        the same model, optimizer and steps on tensors that are ready and normalised, with nothing around
             them: the most that any loop can reach; no order, no augmentation, no loss or gradient norm kept
@@ -33,9 +33,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from lbstudy import data, datasets, models, optim
-from lbstudy.runspec import Budget, DatasetSpec, Hyperparameters, ModelName, RunSpec
-from lbstudy.train import train
+from lbstudy.methods import models, optimizers
+from lbstudy.study.run import Budget, DatasetSpec, Hyperparameters, ModelName, RunSpec
+from lbstudy.training import data, datasets
+from lbstudy.training.train import train
 
 VALIDATION = 10  # samples; validation is not timed, so no more than a stratified split needs
 
@@ -103,7 +104,7 @@ def time_plain_loop(run: RunSpec, images: data.ImageData, batches: Iterable[tupl
     device = images.mean.device
     torch.manual_seed(run.seed)
     model = models.build(run.model, images.shape, images.classes).to(device)
-    optimizer = optim.build(run, model.parameters())
+    optimizer = optimizers.build(run, model.parameters())
     model.train()
     samples, began = 0, time.perf_counter()
     for inputs, labels in batches:

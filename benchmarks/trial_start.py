@@ -1,6 +1,6 @@
 """The fixed cost of a trial: from the end of one trial to the first optimisation step of the next, one worker.
 
-warm lane     `lbstudy.lane.Lane`: one worker group that is fed trial after trial
+warm lane     `lbstudy.tuning.lane.Lane`: one worker group that is fed trial after trial
 through Tune  the same inside a whole study, one lane: Tune, Optuna and the records included
 TorchTrainer  a new `ray.train.torch.TorchTrainer` for every trial, as Ray's guides show it
 
@@ -30,10 +30,12 @@ from typing import Any
 
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run` Ray would start each process with another `uv run`
 
-from lbstudy import datasets, tuner
-from lbstudy.lane import Job, Lane
-from lbstudy.records import StudyFolder, TrialRecord
-from lbstudy.study import Resources, StudySpec, find_study, load_study
+from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.load import find_study, load_study
+from lbstudy.study.spec import Resources, StudySpec
+from lbstudy.training import datasets
+from lbstudy.tuning import tuner
+from lbstudy.tuning.lane import Job, Lane
 
 import ray  # isort: skip  # after lbstudy, which sets Ray's environment
 
@@ -100,9 +102,9 @@ def time_torch_trainer(trials: int, dataset: ray.ObjectRef, storage: str) -> lis
     from ray.train.torch import TorchTrainer
 
     def train_loop(config: dict[str, Any]) -> None:
-        from lbstudy.data import place
-        from lbstudy.runspec import RunSpec
-        from lbstudy.train import train
+        from lbstudy.study.run import RunSpec
+        from lbstudy.training.data import place
+        from lbstudy.training.train import train
 
         run = RunSpec.model_validate(config["run"])
         outcome = train(run, place(ray.get(config["dataset"][0]), run.dataset, run.split_seed))

@@ -1,5 +1,5 @@
 """`python -m lbstudy`."""
 
-from lbstudy.cli import main
+from lbstudy.console.cli import main
 
 main()

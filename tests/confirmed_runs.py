@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import load
-from lbstudy.records import Status, StudyFolder
-from lbstudy.study import StudySpec
+from lbstudy.records.folder import Status, StudyFolder
+from lbstudy.study.spec import StudySpec
 from tests.conftest import TINY_STUDY
 from tests.test_records import record
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import lbstudy.rayenv  # noqa: F401  # isort: skip  # before ray
+import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import pytest
 import torch
 
-from lbstudy.records import StudyFolder
-from lbstudy.study import StudySpec
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.spec import StudySpec
 
 torch.set_num_threads(1)  # as in a Ray worker with one CPU; sums over threads would change the last bits
 
@@ -53,7 +53,7 @@ class RanStudy:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A private Ray for all tests that need one."""
-    from lbstudy import tuner
+    from lbstudy.tuning import tuner
 
     tuner.connect()
     yield
@@ -68,7 +68,8 @@ def ran_study(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Ra
 
 def run_tiny(path: Path, study: StudySpec) -> RanStudy:
     """Run a study on the session's Ray."""
-    from lbstudy import datasets, tuner
+    from lbstudy.training import datasets
+    from lbstudy.tuning import tuner
 
     folder = StudyFolder.create(path, study)
     plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())

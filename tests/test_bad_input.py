@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbstudy import cli, datasets
+from lbstudy.console import cli
+from lbstudy.training import datasets
 
 GOOD = """\
 name: tiny
@@ -228,7 +229,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def no_ray(*arguments: object, **options: object) -> None:
         raise AssertionError("Ray was started")
 
-    from lbstudy import tuner
+    from lbstudy.tuning import tuner
 
     monkeypatch.setattr(tuner, "connect", no_ray)
     monkeypatch.setattr(datasets, "DEFAULT_ROOT", tmp_path / "cache")

@@ -17,7 +17,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from lbstudy.records import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 
 pytestmark = pytest.mark.slow
 

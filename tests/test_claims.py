@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from analysis import claims, gaps, load, sentences, tables, targets
 from benchmarks import claims as simulated
-from lbstudy.study import Cell, StudySpec
+from lbstudy.study.spec import Cell, StudySpec
 from tests.confirmed_runs import add_run, confirmed_frame, confirmed_study, study_of
 
 BOTH = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"])

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from lbstudy import cli, terminal
-from lbstudy.lock import DriverLock
-from lbstudy.progress import Progress
-from lbstudy.records import StudyFolder
+from lbstudy.console import cli, terminal
+from lbstudy.console.progress import Progress
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.lock import DriverLock
 from tests.conftest import TINY_STUDY, tiny_study
 from tests.test_records import record
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from analysis import load, minima
-from lbstudy import datasets
-from lbstudy.confirm import as_study, plan_runs
-from lbstudy.data import place
-from lbstudy.recorder import trajectory
-from lbstudy.records import StudyFolder, TrialRecord
-from lbstudy.runspec import RunSpec, TrainOn
-from lbstudy.study import StudyError
-from lbstudy.train import EpochReport, Snapshot, evaluate, train
+from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.file import StudyError
+from lbstudy.study.run import RunSpec, TrainOn
+from lbstudy.training import datasets
+from lbstudy.training.data import place
+from lbstudy.training.train import EpochReport, Snapshot, evaluate, train
+from lbstudy.tuning.confirm import as_study, plan_runs
+from lbstudy.tuning.recorder import trajectory
 from tests.confirmed_runs import add_run, study_of
 from tests.conftest import RanStudy
 
@@ -150,7 +150,7 @@ class TestEvaluateAll:
 @pytest.fixture(scope="module")
 def confirmed(ran_study: RanStudy, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     """A copy of the tiny study, its best configurations confirmed with two seeds."""
-    from lbstudy import tuner
+    from lbstudy.tuning import tuner
 
     path = tmp_path_factory.mktemp("confirmed") / "tiny"
     shutil.copytree(ran_study.folder.path, path)
@@ -185,7 +185,7 @@ def test_confirmed_runs_train_to_the_end_and_keep_their_models(confirmed: StudyF
 
 
 def test_confirming_again_runs_nothing(confirmed: StudyFolder):
-    from lbstudy import tuner
+    from lbstudy.tuning import tuner
 
     before = [(run.started, run.seconds) for run in confirmed.confirmation.trials()]
     runs, _ = plan(confirmed)

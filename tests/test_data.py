@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lbstudy import datasets
-from lbstudy.data import CUTOUT, PAD, EpochImages, crop, cutout, place, stratified_choice, worker_slice
-from lbstudy.runspec import DatasetSpec
-from lbstudy.study import StudyError
+from lbstudy.study.file import StudyError
+from lbstudy.study.run import DatasetSpec
+from lbstudy.training import datasets
+from lbstudy.training.data import CUTOUT, PAD, EpochImages, crop, cutout, place, stratified_choice, worker_slice
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from analysis.directions import DirectionSpec, draw
-from lbstudy import models
+from lbstudy.methods import models
 
 CIFAR = (3, 32, 32)
 

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbstudy import cli, datasets, doctor, tuner
-from lbstudy.doctor import NodeReport, own_versions
-from lbstudy.resources import this_machine
-from lbstudy.study import Resources, StudyError
+from lbstudy.console import cli
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import Resources
+from lbstudy.training import datasets
+from lbstudy.tuning import doctor, tuner
+from lbstudy.tuning.doctor import NodeReport, own_versions
+from lbstudy.tuning.resources import this_machine
 from tests.conftest import tiny_study
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lbstudy import datasets, lane, tuner
-from lbstudy.records import FINISHED, StudyFolder
+from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.training import datasets
+from lbstudy.tuning import lane, tuner
 from tests.conftest import run_tiny, tiny_study
 from tests.test_chaos import Driver
 
@@ -244,7 +245,7 @@ class Forgetful(tuner.TrialActor):
         def serve_with_little_memory(config: dict[str, object]) -> None:
             import torch
 
-            from lbstudy import train
+            from lbstudy.training import train
 
             whole = train.train
 

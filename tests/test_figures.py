@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from analysis import figures, figures_mixup, figures_runs, figures_tuning, style
 from analysis.style import NothingToDraw
-from lbstudy.cli import app
-from lbstudy.records import StudyFolder
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.console.cli import app
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import StudySpec
 from tests.conftest import tiny_study
 from tests.test_records import record
 

@@ -16,8 +16,9 @@ from analysis.figures_landscape import draw_interpolation, draw_line, draw_width
 from analysis.figures_planes import draw_plane, draw_surface, draw_trajectory, plane_info, trajectory_info
 from analysis.minima import LandscapeSettings, keep_settings
 from analysis.style import NothingToDraw
-from lbstudy.records import StudyFolder
-from lbstudy.study import Cell, StudyError, StudySpec
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import Cell, StudySpec
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 
 SETTINGS = {"directions": 2, "normalisation": "filter", "biases_and_norms": False, "samples": 100, "seed": 3}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from analysis import health, load, tables
-from lbstudy.records import StudyFolder
-from lbstudy.study import StudySpec
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 
 STUDY = study_of(["sgd", "kfac"], [32, 128], ["none"])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from analysis import objective
 from analysis.hessian import lanczos, spectral_density, top_eigenvalues, trace
 from analysis.objective import Objective
-from lbstudy.batch_norm import BatchNorm
+from lbstudy.parallel.batch_norm import BatchNorm
 
 Case = tuple[nn.Module, Tensor, Tensor]
 

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import subprocess, sys, time
-from lbstudy.interrupt import Interrupted, interruptible
+from lbstudy.console.interrupt import Interrupted, interruptible
 try:
     with interruptible():
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -58,7 +58,7 @@ def test_second_signal_ends_at_once():
 
 
 def test_handlers_are_as_before_where_no_signal_came():
-    from lbstudy.interrupt import interruptible
+    from lbstudy.console.interrupt import interruptible
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with interruptible():

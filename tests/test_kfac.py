@@ -12,15 +12,15 @@ from curvlinops import KFACInverseLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.batch_norm import BatchNorm
-from lbstudy.optim import KFAC
-from lbstudy.optim import kfac_exchange as exchange
-from lbstudy.optim import kfac_factors as factors
-from lbstudy.optim.kfac_blocks import KroneckerBlock
-from lbstudy.optim.kfac_ties import max_pool
-from lbstudy.runspec import KfacSpec
-from lbstudy.smoothing import mixed_cross_entropy
-from lbstudy.train import EpochReport, Snapshot, train
+from lbstudy.methods.optimizers import KFAC
+from lbstudy.methods.optimizers import kfac_exchange as exchange
+from lbstudy.methods.optimizers import kfac_factors as factors
+from lbstudy.methods.optimizers.kfac_blocks import KroneckerBlock
+from lbstudy.methods.optimizers.kfac_ties import max_pool
+from lbstudy.methods.smoothing import mixed_cross_entropy
+from lbstudy.parallel.batch_norm import BatchNorm
+from lbstudy.study.run import KfacSpec
+from lbstudy.training.train import EpochReport, Snapshot, train
 from tests.test_train import digits, make_run
 
 CLASSES = 3

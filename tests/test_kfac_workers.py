@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.batch_norm import BatchNorm
-from lbstudy.data import worker_slice
-from lbstudy.optim import KFAC
-from lbstudy.runspec import RunSpec
-from lbstudy.study import find_study, load_study
-from lbstudy.workers import Workers
+from lbstudy.methods.optimizers import KFAC
+from lbstudy.parallel.batch_norm import BatchNorm
+from lbstudy.parallel.workers import Workers
+from lbstudy.study.load import find_study, load_study
+from lbstudy.study.run import RunSpec
+from lbstudy.training.data import worker_slice
 from tests.parallel import run_workers
 from tests.test_train import MODELS, SMOOTHINGS, digits, final_parameters, make_run
 
@@ -109,7 +109,7 @@ def digits_trials() -> dict[str, RunSpec]:
     """The first two trials of every K-FAC cell of the shipped study, for three epochs."""
     import optuna  # here: the workers have no use for these two
 
-    from lbstudy.search import CellSearch
+    from lbstudy.tuning.search import CellSearch
 
     study = load_study(find_study("digits"), {"tuning.trials": 2, "budget.epochs": 3, "precision": "fp64"})
     runs = {}

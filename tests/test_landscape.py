@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from analysis import landscape
 from analysis.directions import DirectionSpec, draw
 from analysis.landscape import evaluate_points, prepare
-from lbstudy import data, datasets, models
-from lbstudy.batch_norm import BatchNorm
-from lbstudy.runspec import DatasetSpec, RunSpec
-from lbstudy.study import StudyError
-from lbstudy.train import evaluate, fingerprint, train
+from lbstudy.methods import models
+from lbstudy.parallel.batch_norm import BatchNorm
+from lbstudy.study.file import StudyError
+from lbstudy.study.run import DatasetSpec, RunSpec
+from lbstudy.training import data, datasets
+from lbstudy.training.train import evaluate, fingerprint, train
 
 SPEC = DirectionSpec(seed=7)
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from lbstudy import datasets
-from lbstudy.data import place
-from lbstudy.lane import Job, Lane
-from lbstudy.runspec import DatasetSpec, RunSpec
-from lbstudy.study import Resources
-from lbstudy.train import train
+from lbstudy.study.run import DatasetSpec, RunSpec
+from lbstudy.study.spec import Resources
+from lbstudy.training import datasets
+from lbstudy.training.data import place
+from lbstudy.training.train import train
+from lbstudy.tuning.lane import Job, Lane
 
 DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import health, load, targets
-from lbstudy.cli import app
-from lbstudy.records import StudyFolder
+from lbstudy.console.cli import app
+from lbstudy.records.folder import StudyFolder
 from tests.test_report import CELLS, whole_study
 
 LOST_RECORD = "confirm/trials/sgd-b32-none/0001/trial.json"

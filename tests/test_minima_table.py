@@ -16,9 +16,9 @@ from analysis.minima import keep_settings
 from analysis.minima_table import correlations, line_measures, list_left_out, runs
 from analysis.sharpness import Sharpness, SharpnessSpec
 from analysis.style import NothingToDraw
-from lbstudy.cli import app
-from lbstudy.records import StudyFolder
-from lbstudy.study import StudyError
+from lbstudy.console.cli import app
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
 from tests.confirmed_runs import confirmed_study, study_of
 from tests.test_figures_landscape import LINE, lines, rendered, texts, write_points
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lbstudy import models
-from lbstudy.batch_norm import BatchNorm, renewed_statistics
-from lbstudy.workers import Workers
+from lbstudy.methods import models
+from lbstudy.parallel.batch_norm import BatchNorm, renewed_statistics
+from lbstudy.parallel.workers import Workers
 
 CIFAR = (3, 32, 32)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lbstudy.optim import build
-from lbstudy.optim.lars import LARS
+from lbstudy.methods.optimizers import build
+from lbstudy.methods.optimizers.lars import LARS
 from tests.test_train import digits, make_run
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import optuna
 import pytest
 
-from lbstudy.recorder import Recorder, take_up
-from lbstudy.records import StudyFolder, TrialRecord
-from lbstudy.search import Past, StudyPruner, StudySearch
-from lbstudy.study import Cell
+from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.spec import Cell
+from lbstudy.tuning.recorder import Recorder, take_up
+from lbstudy.tuning.search import Past, StudyPruner, StudySearch
 from tests.conftest import tiny_study
 
 CELL = Cell("sgd", 32, "none")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lbstudy import storage
-from lbstudy.lock import DriverLock
-from lbstudy.records import LOCK, Damaged, StudyFolder, TrialRecord
-from lbstudy.study import StudyError
+from lbstudy.records.folder import LOCK, Damaged, StudyFolder, TrialRecord
+from lbstudy.records.lock import DriverLock
+from lbstudy.study.file import StudyError
 from tests.conftest import TINY_STUDY, tiny_study
 
 

@@ -14,8 +14,9 @@ import pytest
 from jinja2 import UndefinedError
 
 from analysis import conditions, figures, load, report, sentences, tables
-from lbstudy.records import StudyFolder
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +137,7 @@ def test_the_verdicts_of_a_whole_study(quick: None, tmp_path: Path):
 def test_each_command_prints_the_numbers_beside_it(quick: None, tmp_path: Path, monkeypatch, capsys):
     import shlex
 
-    from lbstudy import cli
+    from lbstudy.console import cli
 
     shown = {table.name: table for table in report.collect(whole_study(tmp_path / "a study's")).tables}
     for name, column in {
@@ -314,7 +315,7 @@ class Blocker:
         if name.split(".")[0] in blocked:
             raise ImportError(f"{{name}} is not here")
 sys.meta_path.insert(0, Blocker())
-from lbstudy import cli
+from lbstudy.console import cli
 for arguments in {commands!r}:
     sys.argv = ["lbstudy", *arguments]
     try:

@@ -14,10 +14,10 @@ from analysis.keskar import keskar, random_subspace
 from analysis.objective import Objective
 from analysis.rules import OldRule
 from analysis.sharpness import Sharpness, SharpnessSpec, average_rise, measure, worst_rise
-from lbstudy import models
-from lbstudy.data import ImageData
-from lbstudy.randomness import stream
-from lbstudy.train import evaluate, fingerprint
+from lbstudy.methods import models
+from lbstudy.parallel.randomness import stream
+from lbstudy.training.data import ImageData
+from lbstudy.training.train import evaluate, fingerprint
 from tests.test_train import digits
 
 N = 60

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lbstudy import optim, sizes
-from lbstudy.models import build
-from lbstudy.runspec import ModelName, RunSpec
+from lbstudy.methods import optimizers
+from lbstudy.methods.models import build
+from lbstudy.study import sizes
+from lbstudy.study.run import ModelName, RunSpec
 
 SHAPES = {"lenet5": (1, 28, 20), "vgg9": (1, 8, 8), "resnet18": (3, 32, 32)}
 
@@ -27,9 +28,9 @@ def saved(state: object) -> int:
 
 
 def snapshot_after_a_step(run: RunSpec, network: nn.Module, shape: tuple[int, int, int]) -> dict[str, object]:
-    optimizer = optim.build(run, network)
+    optimizer = optimizers.build(run, network)
     images, labels = torch.randn(4, *shape), torch.arange(4)
-    if isinstance(optimizer, optim.KFAC):
+    if isinstance(optimizer, optimizers.KFAC):
         with optimizer.capture(4):
             nn.functional.cross_entropy(network(images), labels).backward()
     else:

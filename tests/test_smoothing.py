@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lbstudy.batch_norm import BatchNorm
-from lbstudy.runspec import MixupSpec, NoiseSpec
-from lbstudy.smoothing import Mixing, ParameterNoise, draw_mixing, mix, mixed_cross_entropy
+from lbstudy.methods.smoothing import Mixing, ParameterNoise, draw_mixing, mix, mixed_cross_entropy
+from lbstudy.parallel.batch_norm import BatchNorm
+from lbstudy.study.run import MixupSpec, NoiseSpec
 
 CPU = torch.device("cpu")
 

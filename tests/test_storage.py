@@ -23,11 +23,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from analysis import tables
-from lbstudy import doctor, lock, storage
-from lbstudy.lock import DriverLock
-from lbstudy.records import FINISHED, LOCK, Damaged, StudyFolder, TrialRecord, set_aside
+from lbstudy import storage
+from lbstudy.records.folder import FINISHED, LOCK, Damaged, StudyFolder, TrialRecord, lock, set_aside
+from lbstudy.records.lock import DriverLock
 from lbstudy.storage import ObjectPath, StorageError, locate
-from lbstudy.study import StudyError, StudySpec
+from lbstudy.study.file import StudyError
+from lbstudy.study.spec import StudySpec
+from lbstudy.tuning import doctor
 from tests.conftest import run_tiny, tiny_study
 from tests.test_cli import lbstudy
 from tests.test_records import Crash, CrashPoint, record, script

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lbstudy.runspec import Budget, Schedule
-from lbstudy.space import Condition, Range
-from lbstudy.study import SHIPPED_STUDIES, Cell, StudyError, StudySpec, find_study, load_study, parse_override
+from lbstudy.study.file import StudyError, parse_override
+from lbstudy.study.load import SHIPPED_STUDIES, find_study, load_study
+from lbstudy.study.run import Budget, Schedule
+from lbstudy.study.space import Condition, Range
+from lbstudy.study.spec import Cell, StudySpec
 
 GOOD = """\
 name: tiny

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis import load, tables
-from lbstudy.records import StudyFolder
+from lbstudy.records.folder import StudyFolder
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 from tests.conftest import tiny_study
 from tests.test_records import record

@@ -10,8 +10,8 @@ from scipy import stats as scipy_stats
 
 from analysis import load, tables, targets
 from analysis.targets import Target
-from lbstudy.records import StudyFolder
-from lbstudy.study import StudyError
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 
 STUDY = study_of(["kfac", "sgd"], [32, 128], ["none", "mixup"])

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from lbstudy import models
-from lbstudy.batch_norm import BatchNorm
-from lbstudy.data import EpochImages, ImageData, place
-from lbstudy.datasets import Dataset, load
-from lbstudy.runspec import DatasetSpec, NoiseSpec, RunSpec
-from lbstudy.smoothing import ParameterNoise
-from lbstudy.train import EpochReport, Outcome, Snapshot, evaluate, train
+from lbstudy.methods import models
+from lbstudy.methods.smoothing import ParameterNoise
+from lbstudy.parallel.batch_norm import BatchNorm
+from lbstudy.study.run import DatasetSpec, NoiseSpec, RunSpec
+from lbstudy.training.data import EpochImages, ImageData, place
+from lbstudy.training.datasets import Dataset, load
+from lbstudy.training.train import EpochReport, Outcome, Snapshot, evaluate, train
 from tests.parallel import run_workers
 
 SMOOTHINGS = ["none", "mixup", "noise", "mixup+noise"]
@@ -145,7 +145,7 @@ def test_statistics_are_those_of_the_evaluated_weights(monkeypatch: pytest.Monke
     for name, value in expected.items():
         torch.testing.assert_close(model.state_dict()[name], value, msg=name)
     # fewer samples than an epoch has: its last mini-batches
-    monkeypatch.setattr("lbstudy.train.STATISTICS_SAMPLES", 40)
+    monkeypatch.setattr("lbstudy.training.train.STATISTICS_SAMPLES", 40)
     fewer = train(run, data).model  # mini-batches of 32, 32 and 16: the last two hold 40
     for name, value in _average_statistics(theirs, batches[4:]).items():
         torch.testing.assert_close(fewer.state_dict()[name], value, msg=name)

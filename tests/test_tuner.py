@@ -11,15 +11,16 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from analysis import tables
-from lbstudy import datasets
-from lbstudy.data import place
-from lbstudy.lane import process_group_backend
-from lbstudy.records import TrialRecord
-from lbstudy.resources import count_lanes, with_gpus
-from lbstudy.runspec import RunSpec
-from lbstudy.study import Resources, StudyError
-from lbstudy.train import train
-from lbstudy.tuner import cluster_nodes, connect
+from lbstudy.records.folder import TrialRecord
+from lbstudy.study.file import StudyError
+from lbstudy.study.run import RunSpec
+from lbstudy.study.spec import Resources
+from lbstudy.training import datasets
+from lbstudy.training.data import place
+from lbstudy.training.train import train
+from lbstudy.tuning.lane import process_group_backend
+from lbstudy.tuning.resources import count_lanes, with_gpus
+from lbstudy.tuning.tuner import cluster_nodes, connect
 from tests.conftest import RanStudy, run_tiny, tiny_study
 
 EPOCHS = 4

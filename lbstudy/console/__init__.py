@@ -1,0 +1,1 @@
+"""What a person types and sees: commands, sessions, progress. It alone reaches for `lbstudy.analysis`."""

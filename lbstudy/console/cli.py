@@ -1,0 +1,343 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 some trials failed or are missing, 2 bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from lbstudy import __version__
+from lbstudy.console.results import Folder, TableFormat, print_best, results
+from lbstudy.console.session import (
+    compute_tasks,
+    confirm_runs,
+    ended_in_order,
+    err,
+    exit_with,
+    load_data,
+    notice,
+    on_ray,
+    require_room,
+    resolve,
+    run_study,
+    set_address,
+    tune,
+)  # fmt: skip
+from lbstudy.console.terminal import out, print_table
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.lock import DriverLock
+from lbstudy.storage import StorageError, locate
+from lbstudy.study.file import StudyError, StudyFile
+from lbstudy.study.load import check_study, find_study
+from lbstudy.study.run import Spec, TrainOn
+from lbstudy.study.spec import StudySpec
+from lbstudy.tuning.confirm import plan_runs
+
+if TYPE_CHECKING:
+    from analysis.minima import Task
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+app.add_typer(results)
+
+
+class LandscapeKind(StrEnum):
+    """What `landscape` computes."""
+
+    line = "line"
+    plane = "plane"
+    interpolate = "interpolate"
+    trajectory = "trajectory"
+
+
+DEMO = {
+    "cells.smoothing": ["none", "mixup"],
+    "cells.batch_size": [32, 128],  # SGD's 50 steps of 256 in these epochs would not train a network
+    "tuning.trials": 6,
+    "budget.epochs": 10,
+}
+"""What the demo changes in the study of the digits: half of its cells, a third of its epochs."""
+
+Normalisation = Literal["filter", "layer", "none"]
+File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
+Storage = Annotated[str, typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER")]
+Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
+Trials = Annotated[int | None, typer.Option(help="trials per cell")]
+Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
+WorkersOption = Annotated[int | None, typer.Option(help="data-parallel workers per trial")]
+Data = Annotated[
+    str | None, typer.Option(metavar="ROOT", help="a local copy of the data: torchvision's files, or an image tree")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change any key of the study file; may be repeated"),
+]
+Address = Annotated[
+    str | None, typer.Option(help="a Ray cluster; default: $RAY_ADDRESS, else a private Ray on this machine")
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray says")]
+
+
+def main() -> None:
+    """Entry point: bad input, or a storage that fails, is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except (StudyError, StorageError) as error:
+        for line in str(error).splitlines():
+            err.print(f"error: {line}", markup=False)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """A hyper-parameter study of large mini-batch training, on Ray."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
+    """A whole study in a few minutes: LeNet-5 on handwritten digits, small against large batch, from the tuning of
+    every cell to the report."""
+    from analysis import minima, report
+    from analysis.sharpness import SharpnessSpec
+
+    source = StudyFile(find_study("digits.yaml"), DEMO)
+    study = check_study(source)
+    path = (locate(storage) / study.name).resolve()
+    folder, failures = StudyFolder(path), list[str]()
+
+    def work() -> None:
+        tune(study, path, dataset, verbose)
+        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", dataset, verbose)
+        one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
+        lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
+        parts: list[tuple[str, Spec, list[Task]]] = [
+            ("landscape/line", lines, minima.landscape_tasks(folder, "line", all_seeds, lines)),
+            ("sharpness", measures, minima.sharpness_tasks(one, measures)),
+        ]
+        try:
+            between = minima.landscape_tasks(folder, "interpolate", one, lines)
+            parts.insert(1, ("landscape/interpolate", lines, between))
+        except StudyError as error:  # too many cells without a solution
+            notice(str(error))
+        for where, settings, tasks in parts:
+            minima.keep_settings(folder, where, settings)
+            compute_tasks(study, folder, minima.missing(folder, tasks), where, dataset, failures)
+
+    with ended_in_order(path, "the same command"):
+        StudyFolder.check(path, study)
+        require_room(study, None)
+        dataset = load_data(study, source)
+        with DriverLock(path, notice):
+            on_ray(work, path, verbose)
+    print_best(folder, TableFormat.table)
+    print(f"report: {report.write(folder)}")
+    for failure in failures:
+        err.print(f"failed: {failure}", markup=False)
+    raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def plan(
+    file: File, name: Name = None, trials: Trials = None, epochs: Epochs = None, workers: WorkersOption = None,
+    data: Data = None, set_: Sets = None,
+) -> None:  # fmt: skip
+    """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing."""
+    study, source = resolve(file, name, trials, epochs, workers, data, set_)
+    _print_plan(study, source)
+
+
+@app.command()
+def run(
+    file: File, storage: Storage = "studies", name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
+    study, source = resolve(file, name, trials, epochs, workers, data, set_)
+    given = locate(file)
+    going_on = given.is_dir() and name is None
+    path = (given if going_on else locate(storage) / study.name).resolve()
+    run_study(study, source, path, address, verbose)
+    folder = StudyFolder.open(path)
+    print_best(folder, TableFormat.table)
+    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {path}")
+
+
+@app.command()
+def confirm(
+    study: Folder,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each configuration, with the same seeds in all cells")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="configurations of each cell, best first")] = 1,
+    published: Annotated[bool, typer.Option("--published", help="the published configurations too")] = False,
+    train_on: Annotated[TrainOn, typer.Option(help="the tuning split, or all training samples")] = "split",
+    workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
+    folder = StudyFolder.open(locate(study).resolve())
+    spec, source = resolve(study, None, None, None, workers, data, set_)
+    folder.require_extension(spec)
+    runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
+    command = f"lbstudy confirm {folder.path}"
+    with ended_in_order(folder.confirmation.path, command):
+        require_room(spec, address)
+        dataset = load_data(spec, source)
+        with DriverLock(folder.path, notice):
+            on_ray(partial(confirm_runs, spec, folder, runs, train_on, dataset, verbose), folder.path, verbose)
+    print_best(folder, TableFormat.table)
+    wanted = {(run.cell, run.number) for run in runs}
+    found = [trial for trial in folder.confirmation.trials() if (trial.cell, trial.number) in wanted]
+    exit_with(found, len(runs), command)
+
+
+@app.command()
+def landscape(
+    study: Folder,
+    kind: Annotated[LandscapeKind, typer.Option(help="line and plane: random directions around each solution; "
+        "interpolate: from the small-batch solution to the large-batch one; trajectory: a run's path")] =
+        LandscapeKind.line,
+    directions: Annotated[int, typer.Option(min=1, help="line: random directions, the same for every model")] = 5,
+    normalisation: Annotated[Normalisation, typer.Option(help="none: the plain Gaussian")] = "filter",
+    biases_and_norms: Annotated[bool, typer.Option("--biases-and-norms", help="move these too")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="of the training and of the test set; all if fewer")] = 10_000,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all, and one for "
+        "plane and trajectory")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of directions and samples")] = 0,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Loss and accuracy around the confirmed runs' solutions. Run again, it computes what is missing."""
+    from analysis import minima
+
+    folder = StudyFolder.open(study)
+    if repeats is None and kind in (LandscapeKind.plane, LandscapeKind.trajectory):
+        repeats = 1
+    settings = minima.LandscapeSettings(
+        directions=directions,
+        normalisation=normalisation,
+        biases_and_norms=biases_and_norms,
+        samples=samples,
+        seed=seed,
+    )
+    tasks = minima.landscape_tasks(folder, kind.value, minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, f"landscape/{kind.value}", settings, address, data, verbose)
+
+
+@app.command()
+def sharpness(
+    study: Folder,
+    samples: Annotated[int, typer.Option(min=2, help="training images that are measured on; all if fewer")] = 1000,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of samples, probes and draws")] = 0,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """How sharp the confirmed runs' solutions are: Hessian, Keskar's measure, SAM's. Run again, it does what is
+    missing."""
+    from analysis import minima
+    from analysis.sharpness import SharpnessSpec
+
+    folder = StudyFolder.open(study)
+    settings = SharpnessSpec(samples=samples, seed=seed)
+    tasks = minima.sharpness_tasks(minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, "sharpness", settings, address, data, verbose)
+
+
+def _compute(
+    folder: StudyFolder, study: str, tasks: Sequence[Task], where: str, settings: Spec, address: str | None,
+    data: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Compute on Ray what is missing of the tasks."""
+    from analysis import minima
+
+    spec, source = resolve(study, None, None, None, None, data, None)
+    minima.keep_settings(folder, where, settings)
+    failures: list[str] = []
+    if missing := minima.missing(folder, tasks):
+        require_room(spec, address, workers=1)
+        dataset = load_data(spec, source)
+        with ended_in_order(folder.path, "the same command"):
+            work = partial(compute_tasks, spec, folder, missing, where, dataset, failures)
+            on_ray(work, folder.path, verbose)
+    for failure in failures:
+        err.print(f"failed: {failure}", markup=False)
+    print(f"{len(tasks) - len(failures)} of {len(tasks)} results in {folder.path / where}")
+    raise typer.Exit(1 if failures else 0)
+
+
+@app.command("doctor")
+def examine(
+    file: Annotated[str | None, typer.Argument(help="a study that shall run here")] = None,
+    storage: Storage = "studies", address: Address = None,
+) -> None:  # fmt: skip
+    """Check Ray, its nodes and the storage, and whether a study fits; exit code 2 if something is wrong."""
+    study, dataset = None, None
+    if file is not None:
+        study, source = resolve(file, None, None, None, None, None, None)
+        dataset = load_data(study, source)
+    folder = locate(storage)
+    set_address(address)
+    from lbstudy.tuning import doctor
+
+    failed = False
+    for finding in doctor.examine(study, dataset, folder):
+        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
+        out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
+        failed |= not finding.ok
+    raise typer.Exit(2 if failed else 0)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of the study file, for editors."""
+    print(json.dumps(StudySpec.model_json_schema(by_alias=True), indent=2))
+
+
+def _print_plan(study: StudySpec, source: StudyFile) -> None:
+    import pandas as pd
+
+    from lbstudy.training import datasets
+    from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
+
+    names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
+    try:
+        samples: int | None = datasets.training_samples(study.dataset, load_data(study, source))
+    except StudyError as error:
+        err.print(f"the study cannot run here: {error}", markup=False)
+        samples = None
+    rows = []
+    for cell in study.list_cells():
+        ranges = study.ranges(cell)
+        steps = "?" if samples is None else str(study.steps_per_epoch(cell, samples))
+        published = str(len(study.published_params(cell)) or "-")
+        rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
+    frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *names, "published"])
+    print_table(frame, title=f"{study.name}: {study.model} on {study.dataset.name}")
+    if left_out := study.left_out():
+        out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    budget, tuning, resources = study.budget, study.tuning, study.resources
+    length = f"{budget.epochs} epochs" if budget.epochs else f"{budget.steps} steps"
+    cells = len(study.list_cells())
+    pruner = "no pruner" if tuning.pruner == "none" else (
+        f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
+    )  # fmt: skip
+    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {length}; {tuning.sampler}, {pruner}")
+    machine = this_machine()
+    resources = with_gpus(resources, [machine])
+    each = f"{resources.cpus_per_worker:g} CPU" + (
+        f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    )
+    try:
+        lanes = f"{min(count_lanes(resources, [machine]), cells * tuning.trials)} lanes on this machine"
+    except StudyError as error:
+        lanes = f"not on this machine: {error}"
+    out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
+    fixed = study.fixed.model_dump(exclude_none=True, exclude={"mixup", "noise"})
+    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items()))

@@ -1,0 +1,153 @@
+"""The commands that look at a study: how far it is, its tables, figures and report. None needs torch or Ray."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from lbstudy.console.session import err
+from lbstudy.console.terminal import out, print_table
+from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
+
+results = typer.Typer()
+
+
+class TableFormat(StrEnum):
+    """How `best` and `table` print."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    latex = "latex"
+
+
+class TableKind(StrEnum):
+    """What `table` shows."""
+
+    gap = "gap"
+    targets = "targets"
+    health = "health"
+    sharpness = "sharpness"
+    correlations = "correlations"
+
+
+class FigureFormat(StrEnum):
+    """What `figures` writes."""
+
+    svg = "svg"
+    png = "png"
+    pdf = "pdf"
+
+
+Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in an object store", metavar="STUDY")]
+
+
+@results.command()
+def status(study: Folder) -> None:
+    """How far each cell of a study has come."""
+    from analysis import tables
+
+    folder = StudyFolder.open(study)
+    found = tables.progress(folder)
+    print_table(tables.for_reading(found), title=folder.study().name)
+    _tell(found.attrs["damaged"])
+
+
+@results.command()
+def best(
+    study: Folder, format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table
+) -> None:
+    """The best configuration of each cell."""
+    print_best(StudyFolder.open(study), format)
+
+
+@results.command()
+def table(
+    study: Folder,
+    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; targets: time to reach a loss and "
+                                              "an accuracy; health: can the comparison be trusted; sharpness: how "
+                                              "sharp the minima are, and their test accuracy; correlations: of both")],
+    format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
+    loss: Annotated[float | None, typer.Option(help="targets: training loss; default: the baseline's")] = None,
+    accuracy: Annotated[float | None, typer.Option(help="targets: validation accuracy, a fraction")] = None,
+) -> None:  # fmt: skip
+    """Compare the cells of a study, by their confirmed runs."""
+    if kind is not TableKind.targets and (loss is not None or accuracy is not None):
+        raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
+    from analysis import gaps, health, load, minima_table, tables, targets
+
+    folder = StudyFolder.open(study)
+    spec, trials = folder.study(), load.trials(folder)
+    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    if kind is TableKind.gap:
+        found = gaps.gap_table(spec, confirmed)
+    elif kind is TableKind.targets:
+        goals = targets.choose_targets(spec, confirmed, loss, accuracy)
+        found = targets.targets_table(spec, confirmed, epochs, goals)
+    elif kind is TableKind.health:
+        found = health.health_table(folder)
+    else:
+        sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
+        minima = minima_table.runs(confirmed, sharpness, lines)
+        found = minima_table.minima_table(spec, minima)
+        if kind is TableKind.correlations:
+            found = minima_table.correlations(found)
+        elif format is TableFormat.table:
+            found = minima_table.for_terminal(found)
+        for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(minima, sharpness, lines)):
+            err.print(sentence, markup=False)
+    if format is TableFormat.table:
+        shown = tables.for_reading(found, digits=3)
+        if len(shown):
+            print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
+    else:
+        print(tables.render(found, format.value))  # type: ignore[arg-type]
+    _tell(health.list_missing(spec, trials, confirmed) + load.list_damaged(trials, confirmed, epochs))
+
+
+@results.command()
+def figures(
+    study: Folder, format: Annotated[FigureFormat, typer.Option(help="of the files")] = FigureFormat.svg
+) -> None:
+    """Draw a study's figures into its folder; what cannot be drawn is named, with the reason."""
+    from analysis import figures
+
+    for drawing, path in figures.write_all(StudyFolder.open(study), format.value):
+        print(path if path else f"left out {drawing.name}: {drawing.reason}")
+
+
+@results.command()
+def report(study: Folder) -> None:
+    """Write the study's report, one self-contained page: the answer, the evidence, and what is missing."""
+    from analysis import report
+
+    folder = StudyFolder.open(study)
+    with err.status("drawing the figures"):
+        path = report.write(folder)
+    print(path)
+
+
+def print_best(folder: StudyFolder, style: TableFormat) -> None:
+    """The best configuration of each cell, for a terminal or in a format."""
+    from analysis import tables
+
+    configs = tables.best_configs(folder)
+    _tell(configs.attrs["damaged"])
+    if style is not TableFormat.table:
+        print(tables.render(configs, style.value))  # type: ignore[arg-type]
+        return
+    study = folder.study()
+    print_table(tables.for_terminal(configs), title=f"{study.name}: best configurations")
+    out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
+    if configs["edge"].any():
+        out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
+
+
+def _tell(sentences: list[str]) -> None:
+    """What a table lacks, beside it, where it does not get into a file."""
+    for sentence in sentences:
+        err.print(f"missing: {sentence}", markup=False)

@@ -1,0 +1,206 @@
+"""What the commands share: a study's file and data read, Ray joined or started, the work done and ended in order.
+
+Everything here talks to the terminal; what it calls does not. Exit codes: 0 done, 1 some trials failed or are missing,
+2 bad input, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import track as rich_track
+
+from lbstudy.console.interrupt import Interrupted, interruptible
+from lbstudy.console.progress import Progress, TaskProgress
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.lock import DriverLock
+from lbstudy.storage import StoragePath, locate
+from lbstudy.study.checks import notices
+from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override
+from lbstudy.study.load import check_study, find_study
+from lbstudy.study.run import TrainOn
+from lbstudy.study.spec import StudySpec
+from lbstudy.tuning.confirm import as_study
+
+if TYPE_CHECKING:
+    from analysis.minima import Task
+    from lbstudy.training.datasets import Dataset
+
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def resolve(
+    file: str, name: str | None, trials: int | None, epochs: int | None, workers: int | None, data: str | None,
+    sets: list[str] | None,
+) -> tuple[StudySpec, StudyFile]:  # fmt: skip
+    """The study that a command's arguments describe, and the file that it comes from."""
+    overrides = dict(parse_override(text) for text in sets or [])
+    flags = {
+        "name": name,
+        "tuning.trials": trials,
+        "budget": None if epochs is None else {"epochs": epochs},
+        "resources.workers": workers,
+        "dataset.root": data,
+    }
+    overrides |= {key: value for key, value in flags.items() if value is not None}
+    source = StudyFile(find_study(file), overrides)
+    return check_study(source, written_by_hand=not locate(file).is_dir()), source
+
+
+def set_address(address: str | None) -> None:
+    """Before Ray is imported: it decides on authentication then."""
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+
+
+def load_data(study: StudySpec, source: StudyFile) -> Dataset:
+    """Read a study's data and make sure that they fit each other."""
+    from lbstudy.training import datasets
+
+    try:
+        dataset = datasets.load(study.dataset, _track)
+        datasets.check(study, dataset)
+    except KeyProblems as error:
+        raise source.error(error.problems) from error
+    return dataset
+
+
+def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, verbose: bool) -> None:
+    """Tune every cell of a study: what is missing at this path."""
+    for message in notices(study):
+        notice(message)
+    if left_out := study.left_out():
+        err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    with ended_in_order(path, f"lbstudy run {path}"):
+        StudyFolder.check(path, study)
+        require_room(study, address)
+        dataset = load_data(study, source)
+        with DriverLock(path, notice):
+            on_ray(lambda: tune(study, path, dataset, verbose), path, verbose)
+
+
+@contextmanager
+def ended_in_order(path: StoragePath, command: str) -> Iterator[None]:
+    """Around the work on the study at this path: whoever interrupts it is told how to go on.
+
+    Raises:
+        typer.Exit: Ctrl-C or SIGTERM.
+    """
+    try:
+        with interruptible():
+            yield
+    except Interrupted as interrupted:
+        begun = (path / "study.yaml").is_file()
+        hint = f"what has finished is safe; to go on: {command}" if begun else "the study had not begun"
+        err.print(f"interrupted by {interrupted}; {hint}")
+        raise typer.Exit(interrupted.exit_code) from interrupted
+
+
+def require_room(study: StudySpec, address: str | None, workers: int | None = None) -> None:
+    """Whether this machine can hold a trial, or other work of so many workers, is known long before a private Ray is
+    up.
+
+    Raises:
+        StudyError: it cannot.
+    """
+    from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
+
+    set_address(address)
+    if "RAY_ADDRESS" not in os.environ:
+        machine = [this_machine()]
+        resources = study.resources.model_copy(update={"workers": workers or study.resources.workers})
+        count_lanes(with_gpus(resources, machine), machine)
+
+
+def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoReturn:
+    """Say what has failed and what is missing of so many trials, and with which command to go on.
+
+    Raises:
+        typer.Exit: with code 1 where anything has failed or is missing, else 0.
+    """
+    if failed := [t for t in trials if t.status == "failed"]:
+        err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
+        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
+    missing = count - sum(t.status in FINISHED for t in trials)
+    if missing:
+        err.print(f"{missing} trials are missing; to go on: {command}")
+    raise typer.Exit(1 if failed or missing else 0)
+
+
+def tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) -> None:
+    """Run what is missing on the connected Ray."""
+    from lbstudy.tuning import doctor, tuner
+
+    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+    doctor.require(doctor.before_a_run(planned, path))
+    folder = StudyFolder.create(path, planned.study)
+    cells = len(planned.epochs)
+    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+    with Progress(study, err) as progress:
+        tuner.tune_study(folder, planned, progress.update, notice, verbose)
+
+
+def confirm_runs(
+    study: StudySpec, folder: StudyFolder, runs: Sequence[TrialRecord], train_on: TrainOn, dataset: Dataset,
+    verbose: bool,
+) -> None:  # fmt: skip
+    """Run what is missing of the confirmed runs on the connected Ray."""
+    from lbstudy.tuning import doctor, tuner
+
+    where = folder.confirmation
+    planned = tuner.plan(as_study(study, runs), dataset, tuner.cluster_nodes(), train_on)
+    doctor.require(doctor.before_a_run(planned, where.path))
+    StudyFolder.create(where.path, study)
+    err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
+    with Progress(planned.study, err, Counter(run.cell for run in runs)) as progress:
+        tuner.confirm_runs(where, planned, runs, progress.update, notice, verbose)
+
+
+def compute_tasks(
+    study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, dataset: Dataset, failures: list[str]
+) -> None:
+    """Compute tasks on the connected Ray; adds to `failures` what has failed and why."""
+    from analysis import minima
+
+    with TaskProgress(where, len(tasks), err) as progress:
+
+        def failed(task: Task, reason: str) -> None:
+            failures.append(f"{task.result}: {reason}")
+            progress.advance()
+
+        minima.compute(folder, study, dataset, tasks, lambda task: progress.advance(), failed)
+
+
+def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
+    """Join or start Ray, and work on the study at this path."""
+    from lbstudy.tuning import tuner
+
+    err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
+    try:
+        tuner.connect(verbose)
+        try:
+            work()
+        except OSError as error:
+            raise StudyError(
+                f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
+            ) from error
+    except KeyboardInterrupt:
+        err.print("ending the trials at work; once more to leave at once")
+        raise
+    finally:
+        tuner.disconnect()
+
+
+def notice(message: str) -> None:
+    """Tell the user something that is no error."""
+    err.print(f"notice: {message}", markup=False)
+
+
+def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
+    return rich_track(files, "decoding the images, once", total=count, console=err)

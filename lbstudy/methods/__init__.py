@@ -1,0 +1,1 @@
+"""What is compared: optimizers, smoothings of the loss, models."""

@@ -1,0 +1,1 @@
+"""One answer, whatever the number of workers: collective operations, batch norm, random streams."""

@@ -1,0 +1,303 @@
+"""What a study leaves on disk; the only code that reads and writes it. docs/study-folder.md shows what lies where.
+
+A trial is its cell and number. Its record (`trial.json`) and its checkpoint are replaced in one step and carry a
+checksum; its series (`epochs.jsonl`) grows by a line per epoch, and a line cut short by a crash does not count. So a
+driver that dies between any two operations leaves a readable study. This module imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lbstudy import storage
+from lbstudy.records.provenance import environment
+from lbstudy.storage import StoragePath
+from lbstudy.study.file import StudyError
+from lbstudy.study.load import load_study
+from lbstudy.study.spec import StudySpec
+
+Status = Literal["running", "completed", "pruned", "diverged", "failed"]
+FINISHED: tuple[Status, ...] = ("completed", "pruned", "diverged", "failed")
+
+
+@dataclass
+class TrialRecord:
+    """One trial: what was run, how it ended, and its last epoch's metrics."""
+
+    cell: str
+    number: int  # counted from 0 within the cell
+    optimizer: str
+    batch_size: int
+    smoothing: str
+    params: dict[str, float]  # the tuned values
+    seed: int
+    run: dict[str, Any]  # the whole RunSpec: with it anyone can repeat the trial
+    published: bool = False  # a configuration from the literature, not the sampler's
+    status: Status = "running"
+    started: str = ""  # ISO 8601, UTC
+    seconds: float = 0.0  # training and validation, without waiting
+    device: str = ""
+    workers: list[int] = field(default_factory=list)  # that trained it; two numbers where it went on with another one
+    metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
+    fingerprint: str = ""  # of the final model
+    failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
+    error: str = ""  # traceback of the last failure
+    trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
+    repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return int(self.metrics.get("epoch", 0))
+
+
+LOCK = "driver.lock"
+CONFIRMATION = "confirm"
+
+
+class Damaged(Exception):
+    """A file whose content is not what was written."""
+
+
+class StudyFolder:
+    """A study's folder, on a file system or in an object store."""
+
+    def __init__(self, path: StoragePath):
+        self.path = path
+
+    @classmethod
+    def check(cls, path: StoragePath, study: StudySpec) -> None:
+        """Make sure that a study can begin, or go on, in this folder; leaves nothing behind.
+
+        Raises:
+            StudyError: the folder holds something else, or a study of which `study` is no extension, or cannot be
+                written.
+        """
+        try:
+            if (path / "study.yaml").is_file():
+                cls(path).require_extension(study)
+            elif path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
+                raise StudyError(f"{path} is not empty and holds no study; choose another --storage or --name")
+            storage.require_writable(path)
+        except OSError as error:
+            raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    @classmethod
+    def create(cls, path: StoragePath, study: StudySpec) -> StudyFolder:
+        """Begin a study in a new or empty folder, or take up the one that lies there.
+
+        Raises:
+            StudyError: the folder cannot be used, or holds a study that differs in more than `study` may extend.
+        """
+        cls.check(path, study)
+        folder = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            storage.write(path / "study.yaml", study.to_yaml().encode())
+            storage.write(path / "environment.json", json.dumps(environment(), indent=2).encode())
+        except OSError as error:
+            raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return folder
+
+    @classmethod
+    def open(cls, where: str | StoragePath) -> StudyFolder:
+        """An existing study.
+
+        Args:
+            where: its folder, or the address of its folder in an object store (`s3://bucket/studies/mine`).
+
+        Raises:
+            StudyError: the folder holds no study.
+            StorageError: the object store does not answer or refuses.
+        """
+        path = storage.locate(where)
+        if not (path / "study.yaml").is_file():
+            raise StudyError(f"{path}: no study here; a study's folder holds a study.yaml")
+        if path.name == CONFIRMATION and (path.parent / "study.yaml").is_file():
+            raise StudyError(f"{path}: these are the confirmed runs of a study; its folder is {path.parent}")
+        return cls(path)
+
+    def study(self) -> StudySpec:
+        """The study as it was resolved when it began, or was last extended."""
+        return load_study(self.path / "study.yaml")
+
+    def environment(self) -> dict[str, Any]:
+        """How the last driver began, as `provenance.environment` tells it; empty where nothing sound says so."""
+        try:
+            found = json.loads((self.path / "environment.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def require_extension(self, study: StudySpec) -> None:
+        """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.
+
+        Raises:
+            StudyError: with a diff of the two.
+        """
+        old = self.study()
+        shrunk = set(old.list_cells()) - set(study.list_cells()) or study.tuning.trials < old.tuning.trials
+        if not shrunk and _essence(old) == _essence(study):
+            return
+        texts = (old.to_yaml().splitlines(), study.to_yaml().splitlines())
+        diff = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]
+        raise StudyError(
+            f"{self.path} holds another study; it may get more trials, more cells and other resources, and nothing "
+            "else. Choose another --name, or take back:\n" + "\n".join(line for line in diff if line[0] in "+-")
+        )
+
+    @property
+    def journal(self) -> StoragePath:
+        """Optuna's journal of all cells."""
+        return self.path / "optuna.journal"
+
+    @property
+    def confirmation(self) -> StudyFolder:
+        """The folder of the study's confirmed runs, which may not exist: laid out like a study's."""
+        return StudyFolder(self.path / CONFIRMATION)
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Write or replace a trial's record in one step."""
+        folder = self.trial_folder(record)
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
+
+    def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
+        """Add an epoch's metrics to a trial's series."""
+        storage.append(self.trial_folder(record) / "epochs.jsonl", json.dumps(report).encode() + b"\n")
+
+    def keep_epochs(self, record: TrialRecord, count: int) -> None:
+        """Cut a trial's series to its first epochs, for the rest will be redone."""
+        if not self.trial_folder(record).exists():
+            return
+        lines = [json.dumps(entry) + "\n" for entry in self.epochs(record)[:count]]
+        storage.write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
+
+    def write_state(self, record: TrialRecord, name: str, epoch: int, state: bytes) -> None:
+        """Keep a trial's state after an epoch: its latest `checkpoint`, or a model.
+
+        Models are the final one (`model`) and, of a confirmed run, the `best` one on the validation split and those on
+        its way (`epoch-0010`, see `model_name`).
+        """
+        storage.write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
+
+    def read_state(self, record: TrialRecord, name: str) -> tuple[int, bytes] | None:
+        """A trial's state and its epoch, or None if there is none.
+
+        Raises:
+            Damaged: it is not what was written.
+        """
+        path = self.trial_folder(record) / f"{name}.pt"
+        content = storage.read(path)
+        if content is None:
+            return None
+        header, _, state = content.partition(b"\n")
+        epoch = header.partition(b" ")[2]
+        if not epoch.isdigit() or _state_header(int(epoch), state) != header + b"\n":
+            raise Damaged(str(path))
+        return int(epoch), state
+
+    def models_on_the_way(self, record: TrialRecord) -> list[str]:
+        """The names of the models that a confirmed run has kept on its way, in their order (`epoch-0010`, ...)."""
+        return sorted(path.name.removesuffix(".pt") for path in self.trial_folder(record).glob("epoch-*.pt"))
+
+    def drop_state(self, record: TrialRecord, name: str) -> None:
+        """Remove a trial's state."""
+        (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
+
+    def scan(self) -> tuple[list[TrialRecord], list[StoragePath]]:
+        """All trials by cell and number, and the records that cannot be trusted, copies in other folders among them."""
+        records, damaged = [], []
+        paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
+        for path, content in zip(paths, storage.read_all(paths), strict=True):
+            try:
+                record = TrialRecord(**json.loads(_checked(content)))
+                if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
+                    raise Damaged("a copy")
+                records.append(record)
+            except (Damaged, ValueError, TypeError):
+                damaged.append(path)
+        return records, damaged
+
+    def trials(self) -> list[TrialRecord]:
+        """All trials with a sound record, by cell and number."""
+        return self.scan()[0]
+
+    def epochs(self, record: TrialRecord) -> list[dict[str, Any]]:
+        """A trial's metrics, an entry per epoch; what follows a damaged line does not count."""
+        path = self.trial_folder(record) / "epochs.jsonl"
+        entries: list[dict[str, Any]] = []
+        for line in (storage.read(path) or b"").splitlines(keepends=True):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict) or entry.get("epoch") != len(entries) + 1:
+                break
+            entries.append(entry)
+        return entries
+
+    def trial_folder(self, record: TrialRecord) -> StoragePath:
+        """Where a trial's files lie."""
+        return self.path / "trials" / record.cell / f"{record.number:04d}"
+
+
+def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
+    """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
+    completed = [record for record in records if record.status == "completed"]
+    sign = -1 if study.tuning.direction == "maximize" else 1
+    return sorted(completed, key=lambda record: (sign * record.metrics[study.tuning.metric], record.number))
+
+
+def model_name(epoch: int) -> str:
+    """The name of the model that a confirmed run keeps after this epoch."""
+    return f"epoch-{epoch:04d}"
+
+
+def set_aside(path: StoragePath) -> StoragePath:
+    """Rename a damaged file, so that it can be looked at but is not read again; returns its new path."""
+    aside = path.with_name(path.name + ".damaged")
+    path.replace(aside)  # type: ignore[arg-type]  # of the same kind
+    return aside
+
+
+def _essence(study: StudySpec) -> dict[str, Any]:
+    """What of a study must not change once trials exist."""
+    dump = study.model_dump(mode="json", exclude={"cells": True, "published": True, "resources": True})
+    for section, key in (("tuning", "trials"), ("dataset", "root"), ("dataset", "download")):
+        dump[section].pop(key)
+    return dump
+
+
+CHECKSUM_KEY = b'{"sha256": "'
+
+
+def _with_checksum(mapping: bytes) -> bytes:
+    """A JSON mapping with a first key added: the checksum of everything that follows it."""
+    rest = mapping[1:]
+    return CHECKSUM_KEY + _digest(rest).encode() + b'", ' + rest
+
+
+def _checked(mapping: bytes) -> bytes:
+    """The JSON mapping without its checksum.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    digest, rest = mapping[len(CHECKSUM_KEY) :][:64], mapping[len(CHECKSUM_KEY) + 64 + 3 :]
+    if not mapping.startswith(CHECKSUM_KEY) or _digest(rest).encode() != digest:
+        raise Damaged("checksum")
+    return b"{" + rest
+
+
+def _state_header(epoch: int, state: bytes) -> bytes:
+    return f"{_digest(b'%d ' % epoch + state)} {epoch}\n".encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,83 @@
+"""Reading a study file: `load_study` turns YAML into a `StudySpec`, or raises `StudyError`.
+
+The error names file, line, key and what is allowed, for all problems at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lbstudy.storage import ObjectPath, StoragePath, locate
+from lbstudy.study.checks import contradictions, never_apply
+from lbstudy.study.file import StudyError, StudyFile, explain, nearest, truths_as_numbers
+from lbstudy.study.spec import StudySpec
+
+PACKAGE = Path(__file__).parents[1]
+SHIPPED_STUDIES = [PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces"]
+"""Where the shipped study files lie: in the installed package, or in the source tree."""
+
+
+def find_study(file: str) -> StoragePath:
+    """The path of a study file: as given, or that of a study's folder, or else a shipped study by its name."""
+    path = locate(file)
+    if (path / "study.yaml").is_file():
+        return path / "study.yaml"
+    if path.is_file():
+        return path
+    if isinstance(path, ObjectPath) or path.is_dir():
+        raise StudyError(f"{file}: no study here; a study's folder holds a study.yaml")
+    name = path.name if path.suffix else f"{path.name}.yaml"
+    for folder in SHIPPED_STUDIES:
+        if path.parent == Path() and (folder / name).is_file():
+            return folder / name
+    shipped = sorted({p.name for folder in SHIPPED_STUDIES for p in folder.glob("*.yaml")})
+    hint = nearest(name, shipped, known_at_most=0)
+    raise StudyError(f"{file}: no such study file{hint}; the shipped studies are {', '.join(shipped)}")
+
+
+def load_study(path: StoragePath, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Read and check a study file; see `check_study`."""
+    return check_study(StudyFile(path, overrides))
+
+
+def check_study(file: StudyFile, written_by_hand: bool = False) -> StudySpec:
+    """The study that a file describes.
+
+    Args:
+        file: the file, read.
+        written_by_hand: conditions that no cell meets are errors too, unless the command line changes the cells.
+
+    Raises:
+        StudyError: all problems found, one a line, each with file, line, key and what is allowed.
+    """
+    problems = list(truths_as_numbers(file.content, StudySpec))
+    broken = {str(problem.keys[0]) for problem in problems}
+    try:
+        study = StudySpec.model_validate(file.content)
+    except ValidationError as error:
+        problems += explain(error, file.content, StudySpec)
+        broken |= {str(entry["loc"][0]) for entry in error.errors()}
+        sound = {name: file.content[name] for name in StudySpec.model_fields if name in {*file.content} - broken}
+        study = StudySpec.model_validate(STAND_INS | sound)
+    problems += contradictions(study, broken)
+    if written_by_hand and not file.changes("cells") and not {"cells", "search"} & broken:
+        problems += never_apply(study)
+    if problems:
+        raise file.error(problems)
+    return study
+
+
+# For required sections that are broken, so that the sound ones can be checked; no check looks at these.
+STAND_INS: dict[str, Any] = {
+    "name": "broken",
+    "model": "lenet5",
+    "dataset": {"name": "digits"},
+    "budget": {"epochs": 1},
+    "cells": {"optimizer": ["sgd"], "batch_size": [1], "smoothing": ["none"]},
+    "search": {"learning_rate": [{"uniform": [1, 2]}]},
+    "tuning": {"trials": 1},
+}

@@ -1,0 +1,329 @@
+"""Where images come from: each dataset read once into uint8 arrays, or an error that says which files to get.
+
+`load` returns the training and the test set. Files may be torchvision's or an image tree
+(`train/<class>/*`, `test/<class>/*`), told apart by what lies in the root folder. Trees are decoded once into a
+cache. No torch here but for torchvision's readers; what happens on the device is `data.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbstudy.parallel.randomness import stream
+from lbstudy.study.file import KeyProblems, Keys, Problem
+from lbstudy.study.run import DatasetSpec, GhostBatchNorm
+from lbstudy.study.spec import StudySpec
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+DEFAULT_ROOT = Path.home() / ".cache" / "lbstudy"
+
+# dataset -> (torchvision class, classes, image shape C x H x W, the files torchvision looks for below the root)
+TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
+    "cifar10": ("CIFAR10", 10, (3, 32, 32), ["cifar-10-batches-py"]),
+    "cifar100": ("CIFAR100", 100, (3, 32, 32), ["cifar-100-python"]),
+    "mnist": ("MNIST", 10, (1, 28, 28), ["MNIST/raw"]),
+    "fashion_mnist": ("FashionMNIST", 10, (1, 28, 28), ["FashionMNIST/raw"]),
+}
+
+SMALLEST_IMAGE = {"lenet5": 16}
+"""Pixels a side that a model needs: LeNet-5's two unpadded 5x5 convolutions, each followed by a pool, eat up less."""
+
+NORMALISES_VECTORS = {"vgg9"}
+"""Models with batch norm after a linear layer: a (ghost) batch of one sample has no variance there."""
+
+ROOT: Keys = ("dataset", "root")
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Wraps the decoding of an image tree to show progress: (files, count) -> files."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as uint8, N x C x H x W, and labels as int64, N; for training and for testing."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    classes: int
+
+
+def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
+    """Read a dataset.
+
+    Args:
+        spec: which one, and where.
+        track: shows progress while an image tree is decoded for the first time.
+
+    Raises:
+        StudyError: files are missing, unreadable, or not what the dataset should be.
+    """
+    if spec.name == "digits":
+        return _digits()
+    if spec.name == "synthetic":
+        return _synthetic(spec.samples)
+    root = Path(spec.root).expanduser() if spec.root else DEFAULT_ROOT
+    try:
+        if not _is_tree(root):
+            if spec.name == "image_folder":
+                raise _wrong(f"no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
+            dataset = _torchvision(spec.name, root, spec.download)
+        else:
+            dataset = _image_tree(root, spec.image_size, track)
+            if spec.name in TORCHVISION:
+                _check_shape(spec.name, root, dataset)
+    except OSError as error:
+        raise _wrong(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
+    _check_labels(root, dataset)
+    return dataset
+
+
+def _wrong(message: str) -> KeyProblems:
+    """Something is wrong with the files."""
+    return KeyProblems(Problem(ROOT, message))
+
+
+def validation_samples(spec: DatasetSpec, train_samples: int) -> int:
+    """How many training samples validate.
+
+    Raises:
+        StudyError: the validation set would leave no training sample.
+    """
+    size = spec.validation_size
+    count = round(size * train_samples) if size < 1 else int(size)
+    if not 0 < count < train_samples:
+        reason = f"{size} asks for {count} of {train_samples} training samples; it must leave some on both sides"
+        raise KeyProblems(Problem(("dataset", "validation_size"), reason))
+    return count
+
+
+def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
+    """Training samples beside the validation samples."""
+    return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
+
+
+def check(study: StudySpec, dataset: Dataset) -> None:
+    """Make sure that a study's cells and model can work with its data.
+
+    Raises:
+        KeyProblems: a batch size is larger than the training split, a split too small for its classes, or the images
+            too small for the model.
+    """
+    problems: list[Problem] = []
+    samples = training_samples(study.dataset, dataset)
+    validating = len(dataset.train_labels) - samples
+    if min(samples, validating) < dataset.classes:
+        reason = (
+            f"leaves {samples} samples to train and {validating} to validate; a stratified split needs at least one "
+            f"of each of the {dataset.classes} classes on both sides; got {study.dataset.validation_size}"
+        )
+        problems.append(Problem(("dataset", "validation_size"), reason))
+    if large := sorted({cell.batch_size for cell in study.list_cells() if cell.batch_size > samples}):
+        reason = (
+            f"{', '.join(map(str, large))} is more than the {samples} training samples "
+            f"that dataset {study.dataset.name} has beside its validation samples"
+        )
+        problems.append(Problem(("cells", "batch_size"), reason))
+    height, width = dataset.train_images.shape[2:]
+    smallest = SMALLEST_IMAGE.get(study.model, 1)
+    if min(height, width) < smallest:
+        reason = f"{study.model} needs images of at least {smallest}x{smallest} pixels, but these are {height}x{width}"
+        problems.append(Problem(("model",), reason))
+    if study.model in NORMALISES_VECTORS:
+        problems += _lone_samples(study, samples)
+    if problems:
+        raise KeyProblems(*problems)
+
+
+def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:
+    """Mini-batches, or ghost batches of them, of a single sample."""
+    ghost = study.batch_norm.ghost if isinstance(study.batch_norm, GhostBatchNorm) else None
+    for size in sorted({cell.batch_size for cell in study.list_cells()}):
+        last = 0 if study.dataset.drop_last else samples % size
+        for whole, name in ((size, "a"), (last, "the last")):
+            if whole and (whole % ghost if ghost else whole) == 1:
+                part = f"{name} mini-batch of {whole}" + (f" leaves a ghost batch of {ghost} with" if ghost else " has")
+                reason = f"{size}: {part} one sample, which batch norm cannot normalise after a linear layer"
+                hint = "" if whole == size else "; `dataset.drop_last: true` leaves it out"
+                yield Problem(("cells", "batch_size"), reason + hint)
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, upsampled from 8x8 to 32x32 (bilinear); a stratified fifth tests."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    small, labels = load_digits(return_X_y=True)
+    pixels = np.round(small.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(p).resize((32, 32), Image.Resampling.BILINEAR)) for p in pixels]
+    images = np.stack(large)[:, None]
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    labels = labels.astype(np.int64)
+    return Dataset(images[train], labels[train], images[test], labels[test], classes=10)
+
+
+def _synthetic(samples: int) -> Dataset:
+    """Ten classes of 3x32x32 noise around a pattern each: fast to make, and learnable. A quarter more tests."""
+    rng = stream(0, "synthetic", samples)
+    patterns = rng.integers(64, 192, size=(10, 3, 32, 32))
+
+    def draw(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        labels = np.arange(count, dtype=np.int64) % 10
+        noisy = patterns[labels] + rng.normal(0, 48, size=(count, 3, 32, 32))
+        return noisy.clip(0, 255).astype(np.uint8), labels
+
+    train, test = draw(samples), draw(max(10, samples // 4))
+    return Dataset(train[0], train[1], test[0], test[1], classes=10)
+
+
+def _is_tree(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _torchvision(name: str, root: Path, download: bool) -> Dataset:
+    import torchvision.datasets
+
+    class_name, classes, shape, files = TORCHVISION[name]
+    reader = getattr(torchvision.datasets, class_name)
+    try:
+        sets = [reader(root=str(root), train=train, download=download) for train in (True, False)]
+    except Exception as error:  # torchvision's readers unpickle, assert and parse: a damaged file raises anything
+        looked_for = ", ".join(str(root / file) for file in files)
+        if any((root / file).exists() for file in files) and "not found" not in str(error):
+            raise _wrong(f"{name} in {looked_for} is damaged: {_one_line(error)}") from error
+        raise _wrong(
+            f"{name} is not in {root}: looked for {looked_for} (torchvision's files) and for "
+            f"{root / 'train'}, {root / 'test'} (an image tree). Point --data at a copy, or set dataset.download "
+            f"to true to let torchvision fetch it ({_one_line(error)})"
+        ) from error
+    arrays: list[Any] = []
+    for part in sets:
+        images = np.asarray(part.data).reshape(-1, *shape[1:], shape[0]).transpose(0, 3, 1, 2)
+        arrays += [np.ascontiguousarray(images, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)]
+    return Dataset(arrays[0], arrays[1], arrays[2], arrays[3], classes)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_labels(root: Path, dataset: Dataset) -> None:
+    """Make sure that every image has a label of a known class, and that both parts hold the same kind of image."""
+    parts = {
+        "training": (dataset.train_images, dataset.train_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }
+    for part, (images, labels) in parts.items():
+        if len(images) != len(labels):
+            raise _wrong(f"the {part} set in {root} has {len(images)} images, but {len(labels)} labels")
+        if not len(labels) or labels.min() < 0 or labels.max() >= dataset.classes:
+            found = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+            raise _wrong(f"the {part} labels in {root} should be 0 to {dataset.classes - 1}; got {found}")
+    shapes = [images.shape[1:] for images, _ in parts.values()]
+    if shapes[0] != shapes[1]:
+        first, second = ("x".join(map(str, shape)) for shape in shapes)
+        raise _wrong(f"the training images in {root} are {first}, but the test images {second}")
+
+
+def _check_shape(name: str, root: Path, dataset: Dataset) -> None:
+    _, classes, shape, _ = TORCHVISION[name]
+    found = dataset.train_images.shape[1:]
+    if (dataset.classes, found) != (classes, shape):
+        raise _wrong(
+            f"the image tree in {root} is not {name}: it has {dataset.classes} classes of "
+            f"{'x'.join(map(str, found))}, not {classes} of {'x'.join(map(str, shape))}"
+        )
+
+
+def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
+    """Decode `train/<class>/*` and `test/<class>/*`; labels follow the alphabetical order of the class names."""
+    names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    if len(names) < 2:
+        raise _wrong(
+            f"{root / 'train'} needs a folder for each of two classes or more; got {', '.join(names) or 'none'}"
+        )
+    files: dict[str, list[tuple[Path, int]]] = {}
+    for part in ("train", "test"):
+        found = sorted(folder.name for folder in (root / part).iterdir() if folder.is_dir())
+        if found != names:
+            odd = sorted(set(found) ^ set(names))
+            raise _wrong(f"{root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
+        files[part] = [
+            (file, label)
+            for label, name in enumerate(names)
+            for file in sorted((root / part / name).iterdir())
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if empty := sorted(set(names) - {file.parent.name for file, _ in files[part]}) if files[part] else []:
+            raise _wrong(f"class {empty[0]} has no images in {root / part}")
+        if not files[part]:
+            raise _wrong(f"no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    cache = DEFAULT_ROOT / "decoded" / f"{_tree_digest(root, files, size)}.npz"
+    if cache.is_file():
+        with suppress(Exception), np.load(cache, allow_pickle=False) as stored:  # a damaged cache is made again
+            return Dataset(**stored, classes=len(names))
+    listed = files["train"] + files["test"]
+    tracked = track(listed, len(listed)) if track else listed
+    try:
+        images = _decode(tracked, size)
+    finally:
+        if isinstance(tracked, Generator):
+            tracked.close()  # ends the progress bar here, and not in whichever thread collects the garbage
+    labels = np.array([label for _, label in listed], dtype=np.int64)
+    split = len(files["train"])
+    dataset = Dataset(images[:split], labels[:split], images[split:], labels[split:], classes=len(names))
+    with suppress(OSError):  # without room for it, or the right to write it, the next run decodes again
+        _write_cache(cache, dataset)
+    return dataset
+
+
+def _write_cache(cache: Path, dataset: Dataset) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {field.name: getattr(dataset, field.name) for field in fields(Dataset) if field.name != "classes"}
+    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
+        try:
+            np.savez(out, **arrays)
+        except OSError:
+            os.unlink(out.name)
+            raise
+    os.replace(out.name, cache)
+
+
+def _tree_digest(root: Path, files: dict[str, list[tuple[Path, int]]], size: int | None) -> str:
+    digest = hashlib.sha256(f"{root.resolve()} {size}".encode())
+    for part in files.values():
+        for file, label in part:
+            digest.update(f"{file.parent.name}/{file.name} {label} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _decode(files: Iterable[tuple[Path, int]], size: int | None) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    images: list[NDArray[np.uint8]] = []
+    for file, _ in files:
+        try:
+            with Image.open(file) as stored:
+                image = stored.convert("L" if stored.mode in ("1", "L", "I;16") else "RGB")
+            pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
+        except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError and more on a damaged file
+            raise _wrong(f"{file} is no readable image: {_one_line(error)}") from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if images and pixels.shape != images[0].shape:
+            raise _wrong(
+                f"{file} is {'x'.join(map(str, pixels.shape))}, the images before it are "
+                f"{'x'.join(map(str, images[0].shape))}; set dataset.image_size to resize them all"
+            )
+        images.append(pixels)
+    return np.stack(images)

@@ -1,0 +1,310 @@
+"""A lane: one worker group that outlives its trials.
+
+Starting a Ray Train worker group takes tens of seconds (processes, imports, process group, data on the device), so
+a lane starts one `TorchTrainer` and feeds it trial after trial. The workers run `_serve`: take the next job, train
+it, post a report per epoch. Nothing of a trial survives in the workers but the data on the device; a trial in a
+warm lane equals the same trial in a fresh process. The data set comes from the object store: the driver has read it,
+so no worker needs its files.
+
+Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
+the workers wait for a verdict there and nowhere else. This is the only file that imports ray.train.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lbstudy.study.run import DatasetSpec, RunSpec, TrainOn
+from lbstudy.study.spec import Resources
+
+if TYPE_CHECKING:
+    from lbstudy.training.data import ImageData
+    from lbstudy.training.train import EpochReport
+
+POLL_SECONDS = 1.0
+END_SECONDS = 30.0
+START_SECONDS = 300.0
+
+
+class LaneError(RuntimeError):
+    """The worker group of a lane ended, or fell silent, although nobody asked it to."""
+
+
+class LaneNotStarted(LaneError):
+    """The worker group never came up: no trial is to blame."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial for the workers."""
+
+    key: str  # unique within the lane
+    run: dict[str, Any]  # RunSpec as plain data
+    rungs: list[int]  # epochs after which the workers wait for a verdict
+    resume: Sequence[ray.ObjectRef] = ()  # a checkpoint to go on from, if any
+    checkpoint_seconds: float = math.inf  # how often a report brings a checkpoint
+    keep: Sequence[int] = ()  # epochs whose reports bring the model
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Jobs one way, reports the other. Every worker reads the same sequence of jobs, so none has to tell the rest."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Job | None] = []  # None: the lane ends
+        self._reports: dict[str, list[dict[str, Any]]] = {}
+        self._taken: dict[str, int] = {}  # reports that the lane has asked for, by job
+        self._asked = False
+        self._changed = asyncio.Condition()
+
+    async def put_job(self, job: Job | None) -> None:
+        """Begin a job, which abandons the one before it; None ends the lane."""
+        async with self._changed:
+            self._jobs.append(job)
+            self._reports = {job.key: []} if job else {}
+            self._taken = {job.key: 0} if job else {}
+            self._changed.notify_all()
+
+    async def job(self, number: int) -> Job | None:
+        """Wait for the job of this number; jobs that were abandoned before they began are still handed out."""
+        self._asked = True
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._jobs) > number)
+            return self._jobs[number]
+
+    async def post(self, key: str, report: dict[str, Any]) -> None:
+        """A report of a job; dropped where the job has been abandoned."""
+        async with self._changed:
+            if key in self._reports:
+                self._reports[key].append(report)
+                self._changed.notify_all()
+
+    async def report(self, key: str, number: int, timeout: float) -> dict[str, Any] | None:
+        """The job's report of this number (from 0), or None if none came in time. Asking for it says: go on."""
+        async with self._changed:
+            if key in self._taken:
+                self._taken[key] = number
+                self._changed.notify_all()
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: len(self._reports.get(key, [])) > number), timeout
+                )
+            except TimeoutError:
+                return None
+            return self._reports[key][number]
+
+    async def workers_are_up(self) -> bool:
+        """Whether the worker group has come up and asked for its first job."""
+        return self._asked
+
+    async def goes_on(self, key: str, reports: int) -> bool:
+        """Wait for the verdict on a job that has posted so many reports: True once the next one is asked for."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._taken.get(key, reports) >= reports)
+            return key in self._taken
+
+
+class Lane:
+    """A worker group and the trial it is training.
+
+    Args:
+        resources: workers of the group, and what each occupies; `gpus_per_worker` decided.
+        dataset: the `Dataset` of its trials, in the object store.
+        storage: folder for Ray Train's own bookkeeping; as no Ray checkpoint is reported, only the node of the lane
+            itself uses it.
+        name: of the group in Ray's logs.
+    """
+
+    def __init__(self, resources: Resources, dataset: ray.ObjectRef, storage: str, name: str):
+        from ray.train import LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer  # imports torch: seconds that the driver need not spend
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._error: BaseException | None = None
+        self._job: Job | None = None
+        self._reports = 0
+        self._up = self._lost = False
+        self._workers = resources.workers
+        gpus = float(resources.gpus_per_worker)
+        per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        trainer = TorchTrainer(
+            _serve,
+            train_loop_config={"mailbox": self._mailbox, "dataset": [dataset]},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker=per_worker,
+            ),
+            torch_config=TorchConfig(backend=process_group_backend(resources)),
+            run_config=RunConfig(name=name, storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")),  # type: ignore[call-arg]
+        )
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
+        self._thread.start()
+
+    def _fit(self, trainer: Any) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # kept for the trial that waits for a report
+            self._error = error
+
+    def is_alive(self) -> bool:
+        """Whether the worker group is there, or still on its way."""
+        return self._thread.is_alive() and not self._lost
+
+    def begin(self, job: Job) -> None:
+        """Train this job; a job still in training is abandoned at its rung."""
+        self._job, self._reports = job, 0
+        ray.get(self._mailbox.put_job.remote(job))
+
+    def next_report(self, timeout: float = math.inf) -> dict[str, Any]:
+        """The next epoch's report of the present job. The last one has an `outcome`.
+
+        Args:
+            timeout: seconds to wait for a worker group that is up.
+
+        Raises:
+            LaneNotStarted: the worker group has not come up in time, for want of resources most likely.
+            LaneError: the worker group has died, or has not reported in time.
+        """
+        assert self._job is not None
+        began = time.monotonic()
+        while True:
+            try:
+                report = ray.get(self._mailbox.report.remote(self._job.key, self._reports, POLL_SECONDS))
+                up = report is not None or self._up or ray.get(self._mailbox.workers_are_up.remote())
+            except ray.exceptions.RayActorError as error:
+                raise LaneError(f"the lane's mailbox has died: {error}") from error
+            if report is not None:
+                self._up = True
+                self._reports += 1
+                if report.get("outcome") == "failed" and self._workers > 1:
+                    self._lost = True  # its end is near, see `_serve`: the next trial gets another group
+                return report
+            if up and not self._up:
+                self._up, began = True, time.monotonic()
+            waited = time.monotonic() - began
+            if not self._thread.is_alive():
+                kind = LaneError if self._up else LaneNotStarted
+                raise kind(f"the lane's worker group has ended: {self._error}") from self._error
+            if self._up and waited > timeout:
+                self._lost = True
+                raise LaneError(f"no report for {waited:.0f} s; resources.timeout_minutes allows {timeout / 60:g} min")
+            if not self._up and waited > START_SECONDS:
+                raise LaneNotStarted(f"the worker group has not come up in {waited:.0f} s: are its resources there?")
+
+    def end(self) -> None:
+        """Let the workers go and wait until they have; a group that does not answer dies with this process."""
+        if not (self._up and self.is_alive()):
+            return
+        ray.get(self._mailbox.put_job.remote(None))
+        self._thread.join(END_SECONDS)
+
+
+def process_group_backend(resources: Resources) -> str | None:
+    """gloo where several workers of a trial may share a GPU, which NCCL refuses; else Ray's choice."""
+    shared = resources.workers > 1 and 0 < float(resources.gpus_per_worker) <= 0.5
+    return "gloo" if shared else None
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """The workers' side of a lane: jobs until there are no more."""
+    import ray.train.torch
+    import torch
+
+    from lbstudy.training import data
+
+    mailbox, device = config["mailbox"], ray.train.torch.get_device()
+    dataset = ray.get(config["dataset"][0])
+
+    @lru_cache(maxsize=1)  # trials of one study share their data
+    def placed(spec: DatasetSpec, split_seed: int, train_on: TrainOn) -> Any:
+        return data.place(dataset, spec, split_seed, device, train_on)
+
+    number = 0
+    while (job := ray.get(mailbox.job.remote(number))) is not None:
+        number += 1
+        try:
+            run = RunSpec.model_validate(job.run)
+            _train(job, run, placed(run.dataset, run.split_seed, run.train_on), mailbox)
+        except Exception as error:
+            trace = traceback.format_exc()
+            if isinstance(error, torch.OutOfMemoryError):
+                trace += f"out of memory with batch_size {job.run.get('batch_size')}: set resources.micro_batch_size\n"
+            ray.get(mailbox.post.remote(job.key, {"outcome": "failed", "error": trace}))
+            if ray.train.get_context().get_world_size() > 1:
+                raise  # the others may be waiting in a collective operation: only a new group is sound
+        gc.collect()
+        gc.freeze()  # imports have left so many objects that collecting them would take longer than a short trial
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
+    """Train one job and post its reports; the last one says how it ended, unless the pruner ended it."""
+    import torch
+    from ray.train import get_context
+
+    from lbstudy.training.train import Snapshot, minibatch_starts, train
+
+    rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.train.images.device
+    epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    machine = {"device": f"{workers} x {kind}", "workers": workers}
+    posted, saved = 0, time.monotonic()
+
+    def post(report: dict[str, Any]) -> None:
+        nonlocal posted
+        posted += 1
+        if rank == 0:
+            ray.get(mailbox.post.remote(job.key, report | machine))
+
+    def on_epoch(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
+        nonlocal saved
+        if report.epoch == epochs or report.diverged:
+            return True  # posted below, together with the outcome
+        message = _plain(report)
+        if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
+            message["checkpoint"], saved = [ray.put(_to_bytes(snapshot()))], time.monotonic()
+        if rank == 0 and report.epoch in job.keep:
+            message["kept"] = [ray.put(_to_bytes(snapshot()["model"]))]
+        post(message)
+        return report.epoch in job.rungs and not ray.get(mailbox.goes_on.remote(job.key, posted))
+
+    resume = None
+    if job.resume:
+        resume = torch.load(io.BytesIO(ray.get(job.resume[0])), map_location=device, weights_only=True)
+    outcome = train(run, data, on_epoch=on_epoch, resume=resume)
+    if outcome.last.epoch == epochs or outcome.diverged:
+        ended = {"outcome": "diverged" if outcome.diverged else "completed", "fingerprint": outcome.fingerprint}
+        states = {"model": outcome.model.state_dict()} | ({"best": outcome.best["model"]} if outcome.best else {})
+        found = {name: [ray.put(_to_bytes(state))] for name, state in states.items() if rank == 0}
+        post(_plain(outcome.last) | ended | found)
+
+
+def _plain(report: EpochReport) -> dict[str, Any]:
+    """A report as it travels, without what the run did not evaluate."""
+    return {name: value for name, value in asdict(report).items() if value is not None}
+
+
+def _to_bytes(state: Any) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,328 @@
+"""What a study tries next: one Optuna study and one ASHA per cell, behind the interfaces of Ray Tune.
+
+`StudySearch` hands out trials, cells taking turns, and tells Optuna how each ended: pruned trials as PRUNED with
+their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. `StudyPruner`
+keeps a separate ASHA for each cell. Both are rebuilt from the records when a study goes on; neither keeps a truth of
+its own. `TrialQueue`, beneath `StudySearch`, hands out a list of trials and searches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
+
+import optuna
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from lbstudy.parallel.randomness import derive_seed
+from lbstudy.records.folder import FINISHED
+from lbstudy.study.space import Range
+from lbstudy.study.spec import Asha, Cell, StudySpec
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+OBJECTIVE = "objective"
+WORST_LOSS = 100.0
+
+
+def objective(metric: str, report: dict[str, Any], outcome: str | None) -> float:
+    """The value that is searched for: the report's metric, or the worst finite value where the run has diverged."""
+    if outcome == "diverged":
+        return 0.0 if metric == "val_accuracy" else WORST_LOSS
+    return min(report[metric], WORST_LOSS)
+
+
+@dataclass(frozen=True)
+class Past:
+    """A trial that the records hold: how it stands, and its objective after each epoch that counts."""
+
+    cell: Cell
+    number: int
+    params: dict[str, float]
+    status: str
+    values: tuple[float, ...]
+
+
+def distribution(entry: Range) -> optuna.distributions.BaseDistribution:
+    """A search range in Optuna's terms."""
+    if entry.choice is not None:
+        return optuna.distributions.CategoricalDistribution(entry.choice)
+    low, high = entry.bounds
+    if entry.integer is not None:
+        return optuna.distributions.IntDistribution(int(low), int(high))
+    return optuna.distributions.FloatDistribution(low, high, log=entry.log_uniform is not None)
+
+
+def make_sampler(study: StudySpec, cell: Cell, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of a cell's trial. Its seed belongs to the trial, so that a suggestion follows from the trials
+    before it and not from how often the study was interrupted. QMC's seed belongs to the cell: one sequence."""
+    tuning = study.tuning
+    seed = derive_seed(study.seed, "sampler", cell.name, *([] if tuning.sampler == "qmc" else [number]))
+    if tuning.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if tuning.sampler == "qmc":
+        return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_asynchronous_seeding=False)
+    if tuning.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=tuning.startup_trials)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=tuning.startup_trials)
+
+
+class CellSearch(OptunaSearch):
+    """Optuna's study of one cell; its trials go by their numbers.
+
+    Args:
+        study: the study.
+        cell: the cell.
+        storage: of the Optuna study, which must be new.
+        past: the cell's trials so far.
+    """
+
+    def __init__(self, study: StudySpec, cell: Cell, storage: optuna.storages.BaseStorage, past: Sequence[Past]):
+        self._spec, self._cell = study, cell
+        self._ot_study: Any
+        super().__init__(
+            space={name: distribution(entry) for name, entry in study.ranges(cell).items()},
+            metric=OBJECTIVE,
+            mode=study.tuning.direction[:3],
+            study_name=cell.name,
+            storage=storage,
+            sampler=make_sampler(study, cell, 0),
+        )
+        for trial in sorted(past, key=lambda trial: trial.number):
+            self.ask(trial.number, trial.params)
+            for epoch, value in enumerate(trial.values, start=1):
+                self.report(trial.number, epoch, value)
+            if trial.status in FINISHED:
+                self.tell(trial.number, trial.status, trial.values[-1] if trial.values else None)
+
+    def ask(self, number: int, params: dict[str, float] | None = None) -> tuple[dict[str, float], bool]:
+        """Begin a trial.
+
+        Args:
+            number: of the trial in its cell.
+            params: its tuned values, where they are known already.
+
+        Returns:
+            The tuned values, and whether they were published.
+        """
+        published = self._spec.published_params(self._cell)
+        known = params or (published[number] if number < len(published) else None)
+        if known is not None:  # may leave tuned values open: those are sampled
+            self._ot_study.enqueue_trial(known)
+        self._ot_study.sampler = make_sampler(self._spec, self._cell, number)
+        suggested = self.suggest(str(number))
+        assert suggested is not None
+        return suggested, number < len(published)
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """A running trial's value after an epoch; Optuna's step is our epoch. A repeated epoch changes nothing."""
+        trial = self._ot_trials[str(number)]
+        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, epoch)
+
+    def tell(self, number: int, status: str, value: float | None) -> None:
+        """How a trial ended."""
+        trial, states = self._ot_trials.pop(str(number)), optuna.trial.TrialState
+        if status in ("completed", "diverged"):
+            self._ot_study.tell(trial, value)
+        else:
+            self._ot_study.tell(trial, state=states.PRUNED if status == "pruned" else states.FAIL)
+
+
+QueuedTrial = tuple[Cell, int, dict[str, float], bool]
+"""Cell, number, tuned values, and whether these were published."""
+
+
+class TrialQueue(Searcher):
+    """Hands out the trials of a list, in its order; those that failed and get another try come again at its end.
+
+    Args:
+        study: the study.
+        waiting: the trials: cell, number, tuned values and whether these were published.
+        begin: makes a trial's configuration of Tune's id for it and of the trial.
+        try_again: is told that a trial has failed (by Tune's id) and says whether it gets another try.
+    """
+
+    def __init__(
+        self,
+        study: StudySpec,
+        waiting: Sequence[QueuedTrial],
+        begin: Callable[[str, Cell, int, dict[str, float], bool], dict[str, Any]],
+        try_again: Callable[[str], bool],
+    ):
+        super().__init__(metric=OBJECTIVE, mode=study.tuning.direction[:3])
+        self._begin, self._try_again = begin, try_again
+        self._waiting = list(waiting)
+        self._running: dict[str, QueuedTrial] = {}  # by Tune's id
+
+    def is_done(self) -> bool:
+        """Whether there is nothing left to begin or to go on with."""
+        return not self._waiting and not self._running
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial."""
+        trial = self._waiting.pop(0) if self._waiting else self._new_trial()
+        if trial is None:
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = trial
+        return self._begin(trial_id, *trial)
+
+    def _new_trial(self) -> QueuedTrial | None:
+        """A trial beyond those that wait, if there is one."""
+        return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The end of a trial; one that failed may get another try."""
+        trial = self._running.pop(trial_id)
+        failed = error or not result or result.get("outcome") == "failed"
+        if failed and self._try_again(trial_id):
+            self._waiting.append(trial)
+        else:
+            self._ended(trial, None if failed else result)
+
+    def _ended(self, trial: QueuedTrial, result: dict[str, Any] | None) -> None:
+        """A trial has ended for good, with its last result, or without one because it failed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles the search into a snapshot that nobody reads
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the records are the truth, not Tune's snapshots."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+class StudySearch(TrialQueue):
+    """All cells of a study: gives each its trials, one after the other, interrupted ones first.
+
+    Args:
+        study: the study.
+        storage: of all cells' Optuna studies, which must be new.
+        past: what the records hold.
+        begin: see `TrialQueue`.
+        try_again: see `TrialQueue`.
+    """
+
+    def __init__(
+        self,
+        study: StudySpec,
+        storage: optuna.storages.BaseStorage,
+        past: Sequence[Past],
+        begin: Callable[[str, Cell, int, dict[str, float], bool], dict[str, Any]],
+        try_again: Callable[[str], bool],
+    ):
+        super().__init__(study, [], begin, try_again)
+        cells = study.list_cells()
+        self._searches = {
+            cell: CellSearch(study, cell, storage, [trial for trial in past if trial.cell == cell]) for cell in cells
+        }
+        self._open = {cell: list(range(study.tuning.trials)) for cell in cells}  # numbers that have not begun
+        for trial in past:
+            self._open[trial.cell].remove(trial.number)
+            if trial.status not in FINISHED:
+                published = trial.number < len(study.published_params(trial.cell))
+                self._waiting.append((trial.cell, trial.number, trial.params, published))
+
+    def is_done(self) -> bool:
+        """Whether there is nothing left to begin or to go on with."""
+        return super().is_done() and not any(self._open.values())
+
+    def _new_trial(self) -> QueuedTrial | None:
+        """A new trial of the cell that has begun the fewest."""
+        cell = max(self._open, key=lambda cell: len(self._open[cell]))
+        if not self._open[cell]:
+            return None
+        number = self._open[cell].pop(0)
+        return (cell, number, *self._searches[cell].ask(number))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An epoch's value."""
+        cell, number, *_ = self._running[trial_id]
+        self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
+
+    def _ended(self, trial: QueuedTrial, result: dict[str, Any] | None) -> None:
+        cell, number, *_ = trial
+        if result is None:
+            self._searches[cell].tell(number, "failed", None)
+            return
+        self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
+        self._searches[cell].tell(number, result.get("outcome", "pruned"), result[OBJECTIVE])
+
+
+class StudyPruner(FIFOScheduler):
+    """An ASHA per cell, its rungs counted in epochs; trials run in the order they were suggested.
+
+    Args:
+        study: the study.
+        epochs: of a whole run, by cell name.
+        past: what the records hold; finished trials fill the rungs.
+    """
+
+    def __init__(self, study: StudySpec, epochs: dict[str, int], past: Sequence[Past]):
+        super().__init__()
+        pruner = study.tuning.pruner
+        self._cells: dict[str, AsyncHyperBandScheduler] = {}
+        if isinstance(pruner, Asha):
+            for name, longest in epochs.items():
+                self._cells[name] = AsyncHyperBandScheduler(
+                    time_attr="epoch",
+                    metric=OBJECTIVE,
+                    mode=study.tuning.direction[:3],
+                    max_t=longest,
+                    grace_period=min(pruner.grace_period, longest),
+                    reduction_factor=pruner.reduction_factor,
+                )
+        for trial in past:
+            if trial.status in FINISHED:
+                self.replay(trial.cell.name, trial.number, trial.values)
+
+    def replay(self, cell: str, number: int, values: Sequence[float]) -> bool:
+        """Enter a trial's values into its cell's rungs; returns whether its last one prunes it."""
+        action, controller = TrialScheduler.CONTINUE, cast("TuneController", None)  # ASHA does not look at it
+        if cell in self._cells and values:
+            trial = _identity(cell, number)
+            self._cells[cell].on_trial_add(controller, trial)
+            for epoch, value in enumerate(values, start=1):
+                action = self._cells[cell].on_trial_result(controller, trial, {"epoch": epoch, OBJECTIVE: value})
+        return action == TrialScheduler.STOP
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """The cells' schedulers already know both."""
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial begins in its cell, or goes on."""
+        cell, number = trial.config["cell"], trial.config["number"]
+        if cell in self._cells:
+            self._cells[cell].on_trial_add(tune_controller, _identity(cell, number))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        cell, number = trial.config["cell"], trial.config["number"]
+        if cell not in self._cells:
+            return TrialScheduler.CONTINUE
+        return self._cells[cell].on_trial_result(tune_controller, _identity(cell, number), result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The last value of a trial that ended by itself still counts for the rung it reached."""
+        cell, number = trial.config["cell"], trial.config["number"]
+        if cell in self._cells and OBJECTIVE in result:
+            self._cells[cell].on_trial_complete(tune_controller, _identity(cell, number), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """The trial is gone before it ended; its rungs keep what they have."""
+
+
+def _identity(cell: str, number: int) -> Any:
+    """What ASHA knows a trial by: the same after an interruption, unlike Tune's own id."""
+    return SimpleNamespace(trial_id=f"{cell} {number}")

@@ -1,0 +1,276 @@
+"""All cells of a study on one Ray Tune `Tuner`: lanes, search, pruning, records. The only file importing ray.tune,
+but for the search it drives.
+
+Tune schedules; it keeps no truth. The driver writes every report into the study's records as it arrives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
+
+import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray import tune
+from ruamel.yaml import YAML
+
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.storage import local_file
+from lbstudy.study.file import StudyError
+from lbstudy.study.run import TrainOn
+from lbstudy.study.spec import Resources, StudySpec
+from lbstudy.training.datasets import Dataset, training_samples
+from lbstudy.tuning.lane import Job, Lane, LaneNotStarted
+from lbstudy.tuning.recorder import Recorder, take_up
+from lbstudy.tuning.resources import count_lanes, with_gpus
+from lbstudy.tuning.search import OBJECTIVE, StudyPruner, StudySearch, TrialQueue, objective
+
+HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
+BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
+LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
+
+
+def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
+    """Resources of the nodes of the cluster, and of those that its autoscaler may still add.
+
+    Args:
+        bootstrap: the configuration that `ray up` leaves on the head, where the driver runs. Ray has no other way to
+            ask for an autoscaler's limits.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
+        return nodes
+    config = YAML(typ="safe", pure=True).load(bootstrap.read_text(encoding="utf-8"))
+    workers = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+    room = int(config.get("max_workers", 0)) - (len(nodes) - 1)
+    for kind in workers.values():
+        alike = sum(all(node.get(r, 0) == amount for r, amount in kind["resources"].items()) for node in nodes)
+        more = max(0, min(room, int(kind.get("max_workers", 0)) - alike))
+        nodes, room = nodes + [dict(kind["resources"])] * more, room - more
+    return nodes
+
+
+def connect(verbose: bool = False) -> None:
+    """Join the Ray cluster at RAY_ADDRESS, or else start a private Ray on this machine.
+
+    Raises:
+        StudyError: no cluster answers at the address, or Ray does not start.
+    """
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if not verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
+        else:
+            ray.init(address=address, **options)
+    except Exception as error:  # a busy machine makes Ray raise no narrower kind
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        failed = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
+        raise StudyError(f"{failed}: {reason}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
+
+
+def disconnect() -> None:
+    """Leave the cluster, or end the private Ray."""
+    ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver must know of a study before it begins."""
+
+    study: StudySpec  # with the resources decided
+    dataset: Dataset
+    epochs: dict[str, int]  # of a whole run, by cell name
+    lanes: int
+
+
+def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]], train_on: TrainOn = "split") -> Plan:
+    """Fit a study to its data and the machines.
+
+    Args:
+        study: the study.
+        dataset: its data.
+        nodes: the resources of each node.
+        train_on: which samples its runs train on.
+
+    Raises:
+        StudyError: no node can hold a trial.
+    """
+    study = study.model_copy(update={"resources": with_gpus(study.resources, nodes)})
+    samples = training_samples(study.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
+    epochs = {cell.name: study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells()}
+    lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
+    return Plan(study, dataset, epochs, lanes)
+
+
+class TrialActor(tune.Trainable):
+    """Tune's end of a lane: the actor outlives its trials (`reuse_actors`), and its worker group with it."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the worker group; it comes up while the first trial waits for its first report."""
+        self._metric, self._jobs = config["lane"]["metric"], count()
+        self._resources = Resources.model_validate(config["lane"]["resources"])
+        self._lane: Lane | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another trial, in the same lane unless its worker group is gone."""
+        if self._lane is None or not self._lane.is_alive():
+            dataset, storage = new_config["lane"]["dataset"][0], new_config["lane"]["storage"]
+            self._lane = Lane(self._resources, dataset, storage, name=f"lane-{uuid4().hex[:8]}")
+        job = Job(
+            key=f"{next(self._jobs)} {new_config['cell']} {new_config['number']}",
+            run=new_config["run"],
+            rungs=new_config["rungs"],
+            resume=new_config["resume"],
+            checkpoint_seconds=60 * self._resources.checkpoint_minutes,
+            keep=new_config["keep"],
+        )
+        self._lane.begin(job)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch of the present trial: its report, what the search makes of it, and how the trial ended, if so.
+
+        Raises:
+            LaneError: the worker group has died; Tune ends this actor and gives the next trial a new lane.
+        """
+        try:
+            assert self._lane is not None
+            report = self._lane.next_report(60 * self._resources.timeout_minutes)
+        except LaneNotStarted as error:  # no trial is to blame, and the cluster may grow again
+            return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
+        outcome = report.pop("outcome", None)
+        result = {"report": report, "done": outcome is not None}
+        result |= {name: report.pop(name) for name in (*STATES, "device", "workers") if name in report}
+        if outcome is not None:
+            result["outcome"] = outcome
+        if outcome != "failed":
+            result |= {"epoch": report["epoch"], OBJECTIVE: objective(self._metric, report, outcome)}
+        return result
+
+    def cleanup(self) -> None:
+        """End the worker group."""
+        if self._lane is not None:
+            self._lane.end()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Tune asks for one; a trial's state is its workers' business."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """See `save_checkpoint`."""
+
+
+def tune_study(
+    folder: StudyFolder,
+    plan: Plan,
+    show: Callable[[TrialRecord], None],
+    notice: Callable[[str], None],
+    verbose: bool = False,
+) -> None:
+    """Run what is missing of a study on the connected Ray.
+
+    Args:
+        folder: the study's folder; what it holds already is not run again.
+        plan: the study, checked.
+        show: is told of every change of a trial.
+        notice: is told of damaged files and interrupted trials found in the folder.
+        verbose: let Tune print.
+
+    Raises:
+        OSError: the folder cannot be written any more.
+    """
+    study = plan.study
+    pruner_past, records = take_up(folder, study, notice)
+    pruner = StudyPruner(study, plan.epochs, pruner_past)
+    recorder = Recorder(folder, study, plan.epochs, records, show)
+    past = recorder.settle_interrupted(pruner_past, pruner)
+    with local_file(folder.journal) as journal:  # rebuilt from the records
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
+        if not search.is_done():
+            _fit(plan, search, pruner, recorder, verbose)
+
+
+def confirm_runs(
+    folder: StudyFolder,
+    plan: Plan,
+    runs: Sequence[TrialRecord],
+    show: Callable[[TrialRecord], None],
+    notice: Callable[[str], None],
+    verbose: bool = False,
+) -> None:
+    """Run what is missing of a study's confirmed runs on the connected Ray.
+
+    Args:
+        folder: of the confirmed runs.
+        plan: of `confirm.as_study`, checked.
+        runs: all that shall lie in the folder in the end.
+        show: see `tune_study`.
+        notice: see `tune_study`.
+        verbose: see `tune_study`.
+    """
+    _, records = take_up(folder, plan.study, notice)
+    status = {(record.cell, record.number): record.status for record in records}
+    cells = {cell.name: cell for cell in plan.study.list_cells()}
+    planned = {(run.cell, run.number): run for run in runs}
+    recorder = Recorder(
+        folder, plan.study, plan.epochs, records, show, lambda cell, number, *_: planned[cell.name, number]
+    )
+    missing = [run for run in runs if status.get((run.cell, run.number)) not in FINISHED]
+    waiting = [(cells[run.cell], run.number, run.params, run.published) for run in missing]
+    search = TrialQueue(plan.study, waiting, recorder.begin, recorder.try_again)
+    if not search.is_done():
+        _fit(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
+
+
+def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool) -> None:
+    study = plan.study
+    with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
+        lane = {
+            "resources": study.resources.model_dump(),
+            "metric": study.tuning.metric,
+            "storage": scratch,
+            "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
+        }
+        try:
+            tune.Tuner(
+                tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
+                param_space={"lane": lane},
+                tune_config=tune.TuneConfig(
+                    num_samples=-1,  # the search says when it has no more
+                    search_alg=search,
+                    scheduler=pruner,
+                    max_concurrent_trials=plan.lanes,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=study.name, storage_path=scratch, callbacks=[recorder], verbose=3 if verbose else 0
+                ),
+            ).fit()
+        except KeyboardInterrupt:
+            recorder.write_running()
+            raise
+        except tune.TuneError as error:
+            if isinstance(error.__context__, OSError):  # from the recorder: Tune makes text of what callbacks raise
+                raise error.__context__ from None
+            raise
