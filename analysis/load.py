@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
-from analysis.rules import OldRule, require_rule
 from lbstudy import storage
+from lbstudy.analysis.rules import OldRule, require_rule
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.storage import StoragePath
 from lbstudy.study.spec import StudySpec
 
 if TYPE_CHECKING:
-    from analysis.hessian import SpectralDensity
-    from analysis.sharpness import Sharpness
+    from lbstudy.analysis.minima.hessian import SpectralDensity
+    from lbstudy.analysis.minima.sharpness import Sharpness
 
 METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
@@ -246,7 +246,7 @@ def _is_outdated(kind: str, made: dict[str, Any]) -> bool:
 
 def _sharpness_files(folder: StudyFolder) -> Iterator[tuple[StoragePath, Sharpness | Literal["outdated"] | None]]:
     """Each run's file, and what it holds: "outdated" if by an older rule, None if it is damaged or a copy."""
-    from analysis.sharpness import Sharpness  # here, since it imports SciPy's optimisers
+    from lbstudy.analysis.minima.sharpness import Sharpness  # here, since it imports SciPy's optimisers
 
     paths: list[StoragePath] = sorted((folder.path / "sharpness").glob("*/*.json"))
     for path, text in zip(paths, storage.read_all(paths), strict=True):

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import claims, gaps, targets
+from lbstudy.analysis.report import claims
+from lbstudy.analysis.tables import gaps, targets
 from lbstudy.study.load import find_study, load_study
 from lbstudy.study.spec import Cell, StudySpec
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from analysis.keskar import keskar, random_subspace
-from analysis.objective import Objective
+from lbstudy.analysis.minima.keskar import keskar, random_subspace
+from lbstudy.analysis.minima.objective import Objective
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import DatasetSpec
 from lbstudy.training import datasets

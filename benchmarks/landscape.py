@@ -2,7 +2,7 @@
 
 bare        the forward passes and the cross-entropy alone, over the batches that ours uses, normalised and resident:
             the most that any way can reach; weights never change
-ours        analysis.landscape: the images prepared once, then evaluate_points()
+ours        lbstudy.analysis.minima.landscape: the images prepared once, then evaluate_points()
 DataLoader  what one would write otherwise: at every point load_state_dict() with the moved weights, and a DataLoader
             with torchvision's ToTensor and Normalize over PIL images, 128 a batch; with no loading process of its own,
             and with one, which has a CPU to itself where one is free
@@ -35,8 +35,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import transforms
 
-from analysis import landscape
-from analysis.directions import DirectionSpec, draw
+from lbstudy.analysis.minima import landscape
+from lbstudy.analysis.minima.directions import DirectionSpec, draw
 from lbstudy.methods import models
 from lbstudy.study.run import DatasetSpec, ModelName
 from lbstudy.training import data, datasets

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import load
+from lbstudy.analysis import load
 from lbstudy.records.folder import Status, StudyFolder
 from lbstudy.study.spec import StudySpec
 from tests.conftest import TINY_STUDY

@@ -9,8 +9,11 @@ import pytest
 from scipy import special
 from scipy import stats as scipy_stats
 
-from analysis import claims, gaps, load, sentences, tables, targets
 from benchmarks import claims as simulated
+from lbstudy.analysis import load
+from lbstudy.analysis.report import claims, sentences
+from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import gaps, targets
 from lbstudy.study.spec import Cell, StudySpec
 from tests.confirmed_runs import add_run, confirmed_frame, confirmed_study, study_of
 

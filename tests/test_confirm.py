@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import load, minima
+from lbstudy.analysis import load
+from lbstudy.analysis.minima import compute as minima
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, TrainOn

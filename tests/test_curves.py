@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.curves import mean_rise, spread, width
+from lbstudy.analysis.minima.curves import mean_rise, spread, width
 
 ALPHA = np.linspace(-1, 1, 51)
 

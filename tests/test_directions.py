@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from analysis.directions import DirectionSpec, draw
+from lbstudy.analysis.minima.directions import DirectionSpec, draw
 from lbstudy.methods import models
 
 CIFAR = (3, 32, 32)

@@ -15,8 +15,12 @@ import pytest
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from analysis import figures, figures_mixup, figures_runs, figures_tuning, style
-from analysis.style import NothingToDraw
+from lbstudy.analysis.figures import all as figures
+from lbstudy.analysis.figures import mixup as figures_mixup
+from lbstudy.analysis.figures import runs as figures_runs
+from lbstudy.analysis.figures import style
+from lbstudy.analysis.figures import tuning as figures_tuning
+from lbstudy.analysis.figures.style import NothingToDraw
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError

@@ -11,11 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import figures, figures_landscape, figures_planes, load
-from analysis.figures_landscape import draw_interpolation, draw_line, draw_widths, interpolation_info, line_info
-from analysis.figures_planes import draw_plane, draw_surface, draw_trajectory, plane_info, trajectory_info
-from analysis.minima import LandscapeSettings, keep_settings
-from analysis.style import NothingToDraw
+from lbstudy.analysis import load
+from lbstudy.analysis.figures import all as figures
+from lbstudy.analysis.figures import landscape as figures_landscape
+from lbstudy.analysis.figures import planes as figures_planes
+from lbstudy.analysis.figures.landscape import draw_interpolation, draw_line, draw_widths, interpolation_info, line_info
+from lbstudy.analysis.figures.planes import draw_plane, draw_surface, draw_trajectory, plane_info, trajectory_info
+from lbstudy.analysis.figures.style import NothingToDraw
+from lbstudy.analysis.minima.compute import LandscapeSettings, keep_settings
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Cell, StudySpec

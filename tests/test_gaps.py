@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import gaps, stats, tables
+from lbstudy.analysis import stats
+from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import gaps
 from tests.confirmed_runs import confirmed_frame, study_of
 
 STUDY = study_of(["sgd", "kfac"], [32, 128, 512], ["none", "mixup"])

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import health, load, tables
+from lbstudy.analysis import load
+from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import health
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import add_run, confirmed_study, study_of

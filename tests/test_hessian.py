@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from analysis import objective
-from analysis.hessian import lanczos, spectral_density, top_eigenvalues, trace
-from analysis.objective import Objective
+from lbstudy.analysis.minima import objective
+from lbstudy.analysis.minima.hessian import lanczos, spectral_density, top_eigenvalues, trace
+from lbstudy.analysis.minima.objective import Objective
 from lbstudy.parallel.batch_norm import BatchNorm
 
 Case = tuple[nn.Module, Tensor, Tensor]

@@ -9,9 +9,9 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from analysis import landscape
-from analysis.directions import DirectionSpec, draw
-from analysis.landscape import evaluate_points, prepare
+from lbstudy.analysis.minima import landscape
+from lbstudy.analysis.minima.directions import DirectionSpec, draw
+from lbstudy.analysis.minima.landscape import evaluate_points, prepare
 from lbstudy.methods import models
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.study.file import StudyError

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from analysis import health, load, targets
+from lbstudy.analysis import load
+from lbstudy.analysis.tables import health, targets
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
 from tests.test_report import CELLS, whole_study

@@ -10,12 +10,15 @@ import pytest
 from scipy.stats import norm, spearmanr
 from typer.testing import CliRunner
 
-from analysis import figures_sharpness, load, minima_table, tables
-from analysis.hessian import Estimate, SpectralDensity
-from analysis.minima import keep_settings
-from analysis.minima_table import correlations, line_measures, list_left_out, runs
-from analysis.sharpness import Sharpness, SharpnessSpec
-from analysis.style import NothingToDraw
+from lbstudy.analysis import load
+from lbstudy.analysis.figures import sharpness as figures_sharpness
+from lbstudy.analysis.figures.style import NothingToDraw
+from lbstudy.analysis.minima.compute import keep_settings
+from lbstudy.analysis.minima.hessian import Estimate, SpectralDensity
+from lbstudy.analysis.minima.sharpness import Sharpness, SharpnessSpec
+from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import minima as minima_table
+from lbstudy.analysis.tables.minima import correlations, line_measures, list_left_out, runs
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError

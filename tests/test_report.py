@@ -13,7 +13,11 @@ import pandas as pd
 import pytest
 from jinja2 import UndefinedError
 
-from analysis import conditions, figures, load, report, sentences, tables
+from lbstudy.analysis import load
+from lbstudy.analysis.figures import all as figures
+from lbstudy.analysis.report import conditions, sentences
+from lbstudy.analysis.report import page as report
+from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.keskar import keskar, random_subspace
-from analysis.objective import Objective
-from analysis.rules import OldRule
-from analysis.sharpness import Sharpness, SharpnessSpec, average_rise, measure, worst_rise
+from lbstudy.analysis.minima.keskar import keskar, random_subspace
+from lbstudy.analysis.minima.objective import Objective
+from lbstudy.analysis.minima.sharpness import Sharpness, SharpnessSpec, average_rise, measure, worst_rise
+from lbstudy.analysis.rules import OldRule
 from lbstudy.methods import models
 from lbstudy.parallel.randomness import stream
 from lbstudy.training.data import ImageData
@@ -340,5 +340,5 @@ def test_a_diverged_model_has_no_sharpness(data: ImageData):
 
 
 def test_reading_results_needs_no_torch():
-    code = "import sys, analysis.sharpness, analysis.curves; sys.exit('torch' in sys.modules)"
+    code = "import sys, lbstudy.analysis.minima.sharpness, lbstudy.analysis.minima.curves; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

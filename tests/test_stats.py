@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 from scipy import stats as scipy_stats
 
-from analysis import stats
+from lbstudy.analysis import stats
 
 SIMULATIONS = 4000  # the standard error of a coverage of 0.95 is then 0.0034
 

@@ -22,8 +22,8 @@ from moto.server import ThreadedMotoServer
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from analysis import tables
 from lbstudy import storage
+from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import FINISHED, LOCK, Damaged, StudyFolder, TrialRecord, lock, set_aside
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import ObjectPath, StorageError, locate

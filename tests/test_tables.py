@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import load, tables
+from lbstudy.analysis import load
+from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import StudyFolder
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 from tests.conftest import tiny_study

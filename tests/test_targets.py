@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis import load, tables, targets
-from analysis.targets import Target
+from lbstudy.analysis import load
+from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import targets
+from lbstudy.analysis.tables.targets import Target
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from tests.confirmed_runs import add_run, confirmed_study, study_of

@@ -10,7 +10,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from analysis import tables
+from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec

@@ -40,7 +40,7 @@ from lbstudy.study.spec import StudySpec
 from lbstudy.tuning.confirm import plan_runs
 
 if TYPE_CHECKING:
-    from analysis.minima import Task
+    from lbstudy.analysis.minima.compute import Task
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -106,8 +106,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     """A whole study in a few minutes: LeNet-5 on handwritten digits, small against large batch, from the tuning of
     every cell to the report."""
-    from analysis import minima, report
-    from analysis.sharpness import SharpnessSpec
+    from lbstudy.analysis.minima import compute as minima
+    from lbstudy.analysis.minima.sharpness import SharpnessSpec
+    from lbstudy.analysis.report import page as report
 
     source = StudyFile(find_study("digits.yaml"), DEMO)
     study = check_study(source)
@@ -215,7 +216,7 @@ def landscape(
     address: Address = None, data: Data = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Loss and accuracy around the confirmed runs' solutions. Run again, it computes what is missing."""
-    from analysis import minima
+    from lbstudy.analysis.minima import compute as minima
 
     folder = StudyFolder.open(study)
     if repeats is None and kind in (LandscapeKind.plane, LandscapeKind.trajectory):
@@ -241,8 +242,8 @@ def sharpness(
 ) -> None:  # fmt: skip
     """How sharp the confirmed runs' solutions are: Hessian, Keskar's measure, SAM's. Run again, it does what is
     missing."""
-    from analysis import minima
-    from analysis.sharpness import SharpnessSpec
+    from lbstudy.analysis.minima import compute as minima
+    from lbstudy.analysis.minima.sharpness import SharpnessSpec
 
     folder = StudyFolder.open(study)
     settings = SharpnessSpec(samples=samples, seed=seed)
@@ -255,7 +256,7 @@ def _compute(
     data: str | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Compute on Ray what is missing of the tasks."""
-    from analysis import minima
+    from lbstudy.analysis.minima import compute as minima
 
     spec, source = resolve(study, None, None, None, None, data, None)
     minima.keep_settings(folder, where, settings)

@@ -49,7 +49,7 @@ Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in
 @results.command()
 def status(study: Folder) -> None:
     """How far each cell of a study has come."""
-    from analysis import tables
+    from lbstudy.analysis.tables import best as tables
 
     folder = StudyFolder.open(study)
     found = tables.progress(folder)
@@ -78,7 +78,10 @@ def table(
     """Compare the cells of a study, by their confirmed runs."""
     if kind is not TableKind.targets and (loss is not None or accuracy is not None):
         raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
-    from analysis import gaps, health, load, minima_table, tables, targets
+    from lbstudy.analysis import load
+    from lbstudy.analysis.tables import best as tables
+    from lbstudy.analysis.tables import gaps, health, targets
+    from lbstudy.analysis.tables import minima as minima_table
 
     folder = StudyFolder.open(study)
     spec, trials = folder.study(), load.trials(folder)
@@ -114,7 +117,7 @@ def figures(
     study: Folder, format: Annotated[FigureFormat, typer.Option(help="of the files")] = FigureFormat.svg
 ) -> None:
     """Draw a study's figures into its folder; what cannot be drawn is named, with the reason."""
-    from analysis import figures
+    from lbstudy.analysis.figures import all as figures
 
     for drawing, path in figures.write_all(StudyFolder.open(study), format.value):
         print(path if path else f"left out {drawing.name}: {drawing.reason}")
@@ -123,7 +126,7 @@ def figures(
 @results.command()
 def report(study: Folder) -> None:
     """Write the study's report, one self-contained page: the answer, the evidence, and what is missing."""
-    from analysis import report
+    from lbstudy.analysis.report import page as report
 
     folder = StudyFolder.open(study)
     with err.status("drawing the figures"):
@@ -133,7 +136,7 @@ def report(study: Folder) -> None:
 
 def print_best(folder: StudyFolder, style: TableFormat) -> None:
     """The best configuration of each cell, for a terminal or in a format."""
-    from analysis import tables
+    from lbstudy.analysis.tables import best as tables
 
     configs = tables.best_configs(folder)
     _tell(configs.attrs["damaged"])

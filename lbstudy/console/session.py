@@ -29,7 +29,7 @@ from lbstudy.study.spec import StudySpec
 from lbstudy.tuning.confirm import as_study
 
 if TYPE_CHECKING:
-    from analysis.minima import Task
+    from lbstudy.analysis.minima.compute import Task
     from lbstudy.training.datasets import Dataset
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -166,7 +166,7 @@ def compute_tasks(
     study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, dataset: Dataset, failures: list[str]
 ) -> None:
     """Compute tasks on the connected Ray; adds to `failures` what has failed and why."""
-    from analysis import minima
+    from lbstudy.analysis.minima import compute as minima
 
     with TaskProgress(where, len(tasks), err) as progress:
 

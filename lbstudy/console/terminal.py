@@ -29,7 +29,7 @@ def print_table(frame: pd.DataFrame, title: str) -> None:
     Sentences are broken into lines. Columns that find no room beside the others come in a further block below, which
     begins with the names of the rows again.
     """
-    from analysis.tables import holds_numbers
+    from lbstudy.analysis.tables.best import holds_numbers
 
     for number, widths in enumerate(fit_columns(frame, out.width)):
         if number:
@@ -62,7 +62,7 @@ def fit_columns(frame: pd.DataFrame, room: int) -> list[dict[str, int]]:
 
 def _least_width(frame: pd.DataFrame, name: str) -> int:
     """Of its longest text, or of what a sentence needs, and of the longest word in its header."""
-    from analysis.tables import holds_numbers
+    from lbstudy.analysis.tables.best import holds_numbers
 
     text = int(frame[name].str.len().max())
     word = int(frame[name].str.split().explode().str.len().max())

@@ -2,7 +2,7 @@
 
 Large positive eigenvalues mean a SHARP minimum, small ones a flat one (Keskar et al. 2017); the HPML 2019 slides have
 the two words swapped. Everything here takes any symmetric SciPy `LinearOperator` and needs no torch;
-`analysis.objective` makes one of a network.
+`lbstudy.analysis.minima.objective` makes one of a network.
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import stats
-from analysis.minima_table import MEASURES
-from analysis.sentences import (
+from lbstudy.analysis import stats
+from lbstudy.analysis.report.sentences import (
     OPTIMIZERS,
     SMOOTHINGS,
     closed_sentence,
@@ -28,8 +27,9 @@ from analysis.sentences import (
     selected_sentence,
     share_sentence,
 )
-from analysis.tables import accuracy_by_repeat, count_statuses, failed_runs, winners
-from analysis.targets import Target, baseline, speed_ratio
+from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
+from lbstudy.analysis.tables.minima import MEASURES
+from lbstudy.analysis.tables.targets import Target, baseline, speed_ratio
 from lbstudy.study.spec import Cell, StudySpec
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.style import Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
-from analysis.tables import best_trials
+from lbstudy.analysis.figures.style import Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
+from lbstudy.analysis.tables.best import best_trials
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.spec import Cell, StudySpec
 

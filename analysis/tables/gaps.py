@@ -20,8 +20,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import stats
-from analysis.tables import accuracy_by_repeat, count_statuses, failed_runs, winners
+from lbstudy.analysis import stats
+from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.study.spec import Cell, StudySpec
 
 COLUMNS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis import load, stats
+from lbstudy.analysis import load, stats
 from lbstudy.records.folder import FINISHED, StudyFolder
 from lbstudy.records.lock import is_held
 from lbstudy.study.run import Hyperparameters

@@ -22,9 +22,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.figures_landscape import HATCH, NOT_FINITE, describe, of_winners
-from analysis.load import Kind
-from analysis.style import Encoding, in_style, label_outer, mark_empty, panels
+from lbstudy.analysis.figures.landscape import HATCH, NOT_FINITE, describe, of_winners
+from lbstudy.analysis.figures.style import Encoding, in_style, label_outer, mark_empty, panels
+from lbstudy.analysis.load import Kind
 from lbstudy.study.spec import StudySpec
 
 LEVELS: NDArray[np.float64] = np.geomspace(0.1, 10, 13)

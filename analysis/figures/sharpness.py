@@ -16,10 +16,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from analysis.hessian import SpectralDensity
-from analysis.minima_table import CHIEF, MEASURES
-from analysis.stats import Correlation, rank_correlation
-from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
+from lbstudy.analysis.figures.style import (
+    INK,
+    Encoding,
+    NothingToDraw,
+    in_style,
+    label_outer,
+    log_axis,
+    mark_empty,
+    panels,
+)
+from lbstudy.analysis.minima.hessian import SpectralDensity
+from lbstudy.analysis.stats import Correlation, rank_correlation
+from lbstudy.analysis.tables.minima import CHIEF, MEASURES
 from lbstudy.study.spec import StudySpec
 
 DECADES = 7

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables import workers_of
+from lbstudy.analysis.tables.best import workers_of
 from lbstudy.study.run import is_used
 from lbstudy.study.spec import StudySpec
 

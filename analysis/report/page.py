@@ -19,8 +19,14 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from analysis import claims, conditions, figures, gaps, health, load, minima_table, sentences, style, tables, targets
 from lbstudy import storage
+from lbstudy.analysis import load
+from lbstudy.analysis.figures import all as figures
+from lbstudy.analysis.figures import style
+from lbstudy.analysis.report import claims, conditions, sentences
+from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import gaps, health, targets
+from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from analysis.hessian import Estimate, SpectralDensity, spectral_density, top_eigenvalues, trace
-from analysis.keskar import KeskarSharpness, ValueAndGradient, Vector, keskar, random_subspace
-from analysis.rules import RULES, require_rule
+from lbstudy.analysis.minima.hessian import Estimate, SpectralDensity, spectral_density, top_eigenvalues, trace
+from lbstudy.analysis.minima.keskar import KeskarSharpness, ValueAndGradient, Vector, keskar, random_subspace
+from lbstudy.analysis.rules import RULES, require_rule
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from analysis.objective import Objective
+    from lbstudy.analysis.minima.objective import Objective
     from lbstudy.training.data import ImageData, Images
 
 Value = Callable[[Vector], float]
@@ -146,7 +146,7 @@ def measure(model: nn.Module, data: ImageData, images: Images, spec: SharpnessSp
     Raises:
         ValueError: the loss is not finite, so the model has no sharpness; or fewer parameters than eigenvalues.
     """
-    from analysis.objective import Objective  # only here: reading results needs no torch
+    from lbstudy.analysis.minima.objective import Objective  # only here: reading results needs no torch
 
     spec = spec or SharpnessSpec()
     options = {"include": spec.include, "batch_size": spec.batch_size}

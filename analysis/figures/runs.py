@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.style import (
+from lbstudy.analysis.figures.style import (
     INK,
     Encoding,
     NothingToDraw,
@@ -26,7 +26,7 @@ from analysis.style import (
     mark_empty,
     panels,
 )  # fmt: skip
-from analysis.tables import best_trials
+from lbstudy.analysis.tables.best import best_trials
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import StudySpec
 

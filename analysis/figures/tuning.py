@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from opda.nonparametric import EmpiricalDistribution
 
-from analysis.style import (
+from lbstudy.analysis.figures.style import (
     INK,
     Encoding,
     NothingToDraw,
@@ -27,7 +27,7 @@ from analysis.style import (
     mark_empty,
     panels,
 )  # fmt: skip
-from analysis.tables import best_trials
+from lbstudy.analysis.tables.best import best_trials
 from lbstudy.records.folder import FINISHED
 from lbstudy.study.run import Hyperparameters
 from lbstudy.study.spec import StudySpec

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import stats
-from analysis.tables import winners
+from lbstudy.analysis import stats
+from lbstudy.analysis.tables.best import winners
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Cell, StudySpec
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from analysis import load
-from analysis.rules import RULES, OldRule, require_rule
 from lbstudy import storage
+from lbstudy.analysis import load
+from lbstudy.analysis.rules import RULES, OldRule, require_rule
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, Spec
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from analysis.landscape import Points
+    from lbstudy.analysis.minima.landscape import Points
     from lbstudy.training.data import ImageData
 
 Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness"]
@@ -110,7 +110,7 @@ def _name(run: TrialRecord) -> str:
 
 
 def _count(kind: Kind, settings: LandscapeSettings) -> int:
-    from analysis.landscape import INTERPOLATION, LINE, PLANE
+    from lbstudy.analysis.minima.landscape import INTERPOLATION, LINE, PLANE
 
     if kind == "line":
         return len(LINE) * settings.directions
@@ -243,11 +243,11 @@ def _compute(
     loaded = [_load(state, device) for state in states]
     model = _network(spec, data, loaded[-1])
     if kind == "sharpness":
-        from analysis.sharpness import SharpnessSpec, measure
+        from lbstudy.analysis.minima.sharpness import SharpnessSpec, measure
 
         found = measure(model, data, data.train, SharpnessSpec.model_validate(settings))
         return {"": json.dumps(found.as_json()).encode()}
-    from analysis.landscape import evaluate_points, prepare
+    from lbstudy.analysis.minima.landscape import evaluate_points, prepare
 
     chosen = LandscapeSettings.model_validate(settings)
     key += chosen.model_dump_json(include={"samples", "seed"})
@@ -264,8 +264,8 @@ def _points(
     kind: Kind, model: nn.Module, states: Sequence[Any], settings: LandscapeSettings
 ) -> tuple[Points, dict[str, bytes]]:
     """All points of a landscape, and what else there is to keep of it."""
-    from analysis import landscape
-    from analysis.directions import DirectionSpec
+    from lbstudy.analysis.minima import landscape
+    from lbstudy.analysis.minima.directions import DirectionSpec
 
     spec = DirectionSpec(
         seed=settings.seed, normalisation=settings.normalisation, biases_and_norms=settings.biases_and_norms

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import load, stats
-from analysis.tables import accuracy_by_repeat, best_trials, count_statuses, winners
+from lbstudy.analysis import load, stats
+from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.run import MODELS_WITH_BATCH_NORM
 from lbstudy.study.spec import Cell, StudySpec

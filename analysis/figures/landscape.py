@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.curves import spread
-from analysis.load import Kind, list_incomplete
-from analysis.rules import CHANGES
-from analysis.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
-from analysis.tables import winners
+from lbstudy.analysis.figures.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
+from lbstudy.analysis.load import Kind, list_incomplete
+from lbstudy.analysis.minima.curves import spread
+from lbstudy.analysis.rules import CHANGES
+from lbstudy.analysis.tables.best import winners
 from lbstudy.study.spec import StudySpec
 
 LOSS_AXIS = (0.0, 5.0)

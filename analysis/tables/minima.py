@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import curves, stats
-from analysis.load import list_incomplete
-from analysis.rules import CHANGES
-from analysis.tables import winners
+from lbstudy.analysis import stats
+from lbstudy.analysis.load import list_incomplete
+from lbstudy.analysis.minima import curves
+from lbstudy.analysis.rules import CHANGES
+from lbstudy.analysis.tables.best import winners
 from lbstudy.study.spec import StudySpec
 
 WHICH_SIDE = (

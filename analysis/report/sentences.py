@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import stats
-from analysis.gaps import WEAK_NOTE
-from analysis.tables import FAILED_SHARE
+from lbstudy.analysis import stats
+from lbstudy.analysis.tables.best import FAILED_SHARE
+from lbstudy.analysis.tables.gaps import WEAK_NOTE
 from lbstudy.study.spec import StudySpec
 
 OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from analysis.directions import DirectionSpec, draw
+from lbstudy.analysis.minima.directions import DirectionSpec, draw
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.file import StudyError
 from lbstudy.training.data import ImageData, Images

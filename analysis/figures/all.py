@@ -17,19 +17,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import (
-    figures_landscape,
-    figures_mixup,
-    figures_planes,
-    figures_runs,
-    figures_sharpness,
-    figures_tuning,
-    load,
-    minima_table,
-    style,
-    targets,
-)
-from analysis.style import NothingToDraw
+from lbstudy.analysis import load
+from lbstudy.analysis.figures import landscape as figures_landscape
+from lbstudy.analysis.figures import mixup as figures_mixup
+from lbstudy.analysis.figures import planes as figures_planes
+from lbstudy.analysis.figures import runs as figures_runs
+from lbstudy.analysis.figures import sharpness as figures_sharpness
+from lbstudy.analysis.figures import style
+from lbstudy.analysis.figures import tuning as figures_tuning
+from lbstudy.analysis.figures.style import NothingToDraw
+from lbstudy.analysis.tables import minima as minima_table
+from lbstudy.analysis.tables import targets
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError

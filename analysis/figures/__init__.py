@@ -1,0 +1,1 @@
+"""Every figure: what is computed in one function is drawn in another."""

@@ -1,0 +1,1 @@
+"""The page: the answer, a verdict for each claim, the evidence, what is missing."""

@@ -1,0 +1,1 @@
+"""Tables from records: best configurations, gaps, times to targets, health, minima."""
