@@ -11,13 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import landscape as figures_landscape
 from lbstudy.analysis.figures import planes as figures_planes
 from lbstudy.analysis.figures.landscape import draw_interpolation, draw_line, draw_widths, interpolation_info, line_info
 from lbstudy.analysis.figures.planes import draw_plane, draw_surface, draw_trajectory, plane_info, trajectory_info
 from lbstudy.analysis.figures.style import NothingToDraw
+from lbstudy.analysis.minima import results
 from lbstudy.analysis.minima.compute import LandscapeSettings, keep_settings
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
@@ -32,7 +32,7 @@ Loss = Callable[[pd.DataFrame], pd.Series]
 
 
 def points_of(cell: Cell, repeat: int, coordinates: pd.DataFrame, loss: Loss, **changes: object) -> pd.DataFrame:
-    """The points around one run as from `load.landscape`; accuracy is exp(-loss), NaN where the loss is NaN."""
+    """The points around one run as from `results.landscape`; accuracy is exp(-loss), NaN where the loss is NaN."""
     train = loss(coordinates)
     metrics = {
         "train_loss": train, "train_accuracy": np.exp(-train), "test_loss": train + 0.5,
@@ -229,12 +229,12 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 
 def write_points(
-    folder: StudyFolder, kind: load.Kind, cell: str, number: int, frame: pd.DataFrame, part: int = 0
+    folder: StudyFolder, kind: results.Kind, cell: str, number: int, frame: pd.DataFrame, part: int = 0
 ) -> Path:
     where = folder.path / "landscape" / kind / cell / f"{number:04d}"
     where.mkdir(parents=True, exist_ok=True)
     path = where / f"{part:03d}.csv"
-    columns = [*load.COORDINATES[kind], *load.POINT_METRICS]
+    columns = [*results.COORDINATES[kind], *results.POINT_METRICS]
     path.write_text(frame[columns].to_csv(index=False, na_rep="nan"))
     return path
 
@@ -246,7 +246,7 @@ def test_parts_are_put_together_and_come_back_with_nan_and_infinity(folder: Stud
     whole.loc[0, "train_loss"], whole.loc[1, "train_loss"], whole.loc[0, "train_accuracy"] = np.nan, np.inf, np.nan
     write_points(folder, "line", cell.name, 1, whole.iloc[:10], 0)
     write_points(folder, "line", cell.name, 1, whole.iloc[10:], 1)
-    read = load.landscape(folder, "line")
+    read = results.landscape(folder, "line")
     columns = ["cell", "number", "repeat", "rank", "direction", "a", "train_loss", "train_accuracy"]
     pd.testing.assert_frame_equal(read[columns], whole[columns], check_dtype=False)
     assert read.attrs["left_out"] == []
@@ -261,7 +261,7 @@ def test_a_damaged_part_is_named_and_left_out(folder: StudyFolder, content: byte
     damaged.write_bytes(damaged.read_bytes()[:-3] if content is None else content)
     write_points(folder, "line", "sgd-b16-none", 9, sound)  # of no run
     (folder.path / "landscape" / "line" / "settings.json").write_bytes(b"{")
-    read = load.landscape(folder, "line")
+    read = results.landscape(folder, "line")
     assert read.attrs["left_out"] == [
         *(f"landscape/line/sgd-b16-none/{run}/000.csv" for run in ("0001", "0009")), "landscape/line/settings.json",
     ]  # fmt: skip
@@ -275,8 +275,8 @@ def test_interpolations_of_an_older_rule_are_left_out_and_named_and_lines_are_no
     for kind in ("interpolate", "line"):
         write_points(folder, kind, "sgd-b64-none", 0, frame)
         (folder.path / "landscape" / kind / "settings.json").write_text(json.dumps(SETTINGS))  # of no rule: the first
-    assert len(load.landscape(folder, "line")) == len(LINE)
-    old = load.landscape(folder, "interpolate")
+    assert len(results.landscape(folder, "line")) == len(LINE)
+    old = results.landscape(folder, "interpolate")
     assert (len(old), old.attrs["left_out"]) == (0, [])
     assert old.attrs["outdated"] == ["landscape/interpolate/sgd-b64-none/0000/000.csv"]
     with pytest.raises(NothingToDraw, match="older rule .running variances now go geometrically.*--kind interpolate"):
@@ -288,19 +288,19 @@ def test_interpolations_of_an_older_rule_are_left_out_and_named_and_lines_are_no
         keep_settings(folder, "landscape/interpolate", settings)
     (folder.path / "landscape" / "interpolate" / "settings.json").write_text(json.dumps(SETTINGS | {"rule": 2}))
     keep_settings(folder, "landscape/interpolate", settings)
-    assert len(load.landscape(folder, "interpolate")) == len(LINE)
+    assert len(results.landscape(folder, "interpolate")) == len(LINE)
 
 
 def test_settings_and_paths_come_back_or_are_missing(folder: StudyFolder) -> None:
-    assert load.landscape_settings(folder, "line") == {}
+    assert results.landscape_settings(folder, "line") == {}
     where = folder.path / "landscape" / "trajectory"
     for number, text in enumerate(['{"path": [[1, 2], [0, 0]], "explained": [0.5, 0.25]}', '{"path": [[1]]}', "{"]):
         (where / "sgd-b16-none" / f"{number:04d}").mkdir(parents=True)
         (where / "sgd-b16-none" / f"{number:04d}" / "path.json").write_text(text)
     (where / "settings.json").write_text(json.dumps(SETTINGS))
-    assert load.landscape_settings(folder, "trajectory") == SETTINGS
+    assert results.landscape_settings(folder, "trajectory") == SETTINGS
     expected = {("sgd-b16-none", 0): {"path": [(1, 2), (0, 0)], "explained": (0.5, 0.25)}}
-    assert load.trajectories(folder) == expected
+    assert results.trajectories(folder) == expected
 
 
 def test_without_landscapes_every_figure_names_its_command(folder: StudyFolder) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import sharpness as figures_sharpness
 from lbstudy.analysis.figures.style import NothingToDraw
+from lbstudy.analysis.minima import results
 from lbstudy.analysis.minima.compute import keep_settings
 from lbstudy.analysis.minima.hessian import Estimate, SpectralDensity
 from lbstudy.analysis.minima.sharpness import Sharpness, SharpnessSpec
@@ -123,7 +124,7 @@ def test_a_copy_of_a_line_is_no_further_direction(folder: StudyFolder) -> None:
     frame = lines(STUDY, lambda at: 4 * at["a"] ** 2, a=LINE)
     path = write_points(folder, "line", CELLS[0], 0, frame[(frame["cell"] == CELLS[0]) & (frame["repeat"] == 0)])
     path.with_name("x y.csv").write_bytes(path.read_bytes())
-    read = load.landscape(folder, "line")
+    read = results.landscape(folder, "line")
     assert read.attrs["left_out"] == [f"landscape/line/{CELLS[0]}/0000/x y.csv"]
     assert len(line_measures(read)) == 1
 
@@ -255,7 +256,7 @@ def test_sharpness_comes_back_from_its_files_and_damaged_ones_are_named(folder: 
     write_sharpness(folder, CELLS[1], 1, json.dumps(sharpness_of(12.0).as_json() | {"loss": "low"}))
     write_sharpness(folder, CELLS[2], 0, whole)  # of no run
     (folder.path / "sharpness" / CELLS[0] / "0000 (copy).json").write_text(whole)
-    read = load.sharpness(folder)
+    read = results.sharpness(folder)
     assert read.attrs["left_out"] == [
         f"sharpness/{cell}/{number}.json"
         for cell, number in sorted(
@@ -266,7 +267,7 @@ def test_sharpness_comes_back_from_its_files_and_damaged_ones_are_named(folder: 
     assert read[["cell", "number", "repeat", "eigenvalue_1", "loss"]].to_numpy().tolist() == [
         [CELLS[0], 0, 0, 12.0, np.inf]
     ]
-    assert load.spectral_densities(folder)[CELLS[0], 0] == DENSITY
+    assert results.spectral_densities(folder)[CELLS[0], 0] == DENSITY
 
 
 def test_sharpness_of_an_older_rule_is_left_out_and_named_and_its_folder_not_added_to(folder: StudyFolder) -> None:
@@ -277,10 +278,10 @@ def test_sharpness_of_an_older_rule_is_left_out_and_named_and_its_folder_not_add
     }  # fmt: skip
     write_sharpness(folder, CELLS[0], 0, json.dumps(new))
     write_sharpness(folder, CELLS[0], 1, json.dumps(old))
-    read = load.sharpness(folder)
+    read = results.sharpness(folder)
     assert (len(read), read.attrs["left_out"]) == (1, [])
     assert read.attrs["outdated"] == [f"sharpness/{CELLS[0]}/0001.json"]
-    assert list(load.spectral_densities(folder)) == [(CELLS[0], 0)]
+    assert list(results.spectral_densities(folder)) == [(CELLS[0], 0)]
     result = CliRunner().invoke(app, ["table", str(folder.path), "sharpness"])
     assert result.exit_code == 0, result.output
     told = " ".join(result.stderr.split())
@@ -319,7 +320,7 @@ def test_the_command_prints_the_table_and_which_side_is_sharp(folder: StudyFolde
 
 def test_a_study_without_confirmed_runs_has_a_table_all_the_same(tmp_path: Path) -> None:
     folder = confirmed_study(tmp_path / "study", STUDY, {})
-    found = runs(load.confirmed(folder), load.sharpness(folder), load.landscape(folder, "line"))
+    found = runs(load.confirmed(folder), results.sharpness(folder), results.landscape(folder, "line"))
     table = minima_table.minima_table(STUDY, found)
     assert list(table["note"]) == ["no confirmed run"] * len(CELLS)
     assert correlations(table).empty

@@ -26,6 +26,7 @@ from lbstudy.analysis.figures import sharpness as figures_sharpness
 from lbstudy.analysis.figures import style
 from lbstudy.analysis.figures import tuning as figures_tuning
 from lbstudy.analysis.figures.style import NothingToDraw
+from lbstudy.analysis.minima import results
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.analysis.tables import targets
 from lbstudy.records.folder import StudyFolder
@@ -76,27 +77,27 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
         return figures_mixup.draw_mixup_samples(figures_mixup.mixup_samples_info(densities, _images(study)))
 
     @cache
-    def landscape(kind: load.Kind) -> pd.DataFrame:
-        return load.landscape(folder, kind, trials)
+    def landscape(kind: results.Kind) -> pd.DataFrame:
+        return results.landscape(folder, kind, trials)
 
     @cache
     def lines() -> figures_landscape.Curves:
-        return figures_landscape.line_info(study, landscape("line"), load.landscape_settings(folder, "line"))
+        return figures_landscape.line_info(study, landscape("line"), results.landscape_settings(folder, "line"))
 
     @cache
     def planes() -> figures_planes.Planes:
-        return figures_planes.plane_info(study, landscape("plane"), load.landscape_settings(folder, "plane"))
+        return figures_planes.plane_info(study, landscape("plane"), results.landscape_settings(folder, "plane"))
 
     def trajectories() -> Figure:
-        found = figures_planes.trajectory_info(study, landscape("trajectory"), load.trajectories(folder))
+        found = figures_planes.trajectory_info(study, landscape("trajectory"), results.trajectories(folder))
         return figures_planes.draw_trajectory(found)
 
     @cache
     def minima() -> pd.DataFrame:
-        return minima_table.runs(load.confirmed(folder, trials), load.sharpness(folder, trials), landscape("line"))
+        return minima_table.runs(load.confirmed(folder, trials), results.sharpness(folder, trials), landscape("line"))
 
     def densities() -> Figure:
-        found = figures_sharpness.densities_info(study, minima(), load.spectral_densities(folder))
+        found = figures_sharpness.densities_info(study, minima(), results.spectral_densities(folder))
         return figures_sharpness.draw_densities(found)
 
     def sharpness_accuracy() -> Figure:

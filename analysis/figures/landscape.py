@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lbstudy.analysis.figures.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
-from lbstudy.analysis.load import Kind, list_incomplete
 from lbstudy.analysis.minima.curves import spread
+from lbstudy.analysis.minima.results import Kind, list_incomplete
 from lbstudy.analysis.rules import CHANGES
 from lbstudy.analysis.tables.best import winners
 from lbstudy.study.spec import StudySpec
@@ -60,8 +60,8 @@ def line_info(study: StudySpec, lines: pd.DataFrame, settings: Mapping[str, Any]
 
     Args:
         study: the study.
-        lines: as from `load.landscape` with kind line.
-        settings: as from `load.landscape_settings`; may be empty.
+        lines: as from `results.landscape` with kind line.
+        settings: as from `results.landscape_settings`; may be empty.
 
     Raises:
         NothingToDraw: no line was evaluated.
@@ -78,7 +78,7 @@ def interpolation_info(study: StudySpec, lines: pd.DataFrame) -> Curves:
 
     Args:
         study: the study.
-        lines: as from `load.landscape` with kind interpolate.
+        lines: as from `results.landscape` with kind interpolate.
 
     Raises:
         NothingToDraw: no interpolation was evaluated.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lbstudy.analysis.figures.landscape import HATCH, NOT_FINITE, describe, of_winners
 from lbstudy.analysis.figures.style import Encoding, in_style, label_outer, mark_empty, panels
-from lbstudy.analysis.load import Kind
+from lbstudy.analysis.minima.results import Kind
 from lbstudy.study.spec import StudySpec
 
 LEVELS: NDArray[np.float64] = np.geomspace(0.1, 10, 13)
@@ -74,8 +74,8 @@ def plane_info(study: StudySpec, points: pd.DataFrame, settings: Mapping[str, An
 
     Args:
         study: the study.
-        points: as from `load.landscape`.
-        settings: as from `load.landscape_settings`; may be empty.
+        points: as from `results.landscape`.
+        settings: as from `results.landscape_settings`; may be empty.
         kind: plane or trajectory.
 
     Raises:
@@ -106,8 +106,8 @@ def trajectory_info(
 
     Args:
         study: the study.
-        points: as from `load.landscape` with kind trajectory.
-        paths: as from `load.trajectories`; a plane without its path is shown all the same.
+        points: as from `results.landscape` with kind trajectory.
+        paths: as from `results.trajectories`; a plane without its path is shown all the same.
 
     Raises:
         NothingToDraw: no plane was evaluated.

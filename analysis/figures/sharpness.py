@@ -58,7 +58,7 @@ def densities_info(
     Args:
         study: the study.
         runs: as from `minima_table.runs`.
-        found: as from `load.spectral_densities`.
+        found: as from `results.spectral_densities`.
         points: eigenvalues of each run, several to the width of its broadening; all runs' together are the grid.
 
     Raises:

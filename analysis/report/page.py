@@ -23,6 +23,7 @@ from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import style
+from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims, conditions, sentences
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
@@ -96,7 +97,7 @@ def collect(folder: StudyFolder) -> Report:
     goals, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (goals, halfway))
     times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *goals]}
     steps = claims.fewer_steps(study, confirmed, times)
-    sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
+    sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from lbstudy.analysis import stats
-from lbstudy.analysis.load import list_incomplete
 from lbstudy.analysis.minima import curves
+from lbstudy.analysis.minima.results import list_incomplete
 from lbstudy.analysis.rules import CHANGES
 from lbstudy.analysis.tables.best import winners
 from lbstudy.study.spec import StudySpec
@@ -81,7 +81,7 @@ def line_measures(lines: pd.DataFrame) -> pd.DataFrame:
     loss that is not finite; NaN where the curve does not reach to 0.5 on either side.
 
     Args:
-        lines: as from `load.landscape` with kind line.
+        lines: as from `results.landscape` with kind line.
     """
     rows = []
     for (cell, number), run in lines.groupby(["cell", "number"], sort=False):
@@ -109,8 +109,8 @@ def runs(confirmed: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) 
 
     Args:
         confirmed: as from `load.confirmed`.
-        sharpness: as from `load.sharpness`.
-        lines: as from `load.landscape` with kind line.
+        sharpness: as from `results.sharpness`.
+        lines: as from `results.landscape` with kind line.
     """
     best = winners(confirmed)
     key = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", *OUTCOMES]
@@ -199,8 +199,8 @@ def list_left_out(runs: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFra
 
     Args:
         runs: as from `runs`.
-        sharpness: as from `load.sharpness`.
-        lines: as from `load.landscape` with kind line.
+        sharpness: as from `results.sharpness`.
+        lines: as from `results.landscape` with kind line.
     """
     sentences = []
     for name, frame, command in (

@@ -79,6 +79,7 @@ def table(
     if kind is not TableKind.targets and (loss is not None or accuracy is not None):
         raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
     from lbstudy.analysis import load
+    from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
     from lbstudy.analysis.tables import gaps, health, targets
     from lbstudy.analysis.tables import minima as minima_table
@@ -94,7 +95,7 @@ def table(
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:
-        sharpness, lines = load.sharpness(folder, trials), load.landscape(folder, "line", trials)
+        sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
         minima = minima_table.runs(confirmed, sharpness, lines)
         found = minima_table.minima_table(spec, minima)
         if kind is TableKind.correlations:
