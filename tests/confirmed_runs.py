@@ -9,7 +9,7 @@ from lbstudy.analysis import load
 from lbstudy.records.folder import Status, StudyFolder
 from lbstudy.study.spec import StudySpec
 from tests.conftest import TINY_STUDY
-from tests.test_records import record
+from tests.records.test_folder import record
 
 PARAMS = {"learning_rate": 0.1, "mixup_alpha": 0.5, "noise_magnitude": 0.01}
 

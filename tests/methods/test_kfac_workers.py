@@ -12,7 +12,7 @@ from lbstudy.study.load import find_study, load_study
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import worker_slice
 from tests.parallel import run_workers
-from tests.test_train import MODELS, SMOOTHINGS, digits, final_parameters, make_run
+from tests.training.test_train import MODELS, SMOOTHINGS, digits, final_parameters, make_run
 
 
 def kfac_runs(samples: int | None, model: str, batch_size: int, **keys: object) -> dict[str, RunSpec]:

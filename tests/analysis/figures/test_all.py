@@ -26,7 +26,7 @@ from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from tests.conftest import tiny_study
-from tests.test_records import record
+from tests.records.test_folder import record
 
 ODD_NAME = "a$b_$ <i>&100%^{-->"
 

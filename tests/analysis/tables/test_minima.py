@@ -23,8 +23,8 @@ from lbstudy.analysis.tables.minima import correlations, line_measures, list_lef
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
+from tests.analysis.figures.test_landscape import LINE, lines, rendered, texts, write_points
 from tests.confirmed_runs import confirmed_study, study_of
-from tests.test_figures_landscape import LINE, lines, rendered, texts, write_points
 
 STUDY = study_of(["sgd", "kfac"], [16, 64], ["none", "mixup"])
 CELLS = [cell.name for cell in STUDY.list_cells()]

@@ -7,7 +7,7 @@ from torch import nn
 
 from lbstudy.methods.optimizers import build
 from lbstudy.methods.optimizers.lars import LARS
-from tests.test_train import digits, make_run
+from tests.training.test_train import digits, make_run
 
 
 def test_lars_follows_its_equations():

@@ -14,7 +14,7 @@ from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import StudyFolder
 from tests.confirmed_runs import add_run, confirmed_study, study_of
 from tests.conftest import tiny_study
-from tests.test_records import record
+from tests.records.test_folder import record
 
 COLUMNS = (
     "optimizer,batch_size,smoothing,learning_rate,mixup_alpha,noise_magnitude,val_accuracy,val_loss,epochs,"

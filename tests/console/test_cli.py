@@ -15,7 +15,7 @@ from lbstudy.console.progress import Progress
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from tests.conftest import TINY_STUDY, tiny_study
-from tests.test_records import record
+from tests.records.test_folder import record
 
 
 def lbstudy(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -31,8 +31,8 @@ from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from lbstudy.tuning import doctor
 from tests.conftest import run_tiny, tiny_study
-from tests.test_cli import lbstudy
-from tests.test_records import Crash, CrashPoint, record, script
+from tests.console.test_cli import lbstudy
+from tests.records.test_folder import Crash, CrashPoint, record, script
 
 TINIEST = {
     "name": "tiniest",

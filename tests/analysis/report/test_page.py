@@ -23,7 +23,7 @@ from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 CELLS = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"])
 ACCURACIES = {
     "sgd-b32-none": [0.90, 0.91, 0.92], "sgd-b128-none": [0.799, 0.81, 0.821], "sgd-b32-mixup": [0.90, 0.91, 0.92],

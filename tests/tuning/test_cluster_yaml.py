@@ -13,7 +13,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # importing Ray warns otherw
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 PIN = re.compile(r"([\w.-]+(?:\[[\w,]+\])?)==([\w.+]+)")
 

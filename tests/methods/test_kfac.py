@@ -21,7 +21,7 @@ from lbstudy.methods.smoothing import mixed_cross_entropy
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.study.run import KfacSpec
 from lbstudy.training.train import EpochReport, Snapshot, train
-from tests.test_train import digits, make_run
+from tests.training.test_train import digits, make_run
 
 CLASSES = 3
 

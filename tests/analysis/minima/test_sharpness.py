@@ -18,7 +18,7 @@ from lbstudy.methods import models
 from lbstudy.parallel.randomness import stream
 from lbstudy.training.data import ImageData
 from lbstudy.training.train import evaluate, fingerprint
-from tests.test_train import digits
+from tests.training.test_train import digits
 
 N = 60
 CURVATURE = np.linspace(0.1, 30, N)

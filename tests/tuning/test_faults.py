@@ -16,7 +16,7 @@ from lbstudy.records.folder import FINISHED, StudyFolder
 from lbstudy.training import datasets
 from lbstudy.tuning import lane, tuner
 from tests.conftest import run_tiny, tiny_study
-from tests.test_chaos import Driver
+from tests.tuning.test_chaos import Driver
 
 STUDY = {
     "budget": {"epochs": 12},

@@ -10,7 +10,7 @@ from lbstudy.analysis import load
 from lbstudy.analysis.tables import health, targets
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
-from tests.test_report import CELLS, whole_study
+from tests.analysis.report.test_page import CELLS, whole_study
 
 LOST_RECORD = "confirm/trials/sgd-b32-none/0001/trial.json"
 LOST_EPOCHS = "confirm/trials/sgd-b128-none/0002/epochs.jsonl"
