@@ -1,1 +1,1 @@
-"""From a study's records to tables: needs neither torch nor ray."""
+"""From a study's records to evidence: tables, figures, minima, the report. Imported as `lbstudy.analysis`."""

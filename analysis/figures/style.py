@@ -37,7 +37,7 @@ LINES: list[Any] = [
 INK = "#010101"
 """Colour of text and axes; see the style sheet."""
 
-in_style = style.context("analysis.lbstudy")
+in_style = style.context("lbstudy.analysis.figures.lbstudy")
 """Decorator of functions that draw or save: the style sheet is in force while they run."""
 
 Format = Literal["svg", "png", "pdf"]

@@ -59,9 +59,9 @@ WEAK = 2
 def is_weak(gap: stats.Mean) -> bool:
     """Whether shares of a significant gap are likely to be drawn towards one half because it was selected for its size.
 
-    By simulation (tests/analysis/tables/test_gaps.py), the median of the given shares of a gap of 1.5 standard errors is +0.2 where the
-    truth is 0, and 0.8 where it is 1; from 4 standard errors on it is within 0.05. The gap's true size is not known;
-    of gaps of 1.5 standard errors some 2 to 4 % are large enough by chance not to count as weak.
+    By simulation (tests/analysis/tables/test_gaps.py), the median of the given shares of a gap of 1.5 standard errors
+    is +0.2 where the truth is 0, and 0.8 where it is 1; from 4 standard errors on it is within 0.05. The gap's true
+    size is not known; of gaps of 1.5 standard errors some 2 to 4 % are large enough by chance not to count as weak.
     """
     return gap.value < WEAK * (gap.high - gap.value)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,18 @@ def test_progress_on_a_terminal_and_elsewhere(terminal: bool):
     assert "0.7500" in table.file.getvalue()
     lines = console.file.getvalue()
     assert ("trial 0   completed epoch 4    val_accuracy 0.7500  1/16" in lines) != terminal
+
+
+def test_somebody_elses_package_named_analysis_is_not_in_the_way(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "study", tiny_study())
+    folder.write_trial(record(status="completed", metrics={"epoch": 4, "val_accuracy": 0.75, "val_loss": 0.5}))
+    theirs = tmp_path / "analysis"
+    theirs.mkdir()
+    (theirs / "__init__.py").write_text("raise ImportError('not ours')")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "lbstudy", "best", str(folder.path)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.75" in done.stdout
