@@ -408,6 +408,25 @@ def test_large_damping_is_sgd(form: str, order: float, nesterov: bool):
     assert error(1e6, decay_in_gradient=False) > 1e3  # plain decay is 1e6 times SGD's
 
 
+def test_how_far_from_sgd_usual_dampings_are():
+    # the figures in docs/study-file.md, and what health.LARGE_DAMPING rests on
+    torch.set_default_dtype(torch.float32)  # in which initial weights are drawn
+    dataset, data = digits()
+    run = make_run(dataset, batch_size=32, precision="fp64", hyper={"weight_decay": 0})
+    model = train(run, data).model.train()
+    images, labels = data.normalise(data.train.images[:256], torch.float64), data.train.labels[:256]
+    errors = []
+    for damping in (1, 1e2, 1e4):
+        model.zero_grad()
+        optimizer = kfac(model, lr=damping, damping=damping)
+        observe(optimizer, model, images, labels)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        errors.append(
+            (torch.dist(torch.cat([s.flatten() for s in take_step(optimizer)]), gradient) / gradient.norm()).item()
+        )
+    assert errors == pytest.approx([0.74, 0.30, 0.047], rel=0.05)
+
+
 def test_a_run_with_large_damping_is_that_of_sgd():
     torch.set_default_dtype(torch.float32)
     dataset, data = digits(300)
