@@ -24,7 +24,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from lbstudy import storage
 from lbstudy.analysis.tables import best as tables
-from lbstudy.records.folder import FINISHED, LOCK, Damaged, StudyFolder, TrialRecord, lock, set_aside
+from lbstudy.records import lock
+from lbstudy.records.folder import FINISHED, LOCK, Damaged, StudyFolder, TrialRecord, set_aside
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import ObjectPath, StorageError, locate
 from lbstudy.study.file import StudyError
