@@ -40,7 +40,7 @@ def small_trajectory(ghost: int | None, fisher: str, form: str) -> Tensor:
     network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if workers.size > 1 else model
     optimizer = KFAC(model, lr=0.01, inverse_interval=2, fisher=fisher, damping_form=form)  # type: ignore[arg-type]
     for step in range(4):
-        size = 6 if step == 3 else 20  # the last one leaves workers without samples
+        size = 7 if step == 3 else 20  # the last one leaves workers without a ghost batch
         images, labels = torch.randn(size, 2, 8, 8, dtype=torch.float64), torch.randint(3, (size,))
         part = worker_slice(size, workers.rank, workers.size, ghost or 1)
         optimizer.zero_grad()

@@ -87,6 +87,8 @@ def test_mounts_hold_all_that_a_build_needs(cluster, project):
     metadata = project["project"]
     needed = {"pyproject.toml", metadata["readme"], *metadata["license-files"]}
     needed |= {*wheel["packages"], *wheel["force-include"]}
+    links = [path for path in (ROOT / "lbstudy").iterdir() if path.is_symlink()]
+    needed |= {path.resolve().relative_to(ROOT).as_posix() for path in links}  # rsync copies links as links
     folder = "/home/ubuntu/lbstudy/"
     assert {f"{folder}{source}": source for source in needed} == cluster["file_mounts"]
     assert any("pip install" in c and "~/lbstudy " in c for c in cluster["setup_commands"])

@@ -217,7 +217,7 @@ class TestVariances:
         points = landscape.interpolate(one, one.state_dict(), other.state_dict(), np.array([-0.5, 0.3, 1.1, 1.5]))
         few = prepare(one, digits, samples=8)
         summed = evaluate_points(one, points._replace(variances=None), few)
-        assert summed["test_loss"].isna().tolist() == [False, False, True, True]  # the straight line's
+        assert summed["test_loss"].isna().tolist()[1:] == [False, True, True]  # the straight line's, beyond
         result = evaluate_points(one, points, few)
         assert np.isfinite(result[["train_loss", "test_loss"]]).all(axis=None)
         for row in result.itertuples():
