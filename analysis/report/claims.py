@@ -66,7 +66,7 @@ class Claim(NamedTuple):
 
 
 DECISIVE = ("eigenvalue_1", "width_1")
-"""The measures (of `minima_table.MEASURES`) that decide about minima: one of curvature, one of width."""
+"""The measures (of `tables.minima.MEASURES`) that decide about minima: one of curvature, one of width."""
 
 
 def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict:

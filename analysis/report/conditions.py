@@ -72,7 +72,7 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
     length = f"{study.budget.epochs} epochs" if study.budget.epochs else f"{study.budget.steps} steps"
     pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
     settings = study.fixed.model_dump(exclude_none=True)
-    groups = {name: settings.pop(name) for name in ("mixup", "noise", "kfac")}
+    groups = {name: settings.pop(name) for name in ("mixup", "noise", "kfac", "lars")}
     methods = {(cell.optimizer, cell.smoothing) for cell in study.list_cells()}
     smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
     fixed = {
@@ -100,6 +100,8 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
         fixed["parameter noise"] = _words(groups["noise"])
     if "kfac" in optimizers:
         fixed["K-FAC"] = _words(groups["kfac"])
+    if "lars" in optimizers:
+        fixed["LARS"] = _words(groups["lars"])
     if study.published:
         fixed["published"] = f"{len(study.published)} configurations from the literature are among the trials"
     fixed["seed"] = str(study.seed)
