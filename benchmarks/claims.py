@@ -21,7 +21,8 @@ import pandas as pd
 
 from lbstudy.analysis.report import claims
 from lbstudy.analysis.tables import gaps, targets
-from lbstudy.study.load import find_study, load_study
+from lbstudy.methods.checks import load_study
+from lbstudy.study.load import find_study
 from lbstudy.study.spec import Cell, StudySpec
 
 IMAGES, EPOCHS, FAILURES = 360, 30, 0.1

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbstudy.methods import models
-from lbstudy.methods.optimizers import KFAC, kfac, kfac_exchange
+from lbstudy.methods.optimizers.kfac import KFAC, exchange
+from lbstudy.methods.optimizers.kfac import optimizer as kfac
 from lbstudy.parallel.workers import Workers
 from lbstudy.training.data import worker_slice
 
@@ -40,8 +41,8 @@ TIMED = [  # where the phases are in the optimizer
     (KFAC, "_update_statistics", "factors"),
     (KFAC, "_update_inverses", "inverse"),
     (KFAC, "_directions", "precondition"),
-    (kfac_exchange.PendingSum, "__init__", "communication"),
-    (kfac_exchange.PendingSum, "wait", "communication"),
+    (exchange.PendingSum, "__init__", "communication"),
+    (exchange.PendingSum, "wait", "communication"),
     (kfac, "share", "communication"),
 ]
 

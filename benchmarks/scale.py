@@ -19,8 +19,10 @@ from pathlib import Path
 
 import psutil
 
+from lbstudy.methods.checks import load_study
+from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
-from lbstudy.study.load import find_study, load_study
+from lbstudy.study.load import find_study
 from lbstudy.study.spec import StudySpec
 from lbstudy.training import datasets
 from lbstudy.tuning import tuner
@@ -45,7 +47,7 @@ def write_records(path: Path, trials: int) -> None:
     folder = StudyFolder.create(path, study)
     for cell in study.list_cells():
         params = dict.fromkeys(study.ranges(cell), 0.5)
-        run = study.run_spec(cell, params, 0).model_dump(mode="json")
+        run = run_spec(study, cell, params, 0).model_dump(mode="json")
         for number in range(study.tuning.trials):
             metrics = {"epoch": 1, "step": 1, "val_accuracy": number / trials, "val_loss": 1.0, "train_loss": 1.0}
             record = TrialRecord(

@@ -30,8 +30,10 @@ from typing import Any
 
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run` Ray would start each process with another `uv run`
 
+from lbstudy.methods.checks import load_study
+from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
-from lbstudy.study.load import find_study, load_study
+from lbstudy.study.load import find_study
 from lbstudy.study.spec import Resources, StudySpec
 from lbstudy.training import datasets
 from lbstudy.tuning import tuner
@@ -64,7 +66,7 @@ def one_step_runs(trials: int) -> list[dict[str, Any]]:
     study = one_step_study(trials)
     cell = study.list_cells()[0]
     seeds = [study.trial_seed(cell, number) for number in range(trials)]
-    return [study.run_spec(cell, {"learning_rate": 0.1}, seed).model_dump(mode="json") for seed in seeds]
+    return [run_spec(study, cell, {"learning_rate": 0.1}, seed).model_dump(mode="json") for seed in seeds]
 
 
 def time_lane(trials: int, dataset: ray.ObjectRef, storage: str) -> list[float]:

@@ -46,7 +46,7 @@ def mixup_densities_info(study: StudySpec, trials: pd.DataFrame) -> MixupDensiti
     best = best_trials(study, trials).set_index("cell")
     rows = []
     for cell in cells:
-        alpha = study.fixed.mixup_alpha
+        alpha = study.fixed.numbers.get("mixup_alpha")
         if "mixup_alpha" in study.ranges(cell):
             alpha = best["params.mixup_alpha"].get(cell.name) if "params.mixup_alpha" in best else None
         if alpha is not None and not np.isnan(alpha):

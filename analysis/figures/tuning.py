@@ -29,7 +29,6 @@ from lbstudy.analysis.figures.style import (
 )  # fmt: skip
 from lbstudy.analysis.tables.best import best_trials
 from lbstudy.records.folder import FINISHED
-from lbstudy.study.run import Hyperparameters
 from lbstudy.study.spec import StudySpec
 
 CONFIDENCE = 0.8
@@ -56,8 +55,7 @@ class Sensitivity(NamedTuple):
 
 def tuned_parameters(study: StudySpec) -> list[str]:
     """What at least one cell tunes, in the order of the tables."""
-    tuned = {name for cell in study.list_cells() for name in study.ranges(cell)}
-    return [name for name in Hyperparameters.names() if name in tuned]
+    return study.tuned()
 
 
 def sensitivity_info(study: StudySpec, trials: pd.DataFrame, parameter: str) -> Sensitivity:

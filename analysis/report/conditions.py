@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis.tables.best import workers_of
-from lbstudy.study.run import is_used
 from lbstudy.study.spec import StudySpec
 
 
@@ -71,9 +70,7 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
     used = sorted({trained_on[str(part)] for part in confirmed["train_on"].dropna()})
     length = f"{study.budget.epochs} epochs" if study.budget.epochs else f"{study.budget.steps} steps"
     pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
-    settings = study.fixed.model_dump(exclude_none=True)
-    groups = {name: settings.pop(name) for name in ("mixup", "noise", "kfac", "lars")}
-    methods = {(cell.optimizer, cell.smoothing) for cell in study.list_cells()}
+    groups = study.fixed.settings
     smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
     fixed = {
         "model": f"{study.model}, {study.precision}, batch norm: {_words(study.batch_norm)}",
@@ -91,7 +88,7 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
             if any(entry is study.ranges(cell).get(name) for cell in study.list_cells())
         ),
         "hyper-parameters": _words(
-            {k: v for k, v in settings.items() if k not in study.search and any(is_used(k, *cell) for cell in methods)}
+            {name: value for name, value in study.fixed.numbers.items() if name not in study.search}
         ),
     }
     if any("mixup" in smoothing for smoothing in smoothings):

@@ -15,11 +15,9 @@ import pandas as pd
 from lbstudy.analysis import load, stats
 from lbstudy.records.folder import FINISHED, StudyFolder
 from lbstudy.records.lock import is_held
-from lbstudy.study.run import Hyperparameters
 from lbstudy.study.spec import StudySpec
 
 COUNTS = list(FINISHED)
-ALWAYS_SHOWN = ["learning_rate", "mixup_alpha", "noise_magnitude"]
 LOST = ["confirmed_diverged", "confirmed_unfinished"]
 ENDS = ["test_min", "test_max"]
 CONFIRMED: dict[str, Any] = {  # columns of the best configurations where runs have been confirmed
@@ -52,9 +50,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     study, trials = folder.study(), load.trials(folder)
     confirmed = load.confirmed(folder, trials)
     best = best_trials(study, trials).set_index("cell")
-    tuned = [
-        n for n in Hyperparameters.names() if n in ALWAYS_SHOWN or any(n in study.ranges(c) for c in study.list_cells())
-    ]
+    tuned = study.tuned()
     rows = []
     for cell in study.list_cells():
         row: dict[str, object] = {

@@ -18,7 +18,6 @@ import pandas as pd
 from lbstudy.analysis import load, stats
 from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
 from lbstudy.records.folder import StudyFolder
-from lbstudy.study.run import MODELS_WITH_BATCH_NORM
 from lbstudy.study.spec import Cell, StudySpec
 
 DIVERGED_SHARE = 0.5
@@ -230,19 +229,21 @@ def apart_from_sgd(study: StudySpec, kfac: Cell, sgd: Cell, best: pd.DataFrame) 
     """
     tuned, fixed = study.ranges(kfac), study.fixed
     reasons = []
-    if "kl_clip" in tuned or fixed.kl_clip is not None:
+    settings = fixed.settings.get("kfac", {})
+    if "kl_clip" in tuned or "kl_clip" in fixed.numbers:
         reasons.append("kl_clip shortens its steps")
-    if fixed.kfac.weight_decay == "plain" and ("weight_decay" in tuned or fixed.weight_decay > 0):
+    decays = "weight_decay" in tuned or fixed.numbers.get("weight_decay", 0) > 0
+    if settings.get("weight_decay", "plain") == "plain" and decays:
         reasons.append("weight decay is not preconditioned")
-    if fixed.kfac.batch_norm == "plain" and study.model in MODELS_WITH_BATCH_NORM:
+    if settings.get("batch_norm") == "plain":
         reasons.append("batch norm is not preconditioned")
     needed = {name: float(best.at[sgd.name, f"params.{name}"]) for name in study.ranges(sgd)}  # type: ignore[arg-type]
-    needed.setdefault("learning_rate", fixed.learning_rate or 0.0)
+    needed.setdefault("learning_rate", float(fixed.numbers.get("learning_rate", 0.0)))
     needed = needed | {"damping": LARGE_DAMPING, "learning_rate": LARGE_DAMPING * needed["learning_rate"]}
     absent = [
         f"{name} {value:.3g}"
         for name, value in needed.items()
-        if not (tuned[name].contains(value) if name in tuned else getattr(fixed, name) == value)
+        if not (tuned[name].contains(value) if name in tuned else fixed.numbers.get(name) == value)
     ]
     return [*reasons, f"its ranges lack {', '.join(absent)}"] if absent else reasons
 

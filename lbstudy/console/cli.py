@@ -34,7 +34,7 @@ from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import StorageError, locate
 from lbstudy.study.file import StudyError, StudyFile
-from lbstudy.study.load import check_study, find_study
+from lbstudy.study.load import find_study
 from lbstudy.study.run import Spec, TrainOn
 from lbstudy.study.spec import StudySpec
 from lbstudy.tuning.confirm import plan_runs
@@ -111,6 +111,8 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     from lbstudy.analysis.report import page as report
 
     source = StudyFile(find_study("digits.yaml"), DEMO)
+    from lbstudy.methods.checks import check_study
+
     study = check_study(source)
     path = (locate(storage) / study.name).resolve()
     folder, failures = StudyFolder(path), list[str]()

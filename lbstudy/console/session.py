@@ -23,7 +23,7 @@ from lbstudy.records.lock import DriverLock
 from lbstudy.storage import StoragePath, locate
 from lbstudy.study.checks import notices
 from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override
-from lbstudy.study.load import check_study, find_study
+from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import StudySpec
 from lbstudy.tuning.confirm import as_study
@@ -49,6 +49,8 @@ def resolve(
         "dataset.root": data,
     }
     overrides |= {key: value for key, value in flags.items() if value is not None}
+    from lbstudy.methods.checks import check_study  # imports torch
+
     source = StudyFile(find_study(file), overrides)
     return check_study(source, written_by_hand=not locate(file).is_dir()), source
 

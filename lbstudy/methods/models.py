@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lbstudy.parallel.batch_norm import BatchNorm
-from lbstudy.study.run import ModelName
 
 
-def build(name: ModelName, shape: tuple[int, int, int], classes: int, ghost: int | None = None) -> nn.Module:
+def build(
+    name: str, shape: tuple[int, int, int], classes: int, ghost: int | None = None, settings: object = None
+) -> nn.Module:
     """A freshly initialised network; the initialisation draws from torch's global generator.
 
     Args:

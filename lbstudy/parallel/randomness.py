@@ -7,23 +7,17 @@ on the number of workers, and why a checkpoint needs no generator state.
 
 from __future__ import annotations
 
-from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
-Purpose = Literal[
-    "trial", "sampler", "split", "initialisation", "order", "augmentation", "mixup", "noise", "fisher", "synthetic",
-    "confirm", "direction", "subset", "sharpness",
-]  # fmt: skip
 
-
-def stream(seed: int, purpose: Purpose, *coordinates: int | str) -> np.random.Generator:
+def stream(seed: int, purpose: str, *coordinates: int | str) -> np.random.Generator:
     """The NumPy generator of one purpose at the given coordinates."""
     return np.random.default_rng(_entropy(seed, purpose, coordinates))
 
 
-def derive_seed(seed: int, purpose: Purpose, *coordinates: int | str) -> int:
+def derive_seed(seed: int, purpose: str, *coordinates: int | str) -> int:
     """A 32-bit seed for generators that take an integer (torch's, Optuna's, a trial's)."""
     return int(np.random.SeedSequence(_entropy(seed, purpose, coordinates)).generate_state(1)[0])
 

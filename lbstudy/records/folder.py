@@ -18,7 +18,7 @@ from lbstudy import storage
 from lbstudy.records.provenance import environment
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError
-from lbstudy.study.load import load_study
+from lbstudy.study.load import read_study
 from lbstudy.study.spec import StudySpec
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
@@ -124,7 +124,7 @@ class StudyFolder:
 
     def study(self) -> StudySpec:
         """The study as it was resolved when it began, or was last extended."""
-        return load_study(self.path / "study.yaml")
+        return read_study(self.path / "study.yaml")
 
     def environment(self) -> dict[str, Any]:
         """How the last driver began, as `provenance.environment` tells it; empty where nothing sound says so."""

@@ -5,27 +5,20 @@ Each check reads some sections of the file and runs only where these are sound, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from math import isfinite
-
-from pydantic import ValidationError
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from lbstudy.study.file import Keys, Problem, nearest, show
-from lbstudy.study.run import (
-    MODELS_WITH_BATCH_NORM,
-    USED_BY_SMOOTHING,
-    GhostBatchNorm,
-    Hyperparameters,
-    batch_norm_problem,
-    is_used,
-)
 from lbstudy.study.space import Condition
 from lbstudy.study.spec import StudySpec
 
+Check = Callable[[StudySpec], Iterator[Problem]]
+Checks = Sequence[tuple[Check, Collection[str]]]
+"""Checks, each with the sections of the file that it reads."""
 
-def contradictions(study: StudySpec, broken: Collection[str] = ()) -> Iterator[Problem]:
+
+def contradictions(study: StudySpec, broken: Collection[str] = (), further: Checks = ()) -> Iterator[Problem]:
     """What is wrong between the parts of a study, but for the checks that read a broken section."""
-    for check, sections in CHECKS.items():
+    for check, sections in (*CHECKS, *further):
         if not set(sections) & set(broken):
             yield from check(study)
 
@@ -53,10 +46,9 @@ def notices(study: StudySpec) -> Iterator[str]:
     """What is allowed, since --epochs may shorten a study, but may surprise."""
     length = study.budget.epochs or study.budget.steps or 0
     unit = "epochs" if study.budget.epochs else "steps"
-    milestones = {
-        "schedule.milestones": study.schedule.milestones,
-        "fixed.kfac.interval_milestones": study.fixed.kfac.interval_milestones,
-    }
+    milestones = {"schedule.milestones": study.schedule.milestones}
+    for method, settings in study.fixed.settings.items():
+        milestones |= {f"fixed.{method}.{k}": v for k, v in settings.items() if k.endswith("milestones")}
     for key, values in milestones.items():
         if late := [milestone for milestone in values if milestone > length]:
             yield f"{key}: {show(late)} lie beyond the budget of {length} {unit}"
@@ -90,61 +82,6 @@ def _meets_no_cell(condition: Condition, study: StudySpec) -> str | None:
 def _no_cells(study: StudySpec) -> Iterator[Problem]:
     if not study.list_cells():
         yield Problem(("cells", "exclude"), "leaves no cell at all")
-
-
-def _ranges(study: StudySpec) -> Iterator[Problem]:
-    for name, entries in study.search.items():
-        if name not in Hyperparameters.names():
-            yield Problem(("search", name), f"not a hyper-parameter{nearest(name, Hyperparameters.names())}")
-            continue
-        for index, entry in enumerate(entries):
-            for value in entry.bounds:
-                try:
-                    Hyperparameters.model_validate({name: value})
-                except ValidationError as error:
-                    reason = error.errors()[0]["msg"].lower()
-                    yield Problem(("search", name, index), f"{value:g} is not allowed: {reason}")
-                    break
-
-
-def _fixed_values(study: StudySpec) -> Iterator[Problem]:
-    for name in Hyperparameters.names():
-        value = getattr(study.fixed, name)
-        if value is not None and not isfinite(value):
-            yield Problem(("fixed", name), f"input should be a finite number; got {value}")
-
-
-def _what_cells_need(study: StudySpec) -> Iterator[Problem]:
-    known = Hyperparameters.names()
-    meant = {nearest(name, known) for name in study.search if name not in known}
-    for cell in study.list_cells():
-        tuned = study.ranges(cell)
-        for name in tuned:
-            if not is_used(name, cell.optimizer, cell.smoothing):
-                yield Problem(("search", name), f"has no effect in cell {cell.name}; restrict it with `when`")
-        for name in ("learning_rate", *(n for n, m in USED_BY_SMOOTHING.items() if m in cell.smoothing.split("+"))):
-            misspelt = any(f"`{name}`" in hint for hint in meant)  # told already
-            if name not in tuned and getattr(study.fixed, name) is None and not misspelt:
-                yield Problem(("search", name), f"cell {cell.name} needs it, in `search` or in `fixed`")
-
-
-def _batch_norm(study: StudySpec) -> Iterator[Problem]:
-    """Parts of the mini-batch that would change what batch norm means, and ghosts larger than it."""
-    noisy = [cell.batch_size for cell in study.list_cells() if "noise" in cell.smoothing]
-    noise = study.fixed.noise if noisy else None
-    if conflict := batch_norm_problem(study.model, study.batch_norm, study.resources.micro_batch_size, noise):
-        yield Problem(("batch_norm",), conflict)
-    sizes = [cell.batch_size for cell in study.list_cells()]
-    with_batch_norm = study.model in MODELS_WITH_BATCH_NORM and isinstance(study.batch_norm, GhostBatchNorm)
-    ghosts: list[tuple[Keys, int | None, list[int]]] = [
-        (("batch_norm", "ghost"), study.batch_norm.ghost if with_batch_norm else None, sizes),  # type: ignore[union-attr]
-        (("fixed", "noise", "ghost"), study.fixed.noise.ghost, noisy),
-    ]
-    for keys, ghost, batch_sizes in ghosts:
-        if ghost is not None and batch_sizes and ghost > min(batch_sizes):
-            yield Problem(
-                keys, f"must be no more than the smallest batch size it is for, {min(batch_sizes)}; got {ghost}"
-            )
 
 
 def _workers(study: StudySpec) -> Iterator[Problem]:
@@ -194,15 +131,10 @@ def _room_for_published(study: StudySpec) -> Iterator[Problem]:
             yield Problem(("tuning", "trials"), reason)
 
 
-# check -> the sections it reads
-CHECKS = {
-    _no_cells: ("cells",),
-    _ranges: ("search",),
-    _fixed_values: ("fixed",),
-    _what_cells_need: ("cells", "search", "fixed"),
-    _batch_norm: ("cells", "model", "batch_norm", "resources", "fixed"),
-    _workers: ("cells", "resources"),
-    _warmup: ("schedule", "budget"),
-    _published: ("cells", "search", "published"),
-    _room_for_published: ("cells", "published", "tuning"),
-}
+CHECKS: Checks = (
+    (_no_cells, ("cells",)),
+    (_workers, ("cells", "resources")),
+    (_warmup, ("schedule", "budget")),
+    (_published, ("cells", "search", "published")),
+    (_room_for_published, ("cells", "published", "tuning")),
+)

@@ -1,19 +1,19 @@
-"""Reading a study file: `load_study` turns YAML into a `StudySpec`, or raises `StudyError`.
+"""Reading a study file: YAML becomes a `StudySpec`, or a `StudyError`.
 
 The error names file, line, key and what is allowed, for all problems at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from lbstudy.storage import ObjectPath, StoragePath, locate
-from lbstudy.study.checks import contradictions, never_apply
-from lbstudy.study.file import StudyError, StudyFile, explain, nearest, truths_as_numbers
+from lbstudy.study.checks import Checks, contradictions, never_apply
+from lbstudy.study.file import Problem, StudyError, StudyFile, explain, nearest, truths_as_numbers
 from lbstudy.study.spec import StudySpec
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,31 +39,40 @@ def find_study(file: str) -> StoragePath:
     raise StudyError(f"{file}: no such study file{hint}; the shipped studies are {', '.join(shipped)}")
 
 
-def load_study(path: StoragePath, overrides: Mapping[str, Any] | None = None) -> StudySpec:
-    """Read and check a study file; see `check_study`."""
-    return check_study(StudyFile(path, overrides))
+def read_study(path: StoragePath) -> StudySpec:
+    """The study of a study's folder. Its methods are not asked: whoever looks at results needs none of them."""
+    return check_study(StudyFile(path))
 
 
-def check_study(file: StudyFile, written_by_hand: bool = False) -> StudySpec:
+def check_study(
+    file: StudyFile,
+    written_by_hand: bool = False,
+    study_class: type[StudySpec] = StudySpec,
+    further: Checks = (),
+    found: Iterable[Problem] = (),
+) -> StudySpec:
     """The study that a file describes.
 
     Args:
         file: the file, read.
         written_by_hand: conditions that no cell meets are errors too, unless the command line changes the cells.
+        study_class: knows what may be fixed.
+        further: checks beside those of the study itself.
+        found: problems that are known already.
 
     Raises:
         StudyError: all problems found, one a line, each with file, line, key and what is allowed.
     """
-    problems = list(truths_as_numbers(file.content, StudySpec))
+    problems = [*found, *truths_as_numbers(file.content, study_class)]
     broken = {str(problem.keys[0]) for problem in problems}
     try:
-        study = StudySpec.model_validate(file.content)
+        study = study_class.model_validate(file.content)
     except ValidationError as error:
-        problems += explain(error, file.content, StudySpec)
+        problems += explain(error, file.content, study_class)
         broken |= {str(entry["loc"][0]) for entry in error.errors()}
         sound = {name: file.content[name] for name in StudySpec.model_fields if name in {*file.content} - broken}
-        study = StudySpec.model_validate(STAND_INS | sound)
-    problems += contradictions(study, broken)
+        study = study_class.model_validate(STAND_INS | sound)
+    problems += contradictions(study, broken, further)
     if written_by_hand and not file.changes("cells") and not {"cells", "search"} & broken:
         problems += never_apply(study)
     if problems:

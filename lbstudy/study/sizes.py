@@ -6,10 +6,8 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from lbstudy.study.run import ModelName, OptimizerName
-
 # Numbers that a checkpoint holds for each parameter: itself, and what the optimizer remembers of it.
-COPIES: dict[OptimizerName, int] = {"sgd": 2, "lars": 2, "adamw": 3, "kfac": 2}
+COPIES: dict[str, int] = {"sgd": 2, "lars": 2, "adamw": 3, "kfac": 2}
 TENSOR_BYTES = 500  # what torch.save adds to each tensor: names, alignment, directory
 
 
@@ -25,7 +23,7 @@ class Layers(NamedTuple):
         return sum(inputs * outputs for inputs, outputs in self.matrices) + 2 * sum(self.batch_norms)
 
 
-def layers(model: ModelName, shape: tuple[int, int, int], classes: int) -> Layers:
+def layers(model: str, shape: tuple[int, int, int], classes: int) -> Layers:
     """The layers of `models.build(model, shape, classes)`; shape is channels, height and width of an image."""
     channels, *sides = shape
     if model == "lenet5":
@@ -53,7 +51,7 @@ def model_bytes(layers: Layers, element: int) -> int:
     return element * (layers.parameters + 2 * sum(layers.batch_norms)) + TENSOR_BYTES * tensors
 
 
-def checkpoint_bytes(layers: Layers, optimizer: OptimizerName, element: int) -> int:
+def checkpoint_bytes(layers: Layers, optimizer: str, element: int) -> int:
     """A snapshot of a run: model and optimizer.
 
     K-FAC keeps A and G of each layer and their inverses (eigenvectors have eigenvalues as one more row), and of each

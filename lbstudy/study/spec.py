@@ -11,28 +11,12 @@ from io import StringIO
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.study.file import show
-from lbstudy.study.run import (
-    BatchNormSpec,
-    Budget,
-    DatasetSpec,
-    Hyperparameters,
-    KfacSpec,
-    LarsSpec,
-    MixupSpec,
-    ModelName,
-    NoiseSpec,
-    OptimizerName,
-    RunSpec,
-    Schedule,
-    SmoothingName,
-    Spec,
-    is_used,
-)
+from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Schedule, Spec, Value
 from lbstudy.study.space import Condition, Range
 
 
@@ -40,9 +24,9 @@ from lbstudy.study.space import Condition, Range
 class Cell:
     """One optimizer x batch size x smoothing."""
 
-    optimizer: OptimizerName
+    optimizer: str
     batch_size: int
-    smoothing: SmoothingName
+    smoothing: str
 
     @property
     def name(self) -> str:
@@ -53,9 +37,9 @@ class Cell:
 class CellsSpec(Spec):
     """The cells: the product of three lists, less the combinations left out."""
 
-    optimizer: list[OptimizerName] = Field(min_length=1)
+    optimizer: list[str] = Field(min_length=1)
     batch_size: list[int] = Field(min_length=1)
-    smoothing: list[SmoothingName] = Field(min_length=1)
+    smoothing: list[str] = Field(min_length=1)
     exclude: list[Condition] = Field([], description="combinations to leave out")
 
     @field_validator("optimizer", "batch_size", "smoothing")
@@ -73,22 +57,40 @@ class CellsSpec(Spec):
         return values
 
 
-class Fixed(Hyperparameters):
-    """Hyper-parameters that are not tuned, and the settings of the smoothing methods, of K-FAC and of LARS."""
+class Fixed(Spec):
+    """Hyper-parameters that are not tuned, and settings of the methods, each under its method's name.
 
-    nesterov: bool = Field(False, description="sgd and kfac: Nesterov's momentum")
-    mixup: MixupSpec = MixupSpec()
-    noise: NoiseSpec = NoiseSpec()
-    kfac: KfacSpec = KfacSpec()
-    lars: LarsSpec = LarsSpec()
+    Which there are, the methods of a study say: `lbstudy.methods.configure.study_class` makes the class that knows.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    weight_decay_of: DecayOf = Field("all", description="weights: weight decay leaves out norms and biases")
+
+    def _others(self) -> dict[str, Any]:
+        return {name: value for name, value in self if name != "weight_decay_of" and value is not None}
+
+    @property
+    def numbers(self) -> dict[str, Value]:
+        """The hyper-parameters."""
+        return {name: value for name, value in self._others().items() if isinstance(value, bool | int | float)}
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The settings of methods, by method."""
+        found = {}
+        for name, value in self._others().items():
+            if isinstance(value, Spec | dict):
+                found[name] = value.model_dump(mode="json") if isinstance(value, Spec) else value
+        return found
 
 
 class Published(Spec):
     """A configuration from the literature; it is tried first in its cell."""
 
-    optimizer: OptimizerName
+    optimizer: str
     batch_size: int
-    smoothing: SmoothingName
+    smoothing: str
     params: dict[str, float] = Field(min_length=1)
 
     @property
@@ -163,11 +165,11 @@ class StudySpec(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     source: str = Field("", description="citation of what the study follows")
-    model: ModelName
+    model: ModelSpec
     dataset: DatasetSpec
     budget: Budget
     schedule: Schedule = Schedule()
-    fixed: Fixed = Fixed()
+    fixed: SerializeAsAny[Fixed] = Fixed()
     cells: CellsSpec
     search: dict[str, list[Range]] = Field(min_length=1)
     published: list[Published] = []
@@ -206,7 +208,13 @@ class StudySpec(Spec):
             name: next((r for r in entries if r.when.matches(cell.optimizer, cell.batch_size, cell.smoothing)), None)
             for name, entries in self.search.items()
         }
-        return {name: found[name] for name in Hyperparameters.names() if found.get(name)}  # type: ignore[misc]
+        first = sorted(found, key=lambda name: name != "learning_rate")
+        return {name: found[name] for name in first if found[name] is not None}  # type: ignore[misc]
+
+    def tuned(self) -> list[str]:
+        """What is tuned in any cell, in the order of the tables."""
+        names = dict.fromkeys(name for cell in self.list_cells() for name in self.ranges(cell))
+        return [name for name in sorted(self.search, key=lambda n: n != "learning_rate") if name in names]
 
     def published_params(self, cell: Cell) -> list[dict[str, float]]:
         """The published configurations of a cell."""
@@ -220,36 +228,6 @@ class StudySpec(Spec):
     def trial_seed(self, cell: Cell, number: int) -> int:
         """The seed of a cell's trial; another one for each."""
         return derive_seed(self.seed, "trial", cell.name, number)
-
-    def run_spec(self, cell: Cell, params: Mapping[str, float], seed: int) -> RunSpec:
-        """The training run of a cell with these tuned values."""
-        fixed = {name: getattr(self.fixed, name) for name in Hyperparameters.names()}
-        used = {
-            name: value
-            for name, value in {**fixed, **params}.items()
-            if value is not None and is_used(name, cell.optimizer, cell.smoothing)
-        }
-        return RunSpec(
-            model=self.model,
-            dataset=self.dataset,
-            batch_size=cell.batch_size,
-            optimizer=cell.optimizer,
-            smoothing=cell.smoothing,
-            hyper=Hyperparameters.model_validate(used),
-            nesterov=self.fixed.nesterov,
-            mixup=self.fixed.mixup,
-            noise=self.fixed.noise,
-            kfac=self.fixed.kfac,
-            lars=self.fixed.lars,
-            budget=self.budget,
-            schedule=self.schedule,
-            batch_norm=self.batch_norm,
-            precision=self.precision,
-            micro_batch_size=self.resources.micro_batch_size,
-            compile=self.resources.compile,
-            seed=seed,
-            split_seed=self.seed,
-        )
 
     def to_yaml(self) -> str:
         """The study as the text of a study file."""

@@ -135,11 +135,11 @@ def check(study: StudySpec, dataset: Dataset) -> None:
         )
         problems.append(Problem(("cells", "batch_size"), reason))
     height, width = dataset.train_images.shape[2:]
-    smallest = SMALLEST_IMAGE.get(study.model, 1)
+    smallest = SMALLEST_IMAGE.get(study.model.name, 1)
     if min(height, width) < smallest:
         reason = f"{study.model} needs images of at least {smallest}x{smallest} pixels, but these are {height}x{width}"
         problems.append(Problem(("model",), reason))
-    if study.model in NORMALISES_VECTORS:
+    if study.model.name in NORMALISES_VECTORS:
         problems += _lone_samples(study, samples)
     if problems:
         raise KeyProblems(*problems)

@@ -12,25 +12,23 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from lbstudy.methods import models, optimizers
-from lbstudy.methods.smoothing import Mixing, ParameterNoise, draw_mixing, mix, mixed_cross_entropy
+from lbstudy.methods import configure, models
 from lbstudy.parallel.batch_norm import has_batch_norm, renewed_statistics
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import EpochImages, ImageData, Images, worker_slice
+from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
 EVALUATION_BATCH = 1024
 STATISTICS_SAMPLES = 4096
 """Training samples, at least, that batch norm's running statistics are computed from before an evaluation."""
@@ -47,7 +45,7 @@ class EpochReport:
     val_accuracy: float  # 0 to 1
     learning_rate: float  # of the epoch's last step
     gradient_norm: float  # Euclidean, before clipping, mean over the epoch's steps
-    fallbacks: int  # kfac: inversions since the beginning whose matrix was not positive definite at first
+    fallbacks: int  # of the optimizer since the beginning; kfac: inversions not positive definite at first
     images_per_second: float  # training samples through the whole mini-batch loop, all workers together
     seconds: float  # training and evaluation
     clean_train_loss: float | None = None  # with evaluate "all": the training images as they are, after the epoch
@@ -62,7 +60,8 @@ class EpochReport:
 
 
 Snapshot = dict[str, Any]
-"""Everything a bit-identical continuation needs: `epoch`, `step`, `model` and `optimizer` state, and the best model."""
+"""Everything a bit-identical continuation needs: `epoch`, `step`, the state of `model`, `optimizer` and `smoothing`,
+and the best model; and the model `evaluated`, which is another where weights are averaged."""
 
 Best = dict[str, Any]
 """The model that did best on the validation split: `epoch`, `val_accuracy` and `model` state."""
@@ -99,24 +98,19 @@ def train(
     Raises:
         ValueError: the snapshot is of a finished run.
     """
-    workers, device, dtype = Workers.current(), data.train.images.device, DTYPES[run.precision]
+    configure.require(run)
+    device = data.train.images.device
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
-    model = models.build(run.model, data.shape, data.classes, run.ghost_samples).to(device, dtype)
-    optimizer = optimizers.build(run, model)
-    noise = None
-    if run.uses("noise"):
-        assert run.hyper.noise_magnitude is not None
-        noise = ParameterNoise(model, run.noise, run.hyper.noise_magnitude, run.seed)
+    model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
+    model = model.to(device, DTYPES[run.precision])
+    starts = minibatch_starts(len(data.train), run)
+    loop = Loop.of(run, model, len(starts))
 
     step = first_epoch = 0
     best: Best | None = None
     if resume is not None:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
+        loop.load_state_dict(resume)
         first_epoch, step, best = resume["epoch"], resume["step"], resume["best"]
-    network = _parallel(torch.compile(model) if run.compile else model, workers, device)  # type: ignore[arg-type]
-
-    starts = minibatch_starts(len(data.train), run)
     total_steps = run.budget.total_steps(len(starts))
     total_epochs = run.budget.total_epochs(len(starts))
     if first_epoch >= total_epochs:
@@ -125,68 +119,50 @@ def train(
     for epoch in range(first_epoch + 1, total_epochs + 1):
         began = time.perf_counter()
         model.train()
-        images = EpochImages(data, run.dataset, run.seed, epoch, dtype)
+        images = EpochImages(data, run.dataset, run.seed, epoch, DTYPES[run.precision])
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         norm_sum = torch.zeros((), dtype=torch.float64, device=device)
         samples = steps = 0
         for start in starts[: total_steps - step]:
-            size = min(run.batch_size, len(data.train) - start)
-            mixing = _draw_mixing(run, step, size, images)
-            rate = optimizers.set_course(optimizer, run, step, len(starts))
-            optimizer.zero_grad(set_to_none=True)
-            for forward in forward_passes(run, size, workers):
-                positions = torch.arange(start + forward.part.start, start + forward.part.stop, device=device)
-                statistics = _capture(optimizer, forward, size)
-                with _noisy(noise, run, step, forward), forward.gradient_sync(network), statistics:
-                    loss = _loss_sum(network, images, positions, start, mixing and mixing.part(forward.part), run)
-                    loss = loss / forward.copies
-                    (loss * (workers.size / size)).backward()  # DistributedDataParallel averages; we want the sum
-                loss_sum += loss.detach()
-            norm_sum += _clip_gradient(model, run.hyper.gradient_clip)
-            optimizer.step()
-            if noise is not None and not run.noise.denoise:
-                noise.add(step)
-            step, samples, steps = step + 1, samples + size, steps + 1
+            batch = MiniBatch(step, start, min(run.batch_size, len(data.train) - start), images)
+            rate = loop.course.set(step)
+            loop.optimizer.zero_grad(set_to_none=True)
+            for passes in loop.forward_passes(batch.size):
+                with loop.smoothing.ascended(step, partial(loop.ascent, batch, passes)):
+                    loss_sum += loop.gradient(batch, passes)
+            norm_sum += clip_gradient(model, run.hyper.get("gradient_clip"))
+            loop.optimizer.step()
+            loop.smoothing.after_step(step)
+            step, samples, steps = step + 1, samples + batch.size, steps + 1
 
-        sums = workers.sum(torch.stack([loss_sum, norm_sum / workers.size])).tolist()
+        sums = loop.workers.sum(torch.stack([loss_sum, norm_sum / loop.workers.size])).tolist()
         trained = time.perf_counter() - began
-        renew_statistics(model, images, run, starts[:steps], step)
-        evaluations = _evaluations(model, data, run)
-        best = _better(best, epoch, evaluations["val_accuracy"], model, run)
+        with loop.evaluated():
+            renew_statistics(loop, images, starts[:steps], step)
+            evaluations = _evaluations(model, data, run)
+            best = _better(best, epoch, evaluations["val_accuracy"], model, run)
+            kept = copy_of_state(model) if loop.averages else None
         report = EpochReport(
             epoch=epoch,
             step=step,
             train_loss=sums[0] / samples,
             learning_rate=rate,
             gradient_norm=sums[1] / steps,
-            fallbacks=optimizer.fallbacks if isinstance(optimizer, optimizers.KFAC) else 0,
+            fallbacks=getattr(loop.optimizer, "fallbacks", 0),
             images_per_second=samples / trained,
             seconds=time.perf_counter() - began,
             **evaluations,
         )
 
-        def snapshot(epoch: int = epoch, step: int = step, best: Best | None = best) -> Snapshot:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            return {"epoch": epoch, "step": step, "best": best, **state}
+        def snapshot(epoch: int = epoch, step: int = step, best: Best | None = best, kept: Any = kept) -> Snapshot:
+            state = {"epoch": epoch, "step": step, "best": best, **loop.state_dict()}
+            return state | {"evaluated": state["model"] if kept is None else kept}
 
         if on_epoch(report, snapshot) or report.diverged:
             break
+    if kept is not None:
+        model.load_state_dict(kept)
     return Outcome(model, report, report.diverged, fingerprint(model), best)
-
-
-class ForwardPass(NamedTuple):
-    """One forward and backward pass of a worker: a part of the mini-batch under one draw of the noise."""
-
-    part: slice  # of the global mini-batch; empty for a worker without samples
-    ghost_batch: int
-    copy: int
-    copies: int
-    last: bool  # of this worker's passes in the step: gradients are reduced while it runs backward
-
-    def gradient_sync(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Keep gradients local until the last pass."""
-        local = isinstance(network, DistributedDataParallel) and not self.last
-        return network.no_sync() if local else nullcontext()  # type: ignore[operator]
 
 
 def minibatch_starts(samples: int, run: RunSpec) -> range:
@@ -196,128 +172,34 @@ def minibatch_starts(samples: int, run: RunSpec) -> range:
     return range(0, samples, run.batch_size)
 
 
-def forward_passes(run: RunSpec, size: int, workers: Workers) -> list[ForwardPass]:
-    """How a worker goes through its slice of a mini-batch of `size` samples: by noise draw, copy and micro-batch."""
-    mine = worker_slice(size, workers.rank, workers.size, run.slice_unit)
-    ghost = run.noise.ghost if run.uses("noise") else None
-    copies = run.noise.copies if run.uses("noise") else 1
-    passes = [
-        ForwardPass(micro, part.start // ghost if ghost else 0, copy, copies, last=False)
-        for part in _cut(mine, ghost)
-        for copy in range(copies)
-        for micro in _cut(part, run.micro_batch_size)
-    ]
-    passes[-1] = passes[-1]._replace(last=True)
-    return passes
-
-
-def _cut(part: slice, size: int | None) -> Iterator[slice]:
-    """Pieces of at most `size` samples; an empty part is one empty piece, for its worker must take part too."""
-    if size is None or part.start == part.stop:
-        yield part
-    else:
-        for start in range(part.start, part.stop, size):
-            yield slice(start, min(start + size, part.stop))
-
-
-def _draw_mixing(run: RunSpec, step: int, size: int, images: EpochImages) -> Mixing | None:
-    if not run.uses("mixup"):
-        return None
-    assert run.hyper.mixup_alpha is not None
-    return draw_mixing(run.mixup, run.hyper.mixup_alpha, run.seed, step, size, images.order.device, images.dtype)
-
-
 @torch.no_grad()
-def renew_statistics(model: nn.Module, images: EpochImages, run: RunSpec, starts: range, step: int) -> None:
+def renew_statistics(loop: Loop, images: EpochImages, starts: range, step: int) -> None:
     """Make batch norm's running statistics those of the present weights, for the evaluation that follows.
 
-    One rule for every cell: forward passes over the epoch's last mini-batches, as they were trained on (augmented,
-    mixed, in their ghost batches) but without parameter noise, until they hold STATISTICS_SAMPLES samples or all.
+    One rule for every cell: forward passes over the epoch's last mini-batches, with the inputs that they were trained
+    on (augmented, mixed, in their ghost batches) but at the weights that are evaluated, until they hold
+    STATISTICS_SAMPLES samples or all.
 
     Args:
-        model: in training mode; without batch norm nothing happens.
+        loop: its model in training mode; without batch norm nothing happens.
         images: of the epoch.
-        run: the run.
         starts: of the epoch's mini-batches so far.
         step: optimizer steps since the beginning of the run.
     """
-    if not has_batch_norm(model):
+    if not has_batch_norm(loop.model):
         return
-    workers, seen = Workers.current(), 0
-    with renewed_statistics(model, workers):
+    workers, run, seen = loop.workers, loop.run, 0
+    with renewed_statistics(loop.model, workers):
         for back, start in enumerate(reversed(starts), start=1):
-            size = min(run.batch_size, len(images.order) - start)
-            mixing = _draw_mixing(run, step - back, size, images)
-            mine = worker_slice(size, workers.rank, workers.size, run.slice_unit)
-            for part in _cut(mine, run.micro_batch_size):
-                positions = torch.arange(start + part.start, start + part.stop, device=images.order.device)
-                inputs, *_ = _inputs(images, positions, start, mixing and mixing.part(part))
-                with _autocast(run.precision, inputs.device):
-                    model(inputs)
-            seen += size
+            batch = MiniBatch(step - back, start, min(run.batch_size, len(images.order) - start), images)
+            mine = worker_slice(batch.size, workers.rank, workers.size, loop.slice_unit)
+            for positions in cut(mine, run.micro_batch_size):
+                inputs = loop.smoothing.inputs(batch.part(positions)).images
+                with autocast(run.precision, inputs.device):
+                    loop.model(inputs)
+            seen += batch.size
             if seen >= STATISTICS_SAMPLES:
                 break
-
-
-def _parallel(network: nn.Module, workers: Workers, device: torch.device) -> nn.Module:
-    if workers.size == 1:
-        return network
-    return DistributedDataParallel(
-        network,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # batch norm's are equal by construction
-        find_unused_parameters=True,  # else the first step sums in another order than the rest, also after a resume
-        gradient_as_bucket_view=True,
-    )
-
-
-def _noisy(noise: ParameterNoise | None, run: RunSpec, step: int, forward: ForwardPass) -> AbstractContextManager[None]:
-    if noise is None or not run.noise.denoise:
-        return nullcontext()
-    return noise.perturbed(step, forward.ghost_batch, forward.copy)
-
-
-def _capture(optimizer: torch.optim.Optimizer, forward: ForwardPass, size: int) -> AbstractContextManager[None]:
-    if not isinstance(optimizer, optimizers.KFAC):
-        return nullcontext()
-    return optimizer.capture(size, forward.part, forward.copy, forward.copies, forward.last)
-
-
-def _loss_sum(
-    network: nn.Module, images: EpochImages, positions: Tensor, start: int, mixing: Mixing | None, run: RunSpec
-) -> Tensor:
-    """Summed loss of these positions of the epoch."""
-    inputs, labels, partner_labels = _inputs(images, positions, start, mixing)
-    with _autocast(run.precision, inputs.device):
-        logits = network(inputs)
-    logits = logits.to(inputs.dtype)
-    if mixing is None or partner_labels is None:
-        return F.cross_entropy(logits, labels, reduction="sum")
-    return mixed_cross_entropy(logits, labels, partner_labels, mixing.coefficients)
-
-
-def _inputs(
-    images: EpochImages, positions: Tensor, start: int, mixing: Mixing | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs and labels of these positions of the epoch; where they are mixed, the partners' labels too."""
-    inputs, labels = images.images(positions), images.labels(positions)
-    if mixing is None:
-        return inputs, labels, None
-    partners = start + mixing.partners
-    return mix(inputs, images.images(partners), mixing.coefficients), labels, images.labels(partners)
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _clip_gradient(model: nn.Module, largest: float | None) -> Tensor:
-    """Scale the gradient down to this global norm; returns the norm before."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if largest is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
-    return norm
 
 
 def _evaluations(model: nn.Module, data: ImageData, run: RunSpec) -> dict[str, float]:
@@ -335,8 +217,12 @@ def _better(best: Best | None, epoch: int, val_accuracy: float, model: nn.Module
     """The best model so far on the validation split; the earlier one where two are equal."""
     if run.evaluate != "all" or run.train_on == "all" or (best and val_accuracy <= best["val_accuracy"]):
         return best
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    return {"epoch": epoch, "val_accuracy": val_accuracy, "model": state}
+    return {"epoch": epoch, "val_accuracy": val_accuracy, "model": copy_of_state(model)}
+
+
+def copy_of_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 @torch.no_grad()
@@ -346,9 +232,9 @@ def evaluate(model: nn.Module, data: ImageData, images: Images, precision: str =
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=images.images.device)
-    for part in _cut(worker_slice(len(images), workers.rank, workers.size), EVALUATION_BATCH):
+    for part in cut(worker_slice(len(images), workers.rank, workers.size), EVALUATION_BATCH):
         inputs, labels = data.normalise(images.images[part], dtype), images.labels[part]
-        with _autocast(precision, inputs.device):
+        with autocast(precision, inputs.device):
             logits = model(inputs)
         sums[0] += F.cross_entropy(logits.to(dtype), labels, reduction="sum")
         sums[1] += (logits.argmax(1) == labels).sum()

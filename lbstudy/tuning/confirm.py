@@ -78,8 +78,10 @@ def plan_runs(
 def _new_run(
     study: StudySpec, cell: Cell, trial: TrialRecord, number: int, repeat: int, train_on: TrainOn
 ) -> TrialRecord:
+    from lbstudy.methods.configure import run_spec  # imports torch, which those who only look at results do not need
+
     seed = derive_seed(study.seed, "confirm", repeat)
-    run = study.run_spec(cell, trial.params, seed).model_copy(update={"train_on": train_on, "evaluate": "all"})
+    run = run_spec(study, cell, trial.params, seed).model_copy(update={"train_on": train_on, "evaluate": "all"})
     return TrialRecord(
         cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, trial.params, seed,
         run.model_dump(mode="json"), trial.published, trial=trial.number, repeat=repeat,

@@ -211,7 +211,7 @@ def _size(count: float) -> str:
 def planned_bytes(study: StudySpec, dataset: Dataset, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
     cells, samples = study.list_cells(), len(dataset.train_labels)
-    layers = sizes.layers(study.model, dataset.train_images.shape[1:], dataset.classes)
+    layers = sizes.layers(study.model.name, dataset.train_images.shape[1:], dataset.classes)
     element = 8 if study.precision == "fp64" else 4
     epochs = max(study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in cells)
     records = len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)

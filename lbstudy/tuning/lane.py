@@ -282,7 +282,7 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
         if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
             message["checkpoint"], saved = [ray.put(_to_bytes(snapshot()))], time.monotonic()
         if rank == 0 and report.epoch in job.keep:
-            message["kept"] = [ray.put(_to_bytes(snapshot()["model"]))]
+            message["kept"] = [ray.put(_to_bytes(snapshot()["evaluated"]))]
         post(message)
         return report.epoch in job.rungs and not ray.get(mailbox.goes_on.remote(job.key, posted))
 

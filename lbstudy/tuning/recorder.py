@@ -18,6 +18,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 import ray
 from ray import tune
 
+from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import FINISHED, Damaged, StudyFolder, TrialRecord, model_name, ranked, set_aside
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
@@ -107,7 +108,7 @@ NewRecord = Callable[[Cell, int, dict[str, float], bool], TrialRecord]
 def tuning_record(study: StudySpec, cell: Cell, number: int, params: dict[str, float], published: bool) -> TrialRecord:
     """The record of a tuning trial that begins."""
     seed = study.trial_seed(cell, number)
-    run = study.run_spec(cell, params, seed).model_dump(mode="json")
+    run = run_spec(study, cell, params, seed).model_dump(mode="json")
     return TrialRecord(cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published)
 
 

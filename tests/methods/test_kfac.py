@@ -12,11 +12,9 @@ from curvlinops import KFACInverseLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.methods.optimizers import KFAC
-from lbstudy.methods.optimizers import kfac_exchange as exchange
-from lbstudy.methods.optimizers import kfac_factors as factors
-from lbstudy.methods.optimizers.kfac_blocks import KroneckerBlock
-from lbstudy.methods.optimizers.kfac_ties import max_pool
+from lbstudy.methods.optimizers.kfac import KFAC, exchange, factors
+from lbstudy.methods.optimizers.kfac.blocks import KroneckerBlock
+from lbstudy.methods.optimizers.kfac.ties import max_pool
 from lbstudy.methods.smoothing import mixed_cross_entropy
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.study.run import KfacSpec

@@ -5,10 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.methods.optimizers import KFAC
+from lbstudy.methods.checks import load_study
+from lbstudy.methods.configure import run_spec
+from lbstudy.methods.optimizers.kfac import KFAC
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.parallel.workers import Workers
-from lbstudy.study.load import find_study, load_study
+from lbstudy.study.load import find_study
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import worker_slice
 from tests.parallel import run_workers
@@ -117,7 +119,7 @@ def digits_trials() -> dict[str, RunSpec]:
         search = CellSearch(study, cell, optuna.storages.InMemoryStorage(), [])
         for number in range(2 * (cell.optimizer == "kfac")):
             params, _ = search.ask(number)
-            runs[f"{cell.name} {number}"] = study.run_spec(cell, params, study.trial_seed(cell, number))
+            runs[f"{cell.name} {number}"] = run_spec(study, cell, params, study.trial_seed(cell, number))
     return runs
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lbstudy.methods import models
-from lbstudy.methods.smoothing import ParameterNoise
+from lbstudy.methods import configure, models
+from lbstudy.methods.smoothing import Draw
+from lbstudy.methods.smoothing.noise import Numbers, ParameterNoise, Settings
 from lbstudy.parallel.batch_norm import BatchNorm
-from lbstudy.study.run import DatasetSpec, NoiseSpec, RunSpec
+from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training.data import EpochImages, ImageData, place
 from lbstudy.training.datasets import Dataset, load
 from lbstudy.training.train import EpochReport, Outcome, Snapshot, evaluate, train
@@ -35,6 +36,8 @@ def make_run(dataset: DatasetSpec, **keys: object) -> RunSpec:
         "model": "lenet5", "dataset": dataset, "batch_size": 64, "optimizer": "sgd", "budget": {"epochs": 1}, "seed": 3,
     }  # fmt: skip
     hyper |= keys.pop("hyper", {})  # type: ignore[arg-type]
+    known = configure.numbers_of(str(keys.get("optimizer", "sgd")), str(keys.get("smoothing", "none")))
+    hyper = {name: value for name, value in hyper.items() if name in known}
     return RunSpec.model_validate({**defaults, "hyper": hyper, **keys})
 
 
@@ -220,14 +223,13 @@ def _copy(value: object) -> object:
 def test_copies_average_the_gradients_of_perturbed_weights():
     dataset, data = digits(100)
     keys = {"precision": "fp64", "batch_size": 80, "hyper": {"momentum": 0, "weight_decay": 0}}
-    start = train(make_run(dataset, **keys, smoothing="none", budget={"steps": 1}, noise={}).model_copy(
-        update={"hyper": make_run(dataset, **keys).hyper.model_copy(update={"learning_rate": 1e-300})}), data).model  # fmt: skip
+    start = train(make_run(dataset, **keys, smoothing="none", budget={"steps": 1}).model_copy(
+        update={"hyper": make_run(dataset, **keys).hyper | {"learning_rate": 1e-300}}), data).model  # fmt: skip
     gradients = []
-    spec = NoiseSpec(copies=3)
-    noise = ParameterNoise(start, spec, 0.01, seed=3)
+    noise = ParameterNoise(start, Numbers(noise_magnitude=0.01), Settings(copies=3), seed=3)
     for copy in range(3):
         start.zero_grad()
-        with noise.perturbed(0, copy=copy):
+        with noise.perturbed(Draw(0, copy=copy)):
             images = data.normalise(data.train.images, torch.float64)
             torch.nn.functional.cross_entropy(start.train()(images), data.train.labels).backward()
         gradients.append([p.grad.clone() for p in start.parameters()])

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from pydantic import Field
+
+from lbstudy.methods.optimizers import Optimizer, Recipe, one_a_parameter
+from lbstudy.methods.optimizers.numbers import Momentum
+from lbstudy.study.run import Spec
+
+
+class Numbers(Momentum):
+    """LARS' hyper-parameters."""
+
+    trust_coefficient: float = Field(1e-3, gt=0, description="eta in You et al. 2017")
+
+
+class Settings(Spec):
+    """LARS beyond its numbers."""
+
+    one_dimensional: Literal["plain", "trust"] = Field(
+        "plain", description="rate of biases and batch norm; plain: the learning rate; trust: scaled like all (paper)"
+    )
 
 
 class LARS(torch.optim.Optimizer):
@@ -20,7 +38,7 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[Any],
         *,
         lr: float,
         momentum: float = 0.9,
@@ -55,3 +73,25 @@ class LARS(torch.optim.Optimizer):
                 state["velocity"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
                 parameter.sub_(state["velocity"])
         return loss
+
+
+def _build(recipe: Recipe) -> torch.optim.Optimizer:
+    numbers: Numbers = recipe.numbers
+    return LARS(
+        recipe.groups,
+        lr=recipe.learning_rate,
+        momentum=numbers.momentum,
+        weight_decay=numbers.weight_decay,
+        trust_coefficient=numbers.trust_coefficient,
+        trust_one_dimensional=recipe.settings.one_dimensional == "trust",
+    )
+
+
+METHOD = Optimizer(
+    label="LARS",
+    source="You, Gitman & Ginsburg 2017",
+    numbers=Numbers,
+    settings=Settings,
+    build=_build,
+    remembers=one_a_parameter,
+)

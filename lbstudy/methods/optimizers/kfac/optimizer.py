@@ -10,7 +10,7 @@ every gradient, without which G would be too small by N^2 and the step would tur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.methods.optimizers import kfac_factors as factors
-from lbstudy.methods.optimizers.kfac_blocks import Block, DampingForm, KroneckerBlock, UnitwiseBlock, blocks_of
-from lbstudy.methods.optimizers.kfac_exchange import PendingSum, assign, pack, share, symmetric, unpack
-from lbstudy.methods.optimizers.kfac_ties import settled_ties
+from lbstudy.methods.optimizers.kfac import factors
+from lbstudy.methods.optimizers.kfac.blocks import Block, DampingForm, KroneckerBlock, UnitwiseBlock, blocks_of
+from lbstudy.methods.optimizers.kfac.exchange import PendingSum, assign, pack, share, symmetric, unpack
+from lbstudy.methods.optimizers.kfac.ties import settled_ties
 from lbstudy.parallel.randomness import stream
 from lbstudy.parallel.workers import Workers
 
@@ -45,6 +45,7 @@ class KFAC(torch.optim.Optimizer):
         momentum: of the preconditioned gradient.
         weight_decay: see above.
         decay_in_gradient: see above; `kl_clip` then counts the decay to the gradient.
+        undecayed: parameters that weight decay leaves out.
         nesterov: v is looked ahead of as in torch's SGD: w <- w - lr (d + weight_decay w + momentum v).
         damping: added to the Fisher matrix.
         past_weight: weight of the past in the running averages of the statistics; the first ones count whole. A long
@@ -73,6 +74,7 @@ class KFAC(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         decay_in_gradient: bool = False,
+        undecayed: Collection[nn.Parameter] = (),
         nesterov: bool = False,
         damping: float = 3e-2,
         past_weight: float = 0.5,
@@ -93,6 +95,7 @@ class KFAC(torch.optim.Optimizer):
         super().__init__(model.parameters(), defaults)
         self._model, self._fisher, self._damping_form, self._seed = model, fisher, damping_form, seed
         self._compiled, self._decay_in_gradient, self._nesterov = compiled, decay_in_gradient, nesterov
+        self._undecayed = {id(parameter) for parameter in undecayed}
         self._blocks = blocks_of(model, damping_form, batch_norm == "unitwise")
         self._sums: dict[Statistic, Tensor] = {}  # of this step's passes so far, over this worker's samples
         self._pending: list[tuple[list[Statistic], PendingSum]] = []
@@ -272,11 +275,17 @@ class KFAC(torch.optim.Optimizer):
             inverses.append(upper.mT.contiguous() if len(result) > factors.LARGE else symmetric(upper))
         return inverses
 
-    @staticmethod
-    def _decayed(updates: list[Tensor], parameters: list[nn.Parameter], group: dict[str, Any]) -> list[Tensor]:
+    def _decayed(self, updates: list[Tensor], parameters: list[nn.Parameter], group: dict[str, Any]) -> list[Tensor]:
         """The updates plus the weight decay."""
         decay = group["weight_decay"]
-        return list(torch._foreach_add(updates, [*parameters], alpha=decay)) if decay else updates
+        if not decay:
+            return updates
+        if not self._undecayed:
+            return list(torch._foreach_add(updates, [*parameters], alpha=decay))
+        return [
+            update if id(parameter) in self._undecayed else update.add(parameter, alpha=decay)
+            for update, parameter in zip(updates, parameters, strict=True)
+        ]
 
     def _directions(self, gradient: dict[nn.Parameter, Tensor], group: dict[str, Any]) -> dict[nn.Parameter, Tensor]:
         """The preconditioned gradient of each parameter that belongs to a block."""

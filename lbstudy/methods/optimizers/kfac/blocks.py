@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lbstudy.methods.optimizers import kfac_factors as factors
+from lbstudy.methods.optimizers.kfac import factors
 from lbstudy.parallel.batch_norm import BatchNorm
 
 DampingForm = Literal["pi", "eigen"]

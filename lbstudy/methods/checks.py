@@ -1,0 +1,167 @@
+"""What the methods have to say about a study: names, numbers, settings and combinations, before any work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from math import isfinite
+from typing import Any
+
+from lbstudy.methods import configure, models, optimizers, smoothing
+from lbstudy.methods.declaration import MethodError
+from lbstudy.parallel.batch_norm import has_batch_norm
+from lbstudy.storage import StoragePath
+from lbstudy.study import load
+from lbstudy.study.checks import Checks
+from lbstudy.study.file import Keys, Problem, StudyFile, nearest
+from lbstudy.study.run import GhostBatchNorm
+from lbstudy.study.spec import Cell, StudySpec
+
+
+def check_study(file: StudyFile, written_by_hand: bool = False) -> StudySpec:
+    """The study that a file describes, with its methods' defaults.
+
+    Args:
+        file: the file, read.
+        written_by_hand: conditions that no cell meets are errors too, unless the command line changes the cells.
+
+    Raises:
+        StudyError: all problems found, one a line, each with file, line, key and what is allowed.
+    """
+    sound: dict[str, list[str]] = {"optimizer": [], "smoothing": []}
+    problems = []
+    for keys, name in _named(file.content):
+        try:
+            (optimizers.get if keys[1] == "optimizer" else smoothing.parts_of)(name)
+            sound[str(keys[1])].append(name)
+        except MethodError as error:
+            problems.append(Problem(keys, str(error)))
+    study_class = configure.study_class(tuple(sound["optimizer"]), tuple(sound["smoothing"]))
+    further = () if problems else CHECKS
+    return load.check_study(file, written_by_hand, study_class, further, problems)
+
+
+def load_study(path: StoragePath, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Read and check a study file; see `check_study`."""
+    return check_study(StudyFile(path, overrides))
+
+
+def complete(study: StudySpec) -> StudySpec:
+    """A study that was read from a study's folder, with its methods' defaults."""
+    cells = study.cells
+    study_class = configure.study_class(tuple(cells.optimizer), tuple(cells.smoothing))
+    return study_class.model_validate(study.model_dump(by_alias=True, exclude_none=True))
+
+
+def _named(content: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """The methods that a study's cells name, with the keys where each stands."""
+    cells = content.get("cells")
+    for kind in ("optimizer", "smoothing"):
+        names = cells.get(kind) if isinstance(cells, dict) else None
+        for place, name in enumerate(names if isinstance(names, list) else []):
+            if isinstance(name, str):
+                yield ("cells", kind, place), name
+
+
+def _ranges(study: StudySpec) -> Iterator[Problem]:
+    """Names and bounds of what is searched."""
+    known = [(cell, configure.numbers_of(cell.optimizer, cell.smoothing)) for cell in _sound_cells(study)]
+    names = dict.fromkeys([*(name for _, numbers in known for name in numbers), *type(study.fixed).model_fields])
+    for name, entries in study.search.items():
+        if name not in names:
+            yield Problem(("search", name), f"not a hyper-parameter{nearest(name, names)}")
+            continue
+        for index, entry in enumerate(entries):
+            tuned = [numbers for cell, numbers in known if study.ranges(cell).get(name) is entry]
+            fields = [numbers[name] for numbers in tuned if name in numbers]
+            wrong = ((value, configure.value_problem(field, value)) for field in fields for value in entry.bounds)
+            if found := next(((value, reason) for value, reason in wrong if reason), None):
+                yield Problem(("search", name, index), f"{found[0]:g} is not allowed: {found[1]}")
+
+
+def _fixed_values(study: StudySpec) -> Iterator[Problem]:
+    for name, value in study.fixed.numbers.items():
+        if not isfinite(value):
+            yield Problem(("fixed", name), f"input should be a finite number; got {value}")
+
+
+def _sound_cells(study: StudySpec) -> Iterator[Cell]:
+    """Cells whose methods go together."""
+    for cell in study.list_cells():
+        with suppress(MethodError):
+            configure.numbers_of(cell.optimizer, cell.smoothing)
+            yield cell
+
+
+def _combinations(study: StudySpec) -> Iterator[Problem]:
+    """Cells whose methods cannot go together, and what a cell's methods need or do not know."""
+    misspelt = [nearest(name, type(study.fixed).model_fields) for name in study.search]
+    for cell in study.list_cells():
+        try:
+            known = configure.numbers_of(cell.optimizer, cell.smoothing)
+        except MethodError as error:
+            yield Problem(("cells",), f"cell {cell.name}: {error}")
+            continue
+        tuned = study.ranges(cell)
+        for name in tuned:
+            if name not in known and name in type(study.fixed).model_fields:
+                yield Problem(("search", name), f"has no effect in cell {cell.name}; restrict it with `when`")
+        for name, field in known.items():
+            if name in tuned or name in study.fixed.numbers or any(f"`{name}`" in hint for hint in misspelt):
+                continue
+            if field.is_required():
+                yield Problem(("search", name), f"cell {cell.name} needs it, in `search` or in `fixed`")
+
+
+def _batch_norm(study: StudySpec) -> Iterator[Problem]:
+    """Parts of the mini-batch that would change what batch norm means, and ghosts larger than it."""
+    for name, settings in study.fixed.settings.items():
+        ghost = settings.get("ghost")
+        sizes = [cell.batch_size for cell in study.list_cells() if name in smoothing.split(cell.smoothing)]
+        if ghost is None or not sizes:
+            continue
+        if ghost > min(sizes):
+            yield Problem(("fixed", name, "ghost"), _too_large(ghost, sizes))
+        if with_batch_norm(study) and (problem := _torn(study, f"fixed.{name}.ghost", ghost)):
+            yield Problem(("batch_norm",), problem)
+    if not with_batch_norm(study):
+        return
+    micro = study.resources.micro_batch_size
+    if micro is not None and (problem := _torn(study, "micro_batch_size", micro)):
+        yield Problem(("batch_norm",), problem)
+    sizes = [cell.batch_size for cell in study.list_cells()]
+    if isinstance(study.batch_norm, GhostBatchNorm) and study.batch_norm.ghost > min(sizes, default=1):
+        yield Problem(("batch_norm", "ghost"), _too_large(study.batch_norm.ghost, sizes))
+
+
+def _too_large(ghost: int, sizes: list[int]) -> str:
+    return f"must be no more than the smallest batch size it is for, {min(sizes)}; got {ghost}"
+
+
+def _torn(study: StudySpec, key: str, samples: int) -> str | None:
+    """Why a pass over so many samples cannot give the statistics that `batch_norm` promises, or None if it can.
+
+    A forward pass over a part of the mini-batch sees only that part; batch norm over more than the part would silently
+    change its meaning, so it is refused.
+    """
+    if not isinstance(study.batch_norm, GhostBatchNorm):
+        return (
+            f"`{key}` = {samples} splits the mini-batch, but batch_norm `sync` of {study.model} needs all of it "
+            f"in one forward pass; use `batch_norm: {{ghost: N}}` with {key} a multiple of N"
+        )
+    if samples % study.batch_norm.ghost:
+        return f"`{key}` = {samples} must be a multiple of batch_norm.ghost = {study.batch_norm.ghost}"
+    return None
+
+
+def with_batch_norm(study: StudySpec) -> bool:
+    """Whether the study's model has batch norm."""
+    return has_batch_norm(models.build(study.model.name, (3, 64, 64), 10, None, study.model.settings))
+
+
+CHECKS: Checks = (
+    (_ranges, ("cells", "search", "fixed")),
+    (_fixed_values, ("fixed",)),
+    (_combinations, ("cells", "search", "fixed")),
+    (_batch_norm, ("cells", "model", "batch_norm", "resources", "fixed")),
+)

@@ -1,0 +1,202 @@
+"""What a run's steps work with, and how a worker computes its share of a mini-batch's gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lbstudy.methods import optimizers, smoothing
+from lbstudy.parallel.batch_norm import has_batch_norm
+from lbstudy.parallel.workers import Workers
+from lbstudy.study.run import RunSpec
+from lbstudy.training.data import EpochImages, worker_slice
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
+
+
+class MiniBatch(NamedTuple):
+    """A mini-batch of an epoch."""
+
+    step: int  # optimizer steps before this one
+    start: int  # where it begins in the epoch
+    size: int  # samples
+    images: EpochImages
+
+    def part(self, positions: slice) -> smoothing.Part:
+        """These samples of it."""
+
+        def fetch(chosen: Tensor) -> tuple[Tensor, Tensor]:
+            return self.images.images(self.start + chosen), self.images.labels(self.start + chosen)
+
+        device = self.images.order.device
+        return smoothing.Part(self.step, self.size, positions, fetch, device, self.images.dtype)
+
+
+class ForwardPass(NamedTuple):
+    """One forward and backward pass of a worker: a part of the mini-batch under one draw of the smoothing."""
+
+    positions: slice  # in the global mini-batch; empty for a worker without samples
+    ghost_batch: int
+    copy: int
+    last: bool  # of this worker's passes in the step: gradients are reduced while it runs backward
+
+
+class Loop(NamedTuple):
+    """What the steps of a run work with."""
+
+    run: RunSpec
+    model: nn.Module
+    network: nn.Module  # the model, compiled and parallel
+    optimizer: torch.optim.Optimizer
+    course: optimizers.RunCourse
+    smoothing: smoothing.Combined
+    workers: Workers
+    slice_unit: int  # workers' slices begin at multiples of this, so that no ghost batch is torn apart
+
+    @classmethod
+    def of(cls, run: RunSpec, model: nn.Module, steps_per_epoch: int) -> Loop:
+        """The loop of a run, with a model on the training device."""
+        workers, optimizer, smooth = Workers.current(), optimizers.build(run, model), smoothing.build(run, model)
+        ghosts = [run.ghost if has_batch_norm(model) else None, smooth.ghost]
+        return cls(
+            run,
+            model,
+            _parallel(torch.compile(model) if run.compile else model, workers),  # type: ignore[arg-type]
+            optimizer,
+            optimizers.RunCourse(optimizer, run, steps_per_epoch),
+            smooth,
+            workers,
+            math.lcm(*(ghost or 1 for ghost in ghosts)),
+        )
+
+    def forward_passes(self, size: int) -> list[list[ForwardPass]]:
+        """How a worker goes through its slice of a mini-batch of `size` samples: by ghost batch of the smoothing (one
+        list each), copy and micro-batch."""
+        mine = worker_slice(size, self.workers.rank, self.workers.size, self.slice_unit)
+        ghost = self.smoothing.ghost
+        passes = [
+            [
+                ForwardPass(micro, part.start // ghost if ghost else 0, copy, last=False)
+                for copy in range(self.smoothing.copies)
+                for micro in cut(part, self.run.micro_batch_size)
+            ]
+            for part in cut(mine, ghost)
+        ]
+        passes[-1][-1] = passes[-1][-1]._replace(last=True)
+        return passes
+
+    def gradient(self, batch: MiniBatch, passes: list[ForwardPass], ascent: bool = False) -> Tensor:
+        """Add the gradient of the mini-batch's mean loss over these passes to the parameters'. Returns the sum of the
+        losses, over this worker's samples. With `ascent` it is on the way to where a gradient will be taken, and the
+        optimizer does not look."""
+        loss_sum = torch.zeros((), dtype=torch.float64, device=batch.images.order.device)
+        copies = self.smoothing.copies
+        for forward in passes:
+            perturbed = self.smoothing.perturbed(smoothing.Draw(batch.step, forward.ghost_batch, forward.copy))
+            watched = nullcontext() if ascent else self._watched(batch, forward)
+            with perturbed, self._reduced(forward.last), watched:
+                inputs = self.smoothing.inputs(batch.part(forward.positions))
+                with autocast(self.run.precision, inputs.images.device):
+                    logits = self.network(inputs.images)
+                loss = self.smoothing.loss_sum(logits.to(inputs.images.dtype), inputs) / copies
+                (loss * (self.workers.size / batch.size)).backward()  # parallel gradients are means; we want the sum
+            loss_sum += loss.detach()
+        return loss_sum
+
+    def ascent(self, batch: MiniBatch, passes: list[ForwardPass]) -> list[Tensor]:
+        """The gradient of these passes at the present weights, one entry a parameter; the gradient so far stays. It is
+        of the mini-batch, over all workers, where the passes are all of it, and of one ghost batch else, which one
+        worker holds."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        so_far = [None if p.grad is None else p.grad.clone() for p in parameters]  # buckets are used again
+        self.optimizer.zero_grad(set_to_none=True)
+        whole = self.smoothing.ghost is None
+        self.gradient(batch, [forward._replace(last=whole and forward.last) for forward in passes], ascent=True)
+        found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+        for parameter, gradient in zip(parameters, so_far, strict=True):
+            parameter.grad = gradient
+        return found
+
+    def _watched(self, batch: MiniBatch, forward: ForwardPass) -> AbstractContextManager[None]:
+        """K-FAC's statistics, or whatever an optimizer wants to see of a pass."""
+        capture = getattr(self.optimizer, "capture", None)
+        if capture is None:
+            return nullcontext()
+        return capture(batch.size, forward.positions, forward.copy, self.smoothing.copies, forward.last)
+
+    def _reduced(self, last: bool) -> AbstractContextManager[None]:
+        """Keep gradients local until the last pass."""
+        local = isinstance(self.network, DistributedDataParallel) and not last
+        return self.network.no_sync() if local else nullcontext()  # type: ignore[operator]
+
+    @property
+    def averages(self) -> bool:
+        """Whether other weights are evaluated than are trained."""
+        return self.smoothing.averages or self._switches
+
+    @property
+    def _switches(self) -> bool:
+        return hasattr(self.optimizer, "eval") and hasattr(self.optimizer, "train")
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it the model has the weights that are evaluated."""
+        if self._switches:
+            self.optimizer.eval()  # type: ignore[attr-defined]
+        try:
+            with self.smoothing.averaged():
+                yield
+        finally:
+            if self._switches:
+                self.optimizer.train()  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs, beside the step."""
+        return {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "smoothing")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for name in ("model", "optimizer", "smoothing"):
+            getattr(self, name).load_state_dict(state[name])
+
+
+def cut(part: slice, size: int | None) -> Iterator[slice]:
+    """Pieces of at most `size` samples; an empty part is one empty piece, for its worker must take part too."""
+    if size is None or part.start == part.stop:
+        yield part
+    else:
+        for start in range(part.start, part.stop, size):
+            yield slice(start, min(start + size, part.stop))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Around forward passes: bfloat16 where the precision asks for it."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def clip_gradient(model: nn.Module, largest: float | None) -> Tensor:
+    """Scale the gradient down to this global norm; returns the norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
+
+
+def _parallel(network: nn.Module, workers: Workers) -> nn.Module:
+    if workers.size == 1:
+        return network
+    device = next(network.parameters()).device
+    return DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # batch norm's are equal by construction
+        find_unused_parameters=True,  # else the first step sums in another order than the rest, also after a resume
+        gradient_as_bucket_view=True,
+    )
