@@ -134,5 +134,6 @@ def blocks_of(model: nn.Module, damping_form: DampingForm, unitwise_batch_norm: 
         if isinstance(module, nn.Linear | nn.Conv2d):
             blocks.append(KroneckerBlock(module, name, damping_form))
         elif isinstance(module, BatchNorm) and unitwise_batch_norm:
-            blocks.append(UnitwiseBlock(module))
+            if module.weight is not None and module.bias is not None:
+                blocks.append(UnitwiseBlock(module))
     return blocks
