@@ -78,6 +78,8 @@ def build(
             raise TypeError(f"it must be an nn.Module, but is a {type(network).__name__}")
         if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
             raise TypeError("it has lazy layers; give them the sizes of their inputs")
+        if next(network.parameters(), None) is None:
+            raise TypeError("it has no parameters")
         return with_our_batch_norm(network, ghost)
     except Exception as error:
         given = "".join(f", {key}={value!r}" for key, value in settings.items())
@@ -87,7 +89,7 @@ def build(
 
 
 def check(
-    name: str, shape: Shape, classes: int, ghost: int | None = None, settings: Mapping[str, Any] | None = None
+    name: str, shape: Shape, classes: int, settings: Mapping[str, Any] | None = None, *, ghost: int | None = None
 ) -> nn.Module:
     """Build a network and try it on two images; see `build` for the arguments.
 
