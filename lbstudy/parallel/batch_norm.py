@@ -60,10 +60,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        mean = cast(Tensor, self.running_mean)
-        kind, x = input.dtype, input.to(mean.dtype)  # bf16 activations, fp32 statistics
-        weight = torch.ones_like(mean) if self.weight is None else self.weight
-        bias = torch.zeros_like(mean) if self.bias is None else self.bias
+        running = cast(Tensor, self.running_mean)
+        kind, x = input.dtype, input.to(running.dtype)  # bf16 activations, fp32 statistics
+        weight = torch.ones_like(running) if self.weight is None else self.weight
+        bias = torch.zeros_like(running) if self.bias is None else self.bias
         workers = Workers.current()
         if self.ghost is None and workers.size > 1:
             out, *moments = _SyncBatchNorm.apply(x, weight, bias, self.eps, workers)
@@ -77,9 +77,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             count = part.numel() // self.num_features
             if count < 2:
                 raise ValueError("batch norm needs at least two values per channel, but a batch has one sample")
-            out, *moments = torch.native_batch_norm(part, weight, bias, None, None, True, 0, self.eps)
+            out, mean, inverse_std = torch.native_batch_norm(part, weight, bias, None, None, True, 0, self.eps)
             parts.append(out)
-            seen.append(Moments(*[moment.detach() for moment in moments], count))
+            seen.append(Moments(mean.detach(), inverse_std.detach(), count))
         self._keep(seen)
         return torch.cat(parts).to(kind) if len(parts) > 1 else parts[0].to(kind)
 

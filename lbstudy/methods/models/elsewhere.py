@@ -13,8 +13,8 @@ from torch import nn
 from lbstudy.methods.models.model import Model, Shape
 from lbstudy.methods.models.stem import fit_channels, give_small_stem
 
-PRETRAINED = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
-              "checkpoint_path")  # fmt: skip
+PRETRAINED = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+"""Settings of torchvision's and timm's that ask for trained weights."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
