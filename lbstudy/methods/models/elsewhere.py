@@ -13,7 +13,8 @@ from torch import nn
 from lbstudy.methods.models.model import Model, Shape
 from lbstudy.methods.models.stem import fit_channels, give_small_stem
 
-PRETRAINED = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+PRETRAINED = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+              "checkpoint_path")  # fmt: skip
 """Settings of torchvision's and timm's that ask for trained weights."""
 
 
