@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     Args:
         features: channels C.
         ghost: samples of a ghost batch; None for the statistics of the global mini-batch.
+        eps: added to the variance.
+        affine: whether it has weight and bias.
     """
 
-    def __init__(self, features: int, ghost: int | None = None):
-        super().__init__(features)
+    def __init__(self, features: int, ghost: int | None = None, *, eps: float = 1e-5, affine: bool = True):
+        super().__init__(features, eps=eps, affine=affine)
         self.ghost = ghost
         self._latest: list[Moments] = []  # of the latest training pass
         self._kept: list[Moments] | None = None  # of all passes within `renewed_statistics`
@@ -58,23 +60,24 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        kind, x = input.dtype, input.to(self.weight.dtype)  # bf16 activations, fp32 statistics
+        running = cast(Tensor, self.running_mean)
+        kind, x = input.dtype, input.to(running.dtype)  # bf16 activations, fp32 statistics
+        weight = torch.ones_like(running) if self.weight is None else self.weight
+        bias = torch.zeros_like(running) if self.bias is None else self.bias
         workers = Workers.current()
         if self.ghost is None and workers.size > 1:
-            out, *moments = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, workers)
+            out, *moments = _SyncBatchNorm.apply(x, weight, bias, self.eps, workers)
             self._keep([Moments(*moments)])
             return out.to(kind)
         if not len(x):  # a worker without samples takes part with zero gradients
             self._keep([])
-            return (x * self.weight.sum() + self.bias.sum()).to(kind)
+            return (x * weight.sum() + bias.sum()).to(kind)
         parts, seen = [], []
         for part in x.split(self.ghost or len(x)):
             count = part.numel() // self.num_features
             if count < 2:
                 raise ValueError("batch norm needs at least two values per channel, but a batch has one sample")
-            out, mean, inverse_std = torch.native_batch_norm(
-                part, self.weight, self.bias, None, None, True, 0, self.eps
-            )
+            out, mean, inverse_std = torch.native_batch_norm(part, weight, bias, None, None, True, 0, self.eps)
             parts.append(out)
             seen.append(Moments(mean.detach(), inverse_std.detach(), count))
         self._keep(seen)
@@ -101,7 +104,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _kept_sums(self) -> Tensor:
         """Sums over the kept batches, weighted by count, of mean and unbiased variance; and of the counts: 2C + 1."""
-        sums = self.weight.new_zeros(2 * self.num_features + 1)
+        sums = cast(Tensor, self.running_mean).new_zeros(2 * self.num_features + 1)
         means, variances, counts = sums.split([self.num_features, self.num_features, 1])
         for mean, inverse_std, count in self._kept or []:
             variance = (inverse_std.pow(-2) - self.eps).clamp(min=0)

@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lbstudy import __version__, storage
 from lbstudy.storage import StoragePath
-from lbstudy.study import sizes
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources, StudySpec
 from lbstudy.training.datasets import Dataset
@@ -210,11 +209,14 @@ def _size(count: float) -> str:
 
 def planned_bytes(study: StudySpec, dataset: Dataset, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
+    from lbstudy.methods import models, optimizers, sizes  # only here: they import torch, which takes seconds
+
     cells, samples = study.list_cells(), len(dataset.train_labels)
-    layers = sizes.layers(study.model.name, dataset.train_images.shape[1:], dataset.classes)
+    shape = dataset.train_images.shape[1:]
+    model = models.check(study.model.name, shape, dataset.classes, study.model.settings)
     element = 8 if study.precision == "fp64" else 4
     epochs = max(study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in cells)
     records = len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-    checkpoints = 2 * lanes * max(sizes.checkpoint_bytes(layers, cell.optimizer, element) for cell in cells)
-    models = len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(layers, element)
-    return records + checkpoints + models
+    checkpoints = 2 * lanes * max(sizes.checkpoint_bytes(model, optimizers.get(c.optimizer).remembers(model), element) for c in cells)
+    kept = len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
+    return records + checkpoints + kept

@@ -37,7 +37,8 @@ def small_trajectory(ghost: int | None, fisher: str, form: str) -> Tensor:
     torch.manual_seed(1)
     workers = Workers.current()
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), BatchNorm(3, ghost), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3), BatchNorm(3, ghost),
+        nn.Conv2d(2, 3, 3), BatchNorm(3, ghost), nn.ReLU(), BatchNorm(3, ghost, affine=False), nn.Flatten(),
+        nn.Linear(108, 3), BatchNorm(3, ghost),
     ).double()  # fmt: skip
     network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if workers.size > 1 else model
     optimizer = KFAC(model, lr=0.01, inverse_interval=2, fisher=fisher, damping_form=form)  # type: ignore[arg-type]

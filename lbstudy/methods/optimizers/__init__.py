@@ -25,9 +25,9 @@ Course = Callable[[Any, Any, int, int], dict[str, Any]]
 """(numbers, settings, step counted from 0, steps of a milestone's unit) -> entries of the parameter groups."""
 
 
-def one_a_parameter(model: nn.Module) -> int:
-    """As many numbers as the model has: a velocity."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def velocity(model: nn.Module) -> list[int]:
+    """A number for each of the model's: numbers in each tensor of an optimizer's state, see `Optimizer`."""
+    return [parameter.numel() for parameter in model.parameters()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ class Optimizer(Declaration):
     Args:
         build: makes it.
         course: what else than the learning rate changes in the course of a run.
-        remembers: how many numbers its state holds, of a model; for the size of checkpoints.
+        remembers: how many numbers each tensor of its state holds, of a model; for the size of checkpoints.
     """
 
     build: Callable[[Recipe], torch.optim.Optimizer]
     course: Course = lambda numbers, settings, step, unit: {}
-    remembers: Callable[[nn.Module], int] = lambda model: 2 * one_a_parameter(model)
+    remembers: Callable[[nn.Module], list[int]] = lambda model: 2 * velocity(model)
 
 
 def names() -> list[str]:

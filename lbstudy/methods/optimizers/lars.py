@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from lbstudy.methods.optimizers import Optimizer, Recipe, one_a_parameter
+from lbstudy.methods.optimizers import Optimizer, Recipe, velocity
 from lbstudy.methods.optimizers.numbers import Momentum
 from lbstudy.study.run import Spec
 
@@ -93,5 +93,5 @@ METHOD = Optimizer(
     numbers=Numbers,
     settings=Settings,
     build=_build,
-    remembers=one_a_parameter,
+    remembers=velocity,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lbstudy.methods.optimizers import Optimizer, Recipe, one_a_parameter
+from lbstudy.methods.optimizers import Optimizer, Recipe, velocity
 from lbstudy.methods.optimizers.numbers import NesterovMomentum
 
 
@@ -24,5 +24,5 @@ METHOD = Optimizer(
     source="Robbins & Monro 1951; momentum: Polyak 1964, Nesterov 1983",
     numbers=NesterovMomentum,
     build=_build,
-    remembers=one_a_parameter,
+    remembers=velocity,
 )

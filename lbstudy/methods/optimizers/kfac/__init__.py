@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
-from lbstudy.methods.optimizers import Optimizer, Recipe
+from lbstudy.methods.optimizers import Optimizer, Recipe, velocity
+from lbstudy.methods.optimizers.kfac.blocks import KroneckerBlock, blocks_of
 from lbstudy.methods.optimizers.kfac.optimizer import KFAC
 from lbstudy.methods.optimizers.numbers import NesterovMomentum
 from lbstudy.study.run import Spec, check_milestones, milestones_passed
@@ -60,6 +62,20 @@ def intervals(numbers: Numbers, settings: Settings, step: int, unit: int) -> dic
     }
 
 
+def factor_numbers(model: nn.Module) -> list[int]:
+    """How many numbers each tensor holds that K-FAC keeps of a model beside velocities, at most.
+
+    These are A and G of each layer and their inverses (eigenvectors have eigenvalues as one more row), and of each
+    batch-norm channel three numbers of its Fisher matrix and three of the inverse.
+    """
+    numbers = []
+    for block in blocks_of(model, "eigen", unitwise_batch_norm=True):
+        for statistic in block.statistics:
+            rows, columns = block.zeros(statistic).shape
+            numbers += [rows * columns, (rows + isinstance(block, KroneckerBlock)) * columns]
+    return numbers
+
+
 def _build(recipe: Recipe) -> torch.optim.Optimizer:
     numbers: Numbers = recipe.numbers
     settings: Settings = recipe.settings
@@ -91,4 +107,5 @@ METHOD = Optimizer(
     settings=Settings,
     build=_build,
     course=intervals,
+    remembers=lambda model: velocity(model) + factor_numbers(model),
 )

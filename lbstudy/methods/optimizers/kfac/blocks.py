@@ -133,6 +133,10 @@ def blocks_of(model: nn.Module, damping_form: DampingForm, unitwise_batch_norm: 
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             blocks.append(KroneckerBlock(module, name, damping_form))
-        elif isinstance(module, BatchNorm) and unitwise_batch_norm:
+        elif isinstance(module, BatchNorm) and unitwise_batch_norm and _has_both(module):
             blocks.append(UnitwiseBlock(module))
     return blocks
+
+
+def _has_both(layer: BatchNorm) -> bool:
+    return layer.weight is not None and layer.bias is not None

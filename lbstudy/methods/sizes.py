@@ -1,0 +1,32 @@
+"""How large a model and its checkpoint are, counted on the network itself; `models.check` gives one without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+TENSOR_BYTES = 500  # what torch.save adds to each tensor: names, alignment, directory
+
+
+def model_bytes(model: nn.Module, element: int) -> int:
+    """A saved model, with the running statistics of its batch norm; `element` bytes a floating-point number."""
+    tensors = model.state_dict().values()
+    counters = sum(tensor.nbytes for tensor in tensors if not tensor.is_floating_point())
+    return counters + _bytes((tensor.numel() for tensor in tensors if tensor.is_floating_point()), element)
+
+
+def checkpoint_bytes(model: nn.Module, remembered: Iterable[int], element: int) -> int:
+    """A snapshot of a run: model and optimizer.
+
+    Args:
+        model: the network.
+        remembered: numbers in each tensor of the optimizer's state, `Optimizer.remembers` of the model.
+        element: bytes a floating-point number.
+    """
+    return model_bytes(model, element) + _bytes(remembered, element)
+
+
+def _bytes(tensors: Iterable[int], element: int) -> int:
+    """Of saved tensors of so many numbers each."""
+    return sum(element * numbers + TENSOR_BYTES for numbers in tensors)
