@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbstudy.methods import models
-from lbstudy.methods.optimizers import KFAC, kfac, kfac_exchange
+from lbstudy.methods.optimizers import KFAC, kfac, kfac_exchange, kfac_listener
 from lbstudy.parallel.workers import Workers
 from lbstudy.training.data import worker_slice
 
 INTERVALS = ((1, 1), (1, 10), (10, 100))
 PHASES = ("factors", "inverse", "precondition", "communication")
 TIMED = [  # where the phases are in the optimizer
-    (kfac._Listener, "_add", "factors"),
+    (kfac_listener.Listener, "_add", "factors"),
     (KFAC, "_update_statistics", "factors"),
     (KFAC, "_update_inverses", "inverse"),
     (KFAC, "_directions", "precondition"),

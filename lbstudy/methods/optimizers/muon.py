@@ -33,8 +33,8 @@ class Muon(torch.optim.Optimizer):
     orthogonalised, and as in timm belong to the rest, with biases, norms, embeddings and free parameters.
 
     The factor 0.2 sqrt(max(rows, columns)) gives a step the root mean square of AdamW's (Liu et al. 2025, Muon is
-    scalable for LLM training, section 2.2; `match_rms_adamw` in torch), so that one learning rate and one weight decay, of
-    the size of AdamW's, serve both parts. Jordan's own factor is sqrt(max(1, rows / columns)).
+    scalable for LLM training, section 2.2; `match_rms_adamw` in torch), so that one learning rate and one weight
+    decay, of the size of AdamW's, serve both parts. Jordan's own factor is sqrt(max(1, rows / columns)).
 
     Newton-Schulz runs in the weight's precision. Workers need not communicate: they hold the same averaged gradient
     when a step is taken, and compute the same update.
