@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbstudy.methods import models
-from lbstudy.methods.optimizers.kfac import KFAC, exchange
+from lbstudy.methods.optimizers.kfac import KFAC, exchange, listener
 from lbstudy.methods.optimizers.kfac import optimizer as kfac
 from lbstudy.parallel.workers import Workers
 from lbstudy.training.data import worker_slice
@@ -37,7 +37,7 @@ from lbstudy.training.data import worker_slice
 INTERVALS = ((1, 1), (1, 10), (10, 100))
 PHASES = ("factors", "inverse", "precondition", "communication")
 TIMED = [  # where the phases are in the optimizer
-    (kfac._Listener, "_add", "factors"),
+    (listener.Listener, "_add", "factors"),
     (KFAC, "_update_statistics", "factors"),
     (KFAC, "_update_inverses", "inverse"),
     (KFAC, "_directions", "precondition"),

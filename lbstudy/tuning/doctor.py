@@ -217,6 +217,7 @@ def planned_bytes(study: StudySpec, dataset: Dataset, lanes: int) -> int:
     element = 8 if study.precision == "fp64" else 4
     epochs = max(study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in cells)
     records = len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-    checkpoints = 2 * lanes * max(sizes.checkpoint_bytes(model, optimizers.get(c.optimizer).remembers(model), element) for c in cells)
+    remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
+    checkpoints = 2 * lanes * max(sizes.checkpoint_bytes(model, state, element) for state in remembered)
     kept = len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
     return records + checkpoints + kept

@@ -526,13 +526,6 @@ def test_half_precision_passes_leave_single_precision_factors():
     )  # bf16 products would be off by 1e-2
 
 
-def test_unsupported_convolutions_are_named():
-    with pytest.raises(ValueError, match="groups=2"):
-        kfac(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
-    with pytest.raises(ValueError, match="padding_mode='circular'"):
-        kfac(nn.Sequential(nn.Conv2d(4, 4, 3, padding_mode="circular")))
-
-
 def test_step_without_statistics_says_so():
     model, (images, labels) = convolutional(), samples()
     F.cross_entropy(model(images), labels).backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lbstudy.methods.optimizers import Optimizer, Recipe
-from lbstudy.methods.optimizers.numbers import AdamNumbers
+from lbstudy.methods.optimizers.adam import AdamNumbers
 
 
 def _build(recipe: Recipe) -> torch.optim.Optimizer:

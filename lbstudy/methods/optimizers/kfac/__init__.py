@@ -69,7 +69,7 @@ def factor_numbers(model: nn.Module) -> list[int]:
     batch-norm channel three numbers of its Fisher matrix and three of the inverse.
     """
     numbers = []
-    for block in blocks_of(model, "eigen", unitwise_batch_norm=True):
+    for block in blocks_of(model, "eigen", unitwise_batch_norm=True)[0]:
         for statistic in block.statistics:
             rows, columns = block.zeros(statistic).shape
             numbers += [rows * columns, (rows + isinstance(block, KroneckerBlock)) * columns]

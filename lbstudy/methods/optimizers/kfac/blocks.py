@@ -3,15 +3,22 @@
 A block knows how to sum its statistics over samples, how to invert them, and how to apply the inverse to the
 gradient of its parameters. Its running averages and inverses are kept by name in the optimizer's state of the
 layer's weight. Parameters of no block take the plain gradient.
+
+A layer may meet a sample several times: a convolution at each position, a linear layer at each token, any of them in
+several places of the network. These R uses count as independent, which is K-FAC `expand` (Eschenhagen et al. 2023):
+A sums over them and G averages, as for the positions of a convolution.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lbstudy.methods.optimizers.kfac import factors
 from lbstudy.parallel.batch_norm import BatchNorm
@@ -27,28 +34,29 @@ class KroneckerBlock:
     """
 
     statistics = ("input_factor", "gradient_factor")
+    inverses = ("input_inverse", "gradient_inverse")
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, name: str, damping_form: DampingForm):
-        if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.padding_mode != "zeros"):
-            raise ValueError(
-                f"K-FAC supports convolutions with groups=1 and padding_mode='zeros', but {name} has "
-                f"groups={layer.groups} and padding_mode={layer.padding_mode!r}"
-            )
-        self.layer, self.damping_form = layer, damping_form
+        self.layer, self.name, self.damping_form = layer, name, damping_form
         parameters = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
         self.parameters = cast(list[nn.Parameter], parameters)
         self.weight = self.parameters[0]
 
     def input_sum(self, inputs: Tensor) -> Tensor:
-        """Sum over samples of the products of the layer's inputs: N A."""
+        """Sum over samples of the products of the layer's inputs, N x ... x D or N x C x H x W: N A."""
         inputs = inputs.detach().to(self.weight.dtype)
         if isinstance(self.layer, nn.Linear):
-            return factors.linear_input_sum(inputs, self.layer.bias is not None)
+            return factors.linear_input_sum(inputs.flatten(0, -2), self.layer.bias is not None)
         return factors.convolution_input_sum(inputs, self.layer)
 
     def gradient_sum(self, gradients: Tensor) -> Tensor:
-        """Sum over samples of the products of the loss's gradients by the layer's outputs: N G."""
-        return factors.gradient_sum(gradients.to(self.weight.dtype))
+        """Sum over samples of the products of the loss's gradients by the layer's outputs, over `averaged` of them."""
+        gradients = gradients.to(self.weight.dtype)
+        return factors.gradient_sum(gradients.flatten(0, -2) if isinstance(self.layer, nn.Linear) else gradients)
+
+    def averaged(self, output: Tensor) -> int:
+        """Positions of an output that `gradient_sum` averages over."""
+        return 1 if isinstance(self.layer, nn.Linear) else math.prod(output.shape[2:])
 
     def zeros(self, statistic: str) -> Tensor:
         """The statistic of no samples."""
@@ -89,9 +97,10 @@ class UnitwiseBlock:
     """
 
     statistics = ("fisher",)
+    inverses = ("inverse",)
 
-    def __init__(self, layer: BatchNorm):
-        self.layer = layer
+    def __init__(self, layer: BatchNorm, name: str):
+        self.layer, self.name = layer, name
         self.parameters = cast(list[nn.Parameter], [layer.weight, layer.bias])
         self.weight = self.parameters[0]
 
@@ -123,20 +132,46 @@ class UnitwiseBlock:
 Block = KroneckerBlock | UnitwiseBlock
 
 
-def blocks_of(model: nn.Module, damping_form: DampingForm, unitwise_batch_norm: bool) -> list[Block]:
-    """The blocks of a model, in the order of its modules.
+def blocks_of(
+    model: nn.Module, damping_form: DampingForm, unitwise_batch_norm: bool
+) -> tuple[list[Block], dict[str, str]]:
+    """The blocks of a model, in the order of its modules, and the layers that have parameters but no block.
 
-    Raises:
-        ValueError: a convolution is of a kind that K-FAC does not support.
+    No block have convolutions with groups or a padding other than zeros, layers that share parameters with another
+    one or of which some are frozen, subclasses of linear layers and convolutions that compute something else, and all
+    other kinds of layers. Frozen layers are in neither.
+
+    Returns:
+        The blocks; and of the other layers, by name (that of the model itself is empty), what kind they are, as in
+        "Conv2d, groups=8". Batch norm is not among them where `unitwise_batch_norm` is false.
     """
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     blocks: list[Block] = []
+    plain: dict[str, str] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        own = dict(module.named_parameters(recurse=False))
+        kind = type(module).__name__
+        if not any(p.requires_grad for p in own.values()):
+            continue
+        if any(owners[id(p)] > 1 for p in own.values()):
+            plain[name] = f"{kind}, shared parameters"
+        elif isinstance(module, BatchNorm) and len(own) == 2:
+            blocks += [UnitwiseBlock(module, name)] * unitwise_batch_norm
+        elif not isinstance(module, nn.Linear | nn.Conv2d) or not _is_plainly_its_kind(module, own):
+            plain[name] = kind
+        elif isinstance(module, nn.Conv2d) and module.groups > 1:
+            plain[name] = f"{kind}, groups={module.groups}"
+        elif isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            plain[name] = f"{kind}, padding_mode={module.padding_mode!r}"
+        else:
             blocks.append(KroneckerBlock(module, name, damping_form))
-        elif isinstance(module, BatchNorm) and unitwise_batch_norm and _has_both(module):
-            blocks.append(UnitwiseBlock(module))
-    return blocks
+    return blocks, plain
 
 
-def _has_both(layer: BatchNorm) -> bool:
-    return layer.weight is not None and layer.bias is not None
+def _is_plainly_its_kind(layer: nn.Linear | nn.Conv2d, own: dict[str, nn.Parameter]) -> bool:
+    """Whether the layer computes what its kind does, with a weight and bias that are parameters and all trained."""
+    if isinstance(layer, NonDynamicallyQuantizableLinear):  # of attention, which takes its weight and never calls it
+        return False
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    expected = {"weight"} if layer.bias is None else {"weight", "bias"}
+    return type(layer).forward is kind.forward and {n for n, p in own.items() if p.requires_grad} == expected

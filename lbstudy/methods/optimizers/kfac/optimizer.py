@@ -21,11 +21,10 @@ from torch.nn import functional as F
 from lbstudy.methods.optimizers.kfac import factors
 from lbstudy.methods.optimizers.kfac.blocks import Block, DampingForm, KroneckerBlock, UnitwiseBlock, blocks_of
 from lbstudy.methods.optimizers.kfac.exchange import PendingSum, assign, pack, share, symmetric, unpack
+from lbstudy.methods.optimizers.kfac.listener import Listener, Statistic
 from lbstudy.methods.optimizers.kfac.ties import settled_ties
 from lbstudy.parallel.randomness import stream
 from lbstudy.parallel.workers import Workers
-
-Statistic = tuple[Block, str]
 
 
 class KFAC(torch.optim.Optimizer):
@@ -40,7 +39,8 @@ class KFAC(torch.optim.Optimizer):
     The hyper-parameters lie in `param_groups[0]` like the learning rate, and may be changed between steps.
 
     Args:
-        model: its linear, convolutional and batch-norm layers get a Fisher block, other parameters none.
+        model: its linear, convolutional and batch-norm layers get a Fisher block; other parameters, those of
+            `plain_layers`, take the plain gradient.
         lr: learning rate.
         momentum: of the preconditioned gradient.
         weight_decay: see above.
@@ -63,7 +63,7 @@ class KFAC(torch.optim.Optimizer):
             compiled code skips the hooks.
 
     Raises:
-        ValueError: the model has a convolution of an unsupported kind.
+        ValueError: the model has no layer that gets a block.
     """
 
     def __init__(
@@ -96,7 +96,12 @@ class KFAC(torch.optim.Optimizer):
         self._model, self._fisher, self._damping_form, self._seed = model, fisher, damping_form, seed
         self._compiled, self._decay_in_gradient, self._nesterov = compiled, decay_in_gradient, nesterov
         self._undecayed = {id(parameter) for parameter in undecayed}
-        self._blocks = blocks_of(model, damping_form, batch_norm == "unitwise")
+        self._blocks, self._plain = blocks_of(model, damping_form, batch_norm == "unitwise")
+        if not self._blocks:
+            raise ValueError(
+                f"K-FAC has blocks for linear layers, convolutions without groups and batch norm, but "
+                f"{type(model).__name__} has none of them"
+            )
         self._sums: dict[Statistic, Tensor] = {}  # of this step's passes so far, over this worker's samples
         self._pending: list[tuple[list[Statistic], PendingSum]] = []
 
@@ -104,6 +109,19 @@ class KFAC(torch.optim.Optimizer):
     def fallbacks(self) -> int:
         """Inversions since the beginning whose matrix was not positive definite at first, on all workers together."""
         return self.param_groups[0]["fallbacks"]
+
+    @property
+    def plain_layers(self) -> list[str]:
+        """The layers that take the plain gradient for want of a block, as "features.3 (Conv2d, groups=8)".
+
+        Complete after the first step, which shows the layers whose weight is used without calling them.
+        """
+        uncalled = {b.name: f"{type(b.layer).__name__}, not called" for b in self._blocks if not self._has_inverse(b)}
+        plain = self._plain | (uncalled if self.param_groups[0]["step"] else {})
+        return [f"{name or 'the model itself'} ({kind})" for name, kind in plain.items()]
+
+    def _has_inverse(self, block: Block) -> bool:
+        return block.inverses[0] in self.state.get(block.weight, {})
 
     @property
     def updates_statistics(self) -> bool:
@@ -133,7 +151,8 @@ class KFAC(torch.optim.Optimizer):
         workers = Workers.current()
         empirical = self._fisher == "empirical"
         total = size * copies
-        listener = _Listener(self._sums, 1 / total, (total / workers.size) ** 2 if empirical else None)
+        samples = len(range(size)[part]) if part is not None else size
+        listener = Listener(self._sums, samples, 1 / total, (total / workers.size) ** 2 if empirical else None)
 
         def after_forward(module: nn.Module, arguments: Any, logits: Tensor) -> None:
             if last:  # on its way while the backward pass runs
@@ -159,7 +178,7 @@ class KFAC(torch.optim.Optimizer):
             others = [(b, s) for b in self._blocks for s in b.statistics if s != "input_factor"]
             self._begin_sum(others, workers)
 
-    def _backward_of_drawn_labels(self, logits: Tensor, draws: Tensor, listener: _Listener) -> None:
+    def _backward_of_drawn_labels(self, logits: Tensor, draws: Tensor, listener: Listener) -> None:
         """Collect gradients of the losses with labels from the model's own predictive distribution."""
         weights = [block.weight for block in self._blocks]
         with torch.autocast(logits.device.type, enabled=False):
@@ -168,7 +187,7 @@ class KFAC(torch.optim.Optimizer):
             labels = (cumulative < draws[:, None]).sum(1).clamp_(max=logits.shape[1] - 1)
             loss = F.cross_entropy(logits, labels, reduction="sum")
         listener.gradient_weight = 1.0
-        torch.autograd.grad(loss, weights, retain_graph=True)  # the hooks take what they need
+        torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)  # the hooks take what they need
         listener.gradient_weight = None
 
     def _begin_sum(self, statistics: list[Statistic], workers: Workers) -> None:
@@ -224,8 +243,8 @@ class KFAC(torch.optim.Optimizer):
                 if name in state:
                     old.append(state[name])
                     new.append(total)
-                else:
-                    state[name] = total
+                elif name == "fisher" or ("input_factor" in state if name == "gradient_factor" else total.any()):
+                    state[name] = total  # inputs that are all zero: no pass goes through the layer
         self._pending.clear()
         if old:
             torch._foreach_lerp_(old, new, 1 - group["past_weight"])
@@ -233,18 +252,20 @@ class KFAC(torch.optim.Optimizer):
     def _update_inverses(self, group: dict[str, Any]) -> None:
         """Invert all statistics: the Kronecker factors each on the worker it is assigned to, the rest everywhere."""
         workers, tasks = Workers.current(), []
-        for block in self._blocks:
+        known = [block for block in self._blocks if block.statistics[0] in self.state.get(block.weight, {})]
+        if not known:
+            raise RuntimeError("K-FAC has no statistics yet: run forward and backward passes within `capture`")
+        for block in known:
             state = self.state[block.weight]
-            if not state:
-                raise RuntimeError("K-FAC has no statistics yet: run forward and backward passes within `capture`")
             if isinstance(block, UnitwiseBlock):
                 state["inverse"] = block.inverse(state["fisher"], group["damping"])
             else:
                 parts = factors.damping_parts(state["input_factor"], state["gradient_factor"], group["damping"])
-                names = ("input_inverse", "gradient_inverse")
                 tasks += [
                     (state, name, state[statistic], part, cost)
-                    for name, statistic, part, cost in zip(names, block.statistics, parts, block.costs(), strict=True)
+                    for name, statistic, part, cost in zip(
+                        block.inverses, block.statistics, parts, block.costs(), strict=True
+                    )
                 ]
         owners = assign([task[-1] for task in tasks], workers.size)
         results, fallbacks = [], 0
@@ -293,7 +314,7 @@ class KFAC(torch.optim.Optimizer):
         owners: list[nn.Parameter] = []
         for block in self._blocks:
             block_gradients = [gradient[p] for p in block.parameters if p in gradient]
-            if len(block_gradients) == len(block.parameters):
+            if len(block_gradients) == len(block.parameters) and self._has_inverse(block):
                 owners += block.parameters
                 gradients += block_gradients
                 directions += block.precondition(block_gradients, self.state[block.weight], group["damping"])
@@ -302,40 +323,3 @@ class KFAC(torch.optim.Optimizer):
             change = torch.stack([product.sum() for product in products]).sum().abs() * group["lr"] ** 2
             torch._foreach_mul_(directions, (group["kl_clip"] / change).sqrt().clamp(max=1))
         return dict(zip(owners, directions, strict=True))
-
-
-class _Listener:
-    """The hooks of one pass: they add the statistics of its samples to `sums`."""
-
-    def __init__(self, sums: dict[Statistic, Tensor], sample_weight: float, gradient_weight: float | None):
-        self._sums, self._sample_weight = sums, sample_weight
-        self.gradient_weight = gradient_weight  # restores g g^T of samples; None: this backward pass is not for us
-
-    def hook(self, block: Block) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        """The forward hook of a block's layer; it puts one on the output, which goes with the graph."""
-
-        def after_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
-            if isinstance(block, KroneckerBlock):
-                self._add(block, "input_factor", 1.0, block.input_sum, inputs[0])
-                output.register_hook(lambda g: self._add_gradient(block, "gradient_factor", block.gradient_sum, g))
-            else:
-                normalised = block.layer.normalised(inputs[0])
-                output.register_hook(lambda g: self._add_gradient(block, "fisher", block.fisher_sum, normalised, g))
-
-        return after_layer
-
-    def _add_gradient(self, block: Block, name: str, sums: Callable[..., Tensor], *arguments: Tensor) -> None:
-        if self.gradient_weight is not None:
-            self._add(block, name, self.gradient_weight, sums, *arguments)
-
-    @torch.no_grad()
-    def _add(self, block: Block, name: str, weight: float, sums: Callable[..., Tensor], *arguments: Tensor) -> None:
-        with torch.autocast(arguments[0].device.type, enabled=False):
-            total = sums(*arguments).mul_(weight * self._sample_weight)
-        key = (block, name)
-        if key in self._sums:
-            self._sums[key] += total
-        else:
-            self._sums[key] = total
