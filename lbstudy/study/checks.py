@@ -123,6 +123,18 @@ def _published(study: StudySpec) -> Iterator[Problem]:
                 )
 
 
+def _rate_rule(study: StudySpec) -> Iterator[Problem]:
+    rule = study.tuning.learning_rate_rule
+    if rule is None:
+        return
+    keys: Keys = ("tuning", "learning_rate_rule", "from")
+    sizes = sorted({cell.batch_size for cell in study.list_cells()})
+    if rule.reference not in sizes:
+        yield Problem(keys, f"no cell has batch size {rule.reference}; the cells have {', '.join(map(str, sizes))}")
+    elif not any("learning_rate" in study.ranges(c) for c in study.list_cells() if c.batch_size > rule.reference):
+        yield Problem(keys, f"no cell with a batch size above {rule.reference} tunes its learning rate")
+
+
 def _room_for_published(study: StudySpec) -> Iterator[Problem]:
     for cell in study.list_cells():
         count, trials = len(study.published_params(cell)), study.tuning.trials
@@ -136,5 +148,6 @@ CHECKS: Checks = (
     (_workers, ("cells", "resources")),
     (_warmup, ("schedule", "budget")),
     (_published, ("cells", "search", "published")),
+    (_rate_rule, ("cells", "search", "tuning")),
     (_room_for_published, ("cells", "published", "tuning")),
 )

@@ -33,6 +33,7 @@ ALLOWED = {
 ALLOWED_IN_RANGES = {
     "uniform": "[low, high], two numbers",
     "log_uniform": "[low, high], two numbers",
+    "one_minus_log_uniform": "[low, high], two numbers",
     "int": "[low, high], two whole numbers",
     "choice": "a list of numbers",
 }

@@ -39,36 +39,55 @@ class Condition(Spec):
 
 
 class Range(Spec):
-    """The range of one hyper-parameter: exactly one of the four kinds, and the cells it is for."""
+    """The range of one hyper-parameter: exactly one of the five kinds, and the cells it is for."""
 
     log_uniform: tuple[float, float] | None = Field(None, description="[low, high], uniform in the logarithm")
     uniform: tuple[float, float] | None = Field(None, description="[low, high]")
+    one_minus_log_uniform: tuple[float, float] | None = Field(
+        None, description="[low, high] of 1 - value, uniform in its logarithm: for momentum and the like"
+    )
     integer: tuple[int, int] | None = Field(None, alias="int", description="[low, high], both included")
     choice: list[float] | None = Field(None, description="a list of numbers")
     when: Condition = Field(Condition(), description="the cells that tune this; default: all")
 
     @model_validator(mode="after")
     def _one_sound_kind(self) -> Range:
-        given = [kind for kind in ("log_uniform", "uniform", "integer", "choice") if getattr(self, kind) is not None]
+        given = [field.alias or kind for kind, field in KINDS.items() if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of log_uniform, uniform, int, choice; got {', '.join(given) or 'none'}")
+            kinds = ", ".join(field.alias or kind for kind, field in KINDS.items())
+            raise ValueError(f"give exactly one of {kinds}; got {', '.join(given) or 'none'}")
         if self.choice is not None:
             if len(set(self.choice)) < 2 or not all(map(isfinite, self.choice)):
                 raise ValueError(f"`choice` needs at least two different finite numbers, but got {self.choice}")
             return self
-        low, high = self.bounds
+        low, high = self.searched_bounds
         if not (isfinite(low) and isfinite(high) and low < high):
             raise ValueError(f"`low < high` must hold, but got low={low:g}, high={high:g}")
-        if self.log_uniform and low <= 0:
-            raise ValueError(f"`low > 0` must hold for log_uniform, but got low={low:g}")
+        if self.is_log and low <= 0:
+            raise ValueError(f"`low > 0` must hold for {given[0]}, but got low={low:g}")
         return self
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the logarithm of what is searched is uniform."""
+        return self.log_uniform is not None or self.one_minus_log_uniform is not None
+
+    @property
+    def searched_bounds(self) -> tuple[float, float]:
+        """Smallest and largest number that is searched, which is `searched` of the value."""
+        if self.choice is not None:
+            return min(self.choice), max(self.choice)
+        return self.log_uniform or self.one_minus_log_uniform or self.uniform or self.integer  # type: ignore[return-value]
+
+    def searched(self, value: float) -> float:
+        """What is searched for a value, and the other way round: the value itself, or 1 - value."""
+        return 1 - value if self.one_minus_log_uniform else value
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value."""
-        if self.choice is not None:
-            return min(self.choice), max(self.choice)
-        return self.log_uniform or self.uniform or self.integer  # type: ignore[return-value]
+        low, high = sorted(map(self.searched, self.searched_bounds))
+        return low, high
 
     def contains(self, value: float) -> bool:
         """Whether the range holds the value."""
@@ -85,6 +104,8 @@ class Range(Spec):
         low, high = self.bounds
         if self.log_uniform:
             return log(value / low) / log(high / low)
+        if self.one_minus_log_uniform:
+            return log((1 - low) / (1 - value)) / log((1 - low) / (1 - high))
         return (value - low) / (high - low)
 
     def edge(self, value: float) -> str | None:
@@ -104,5 +125,8 @@ class Range(Spec):
         if self.choice is not None:
             return "{" + ", ".join(f"{value:g}" for value in self.choice) + "}"
         low, high = self.bounds
-        kind = " log" if self.log_uniform else " int" if self.integer else ""
+        kind = " log" if self.log_uniform else " int" if self.integer else " log of 1 - x" if self.is_log else ""
         return f"[{low:g}, {high:g}]{kind}"
+
+
+KINDS = {name: field for name, field in Range.model_fields.items() if name != "when"}

@@ -113,6 +113,18 @@ class Asha(Spec):
     )
 
 
+class ScalingRule(Spec):
+    """How the best learning rate of a small mini-batch is taken to larger ones."""
+
+    reference: int = Field(alias="from", gt=0, description="batch size whose cells are tuned first")
+    rule: Literal["linear", "sqrt"] = Field(description="linear: times B / from (Goyal et al. 2017); sqrt: its root")
+
+    def factor(self, batch_size: int) -> float:
+        """Of the learning rate at a batch size, against that at the reference."""
+        ratio = batch_size / self.reference
+        return ratio if self.rule == "linear" else ratio**0.5
+
+
 class Tuning(Spec):
     """How each cell is tuned. All cells get the same number of trials."""
 
@@ -120,6 +132,9 @@ class Tuning(Spec):
     sampler: Literal["tpe", "random", "qmc", "gp"] = "tpe"
     startup_trials: int = Field(4, ge=0, description="random trials before tpe and gp begin to model")
     pruner: Asha | Literal["none"] = "none"
+    learning_rate_rule: ScalingRule | None = Field(
+        None, description="first trial of every larger batch size: the best learning rate of batch `from`, scaled"
+    )
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
 

@@ -23,7 +23,8 @@ from lbstudy.records.folder import FINISHED, Damaged, StudyFolder, TrialRecord, 
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.spec import Cell, StudySpec
-from lbstudy.tuning.search import Past, StudyPruner, objective
+from lbstudy.tuning.pruner import StudyPruner
+from lbstudy.tuning.search import Past, objective
 
 TRAJECTORY = 20
 

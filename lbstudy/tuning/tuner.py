@@ -32,9 +32,10 @@ from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import Resources, StudySpec
 from lbstudy.training.datasets import Dataset, training_samples
 from lbstudy.tuning.lane import Job, Lane, LaneNotStarted
+from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
 from lbstudy.tuning.resources import count_lanes, with_gpus
-from lbstudy.tuning.search import OBJECTIVE, StudyPruner, StudySearch, TrialQueue, objective
+from lbstudy.tuning.search import OBJECTIVE, StudySearch, TrialQueue, objective
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
@@ -206,7 +207,7 @@ def tune_study(
     past = recorder.settle_interrupted(pruner_past, pruner)
     with local_file(folder.journal) as journal:  # rebuilt from the records
         storage = JournalStorage(JournalFileBackend(str(journal)))
-        search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
+        search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
             _fit(plan, search, pruner, recorder, verbose)
 
