@@ -58,6 +58,11 @@ class Budget(Spec):
             raise ValueError("give either `epochs` or `steps`, and not both")
         return self
 
+    @property
+    def in_words(self) -> str:
+        """How long that is."""
+        return f"{self.epochs} epochs" if self.epochs else f"{self.steps} steps"
+
     def unit(self, steps_per_epoch: int) -> int:
         """Optimizer steps of what milestones count: an epoch, or a step."""
         return steps_per_epoch if self.steps is None else 1

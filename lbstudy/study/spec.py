@@ -53,6 +53,12 @@ class Cell:
         """Name of the cell in folders, tables and on the console: `sgd-b128-none-vgg9-weight_decay=0.0005`."""
         return f"{self.optimizer}-b{self.batch_size}-{self.smoothing}{suffix(self.factors)}"
 
+    @property
+    def values(self) -> dict[str, Value]:
+        """Its value of each factor, as tables show them."""
+        own = {"optimizer": self.optimizer, "batch_size": self.batch_size, "smoothing": self.smoothing}
+        return own | dict(self.factors)
+
     def but(self, **changes: Any) -> Cell:
         """The cell with another optimizer, batch size or smoothing, all other factors equal."""
         return replace(self, **changes)
@@ -269,8 +275,7 @@ class StudySpec(Spec):
     def ranges(self, cell: Cell) -> dict[str, Range]:
         """What is tuned in a cell, in the order of the tables. The first entry whose condition holds counts."""
         found = {
-            name: next((r for r in entries if r.when.matches(cell)), None)
-            for name, entries in self.search.items()
+            name: next((r for r in entries if r.when.matches(cell)), None) for name, entries in self.search.items()
         }
         return {name: found[name] for name in Hyperparameters.names() if found.get(name)}  # type: ignore[misc]
 
@@ -324,7 +329,8 @@ class StudySpec(Spec):
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         content["cells"] = self.cells.model_dump(mode="json")  # null may be a named value of a factor
         yaml, stream = YAML(typ="safe", pure=True), StringIO()
-        yaml.sort_base_mapping_type_on_output = False  # the order of named values is that of the cells
+        # unsorted: the order of named values is that of the cells
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(content, stream)
         return stream.getvalue()
 

@@ -181,9 +181,9 @@ def test_edges():
 
 
 def test_condition_matches_parts_of_a_smoothing():
-    assert Condition(smoothing=["mixup"]).matches("sgd", 1, "mixup+noise")
-    assert not Condition(smoothing=["none"]).matches("sgd", 1, "mixup")
-    assert not Condition(smoothing=["mixup+noise"]).matches("sgd", 1, "mixup")
+    assert Condition(smoothing=["mixup"]).matches(Cell("sgd", 1, "mixup+noise"))
+    assert not Condition(smoothing=["none"]).matches(Cell("sgd", 1, "mixup"))
+    assert not Condition(smoothing=["mixup+noise"]).matches(Cell("sgd", 1, "mixup"))
 
 
 def test_trial_seeds_differ(tmp_path: Path):
