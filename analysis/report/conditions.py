@@ -95,7 +95,7 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
         "split": f"{size} of the training samples validate, drawn with seed {study.seed}"
         + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
         "budget": f"{study.budget.in_words}; {study.schedule.name} schedule, "
-        + _words(study.schedule.model_dump(exclude={"name"})),
+        + _words(study.schedule.model_dump(exclude={"name"}, exclude_none=True)),
         "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
         "ranges": "; ".join(
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"

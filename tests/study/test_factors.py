@@ -224,3 +224,13 @@ def test_two_cells_of_one_name_are_refused(tmp_path: Path):
     )
     with pytest.raises(StudyError, match="two cells would be called sgd-b32-none-lenet5-s-a-b-weight_decay=0; give"):
         load_study(write(tmp_path, text))
+
+
+def test_the_example_of_the_documentation_says_what_it_makes(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "study-file.md").read_text()
+    section = text[text.index("### Factors") : text.index("## tuning")]
+    study = load_study(write(tmp_path, section.partition("```yaml\n")[2].partition("```")[0]))
+    names = [cell.name for cell in study.list_cells()]
+    prose = " ".join(section.split())
+    assert f"These are {len(names)} cells, from `{names[0]}` to `{names[-1]}`" in prose
+    assert len({(cell.values["budget"], cell.values["dataset.augment"]) for cell in study.list_cells()}) == 3
