@@ -3,10 +3,13 @@
 Its accuracies are made so that a pair of cells that differ in more than they should gives another number.
 """
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
+from typer.testing import CliRunner
 
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
@@ -14,6 +17,8 @@ from lbstudy.analysis.minima.compute import LandscapeSettings, landscape_tasks
 from lbstudy.analysis.report import claims, conditions
 from lbstudy.analysis.tables import best, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
+from lbstudy.console.cli import app
+from lbstudy.console.terminal import fit_columns
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import Cell, StudySpec
 from tests.confirmed_runs import PARAMS, add_run, study_of
@@ -221,3 +226,25 @@ def test_every_figure_of_every_variant_can_be_drawn(folder: StudyFolder):
         "sensitivity_learning_rate",
     ):
         assert len([name for name in names if name.startswith(f"{kind}-")]) == 4
+
+
+def test_commands_show_the_factors(folder: StudyFolder):
+    def shown(*arguments: str) -> list[dict[str, object]]:
+        result = CliRunner().invoke(app, [*arguments, "--format", "json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    where, every = str(folder.path), {(model, decay) for model in MODELS for decay in DECAYS}
+    for table in (shown("best", where), shown("table", where, "gap"), shown("table", where, "health")):
+        assert {(row["model"], row["fixed.weight_decay"]) for row in table} == every
+    rows = shown("table", where, "targets", "--loss", "0.5")
+    losses = [row for row in rows if row["metric"] == "clean_train_loss"]
+    assert {row["target"] for row in losses} == {0.5}  # given: the same for all; else each variant's own
+    assert len({row["target"] for row in rows if row["metric"] == "val_accuracy"}) == 4
+
+
+def test_a_narrow_terminal_repeats_the_factors_in_every_block(folder: StudyFolder):
+    table = best.for_terminal(best.best_configs(folder))
+    blocks = fit_columns(table, 70, best.short_names(best.best_configs(folder)).values())
+    assert len(blocks) > 1
+    assert all({"model", "weight_decay", "optimizer"} <= set(block) for block in blocks)
