@@ -42,6 +42,14 @@ def with_value(content: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     return {**content, first: with_value(below if isinstance(below, Mapping) else {}, rest, value) if rest else value}
 
 
+def without(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A study file's content with nothing at a dotted key."""
+    first, _, rest = key.partition(".")
+    if rest and isinstance(below := content.get(first), Mapping):
+        return {**content, first: without(below, rest)}
+    return {name: value for name, value in content.items() if name != first or rest}
+
+
 def filled(content: Any) -> Any:
     """A study file's content with each factor's first value at its key, so that the key need not be there as well."""
     if isinstance(content, Mapping):

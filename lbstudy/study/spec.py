@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from lbstudy.parallel.randomness import derive_seed
-from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, suffix
+from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, suffix, without
 from lbstudy.study.file import Keys, paths, show
 from lbstudy.study.run import (
     BatchNormSpec,
@@ -325,9 +325,11 @@ class StudySpec(Spec):
         )
 
     def to_yaml(self) -> str:
-        """The study as the text of a study file."""
+        """The study as the text of a study file; what is a factor stands there only."""
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         content["cells"] = self.cells.model_dump(mode="json")  # null may be a named value of a factor
+        for key in self.factors:
+            content = without(content, key)
         yaml, stream = YAML(typ="safe", pure=True), StringIO()
         # unsorted: the order of named values is that of the cells
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -123,9 +123,11 @@ def test_the_resolved_study_reads_back_the_same(study: StudySpec, tmp_path: Path
     ]
 
 
-def test_null_is_a_named_value_and_comes_back(tmp_path: Path):
+def test_null_and_parts_of_a_mapping_are_named_values_and_come_back(tmp_path: Path):
     text = FILE.replace("  model: [lenet5", "  fixed.gradient_clip: {free: null, clipped: 0.1}\n  model: [lenet5")
+    text = text.replace("  model: [lenet5", "  fixed.noise: {once: {copies: 1}, twice: {copies: 2}}\n  model: [lenet5")
     again = load_study(write(tmp_path, load_study(write(tmp_path, text)).to_yaml()))
+    assert {part.fixed.noise.copies for part in again.variants()} == {1, 2}  # of a mapping with other keys, too
     assert {part.fixed.gradient_clip for part in again.variants()} == {None, 0.1}
 
 
