@@ -118,8 +118,8 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     folder, failures = StudyFolder(path), list[str]()
 
     def work() -> None:
-        tune(study, path, dataset, verbose)
-        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", dataset, verbose)
+        tune(study, path, images, verbose)
+        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", images, verbose)
         one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
         lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
         parts: list[tuple[str, Spec, list[Task]]] = [
@@ -133,12 +133,12 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
             notice(str(error))
         for where, settings, tasks in parts:
             minima.keep_settings(folder, where, settings)
-            compute_tasks(study, folder, minima.missing(folder, tasks), where, dataset, failures)
+            compute_tasks(study, folder, minima.missing(folder, tasks), where, images, failures)
 
     with ended_in_order(path, "the same command"):
         StudyFolder.check(path, study)
         require_room(study, None)
-        dataset = load_data(study, source)
+        images = load_data(study, source)
         with DriverLock(path, notice):
             on_ray(work, path, verbose)
     print_best(folder, TableFormat.table)
@@ -193,9 +193,9 @@ def confirm(
     command = f"lbstudy confirm {folder.path}"
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
-        dataset = load_data(spec, source)
+        images = load_data(spec, source)
         with DriverLock(folder.path, notice):
-            on_ray(partial(confirm_runs, spec, folder, runs, train_on, dataset, verbose), folder.path, verbose)
+            on_ray(partial(confirm_runs, spec, folder, runs, train_on, images, verbose), folder.path, verbose)
     print_best(folder, TableFormat.table)
     wanted = {(run.cell, run.number) for run in runs}
     found = [trial for trial in folder.confirmation.trials() if (trial.cell, trial.number) in wanted]
@@ -265,9 +265,9 @@ def _compute(
     failures: list[str] = []
     if missing := minima.missing(folder, tasks):
         require_room(spec, address, workers=1)
-        dataset = load_data(spec, source)
+        images = load_data(spec, source)
         with ended_in_order(folder.path, "the same command"):
-            work = partial(compute_tasks, spec, folder, missing, where, dataset, failures)
+            work = partial(compute_tasks, spec, folder, missing, where, images, failures)
             on_ray(work, folder.path, verbose)
     for failure in failures:
         err.print(f"failed: {failure}", markup=False)
@@ -281,16 +281,16 @@ def examine(
     storage: Storage = "studies", address: Address = None,
 ) -> None:  # fmt: skip
     """Check Ray, its nodes and the storage, and whether a study fits; exit code 2 if something is wrong."""
-    study, dataset = None, None
+    study, images = None, None
     if file is not None:
         study, source = resolve(file, None, None, None, None, None, None)
-        dataset = load_data(study, source)
+        images = load_data(study, source)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor
 
     failed = False
-    for finding in doctor.examine(study, dataset, folder):
+    for finding in doctor.examine(study, images, folder):
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
         out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
         failed |= not finding.ok
@@ -311,27 +311,29 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
 
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
     try:
-        samples: int | None = datasets.training_samples(study.dataset, load_data(study, source))
+        images: datasets.Datasets | None = load_data(study, source)
     except StudyError as error:
         err.print(f"the study cannot run here: {error}", markup=False)
-        samples = None
-    rows = []
-    for cell in study.list_cells():
-        ranges = study.ranges(cell)
-        steps = "?" if samples is None else str(study.steps_per_epoch(cell, samples))
-        published = str(len(study.published_params(cell)) or "-")
-        rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
+        images = None
+    rows, parts = [], study.variants()
+    for part in parts:
+        samples = images and datasets.training_samples(part.dataset, images[datasets.source(part.dataset)])
+        for cell in part.list_cells():
+            ranges = part.ranges(cell)
+            steps = str(part.steps_per_epoch(cell, samples)) if samples else "?"
+            published = str(len(part.published_params(cell)) or "-")
+            rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
     frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *names, "published"])
-    print_table(frame, title=f"{study.name}: {study.model} on {study.dataset.name}")
+    models, sets = dict.fromkeys(str(part.model) for part in parts), dict.fromkeys(part.dataset.name for part in parts)
+    print_table(frame, title=f"{study.name}: {' and '.join(models)} on {' and '.join(sets)}")
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    budget, tuning, resources = study.budget, study.tuning, study.resources
-    length = f"{budget.epochs} epochs" if budget.epochs else f"{budget.steps} steps"
-    cells = len(study.list_cells())
+    tuning, resources, cells = study.tuning, study.resources, len(rows)
+    lengths = " or ".join(dict.fromkeys(part.budget.in_words for part in parts))
     pruner = "no pruner" if tuning.pruner == "none" else (
         f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
     )  # fmt: skip
-    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {length}; {tuning.sampler}, {pruner}")
+    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {lengths}; {tuning.sampler}, {pruner}")
     machine = this_machine()
     resources = with_gpus(resources, [machine])
     each = f"{resources.cpus_per_worker:g} CPU" + (
@@ -342,5 +344,6 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
     except StudyError as error:
         lanes = f"not on this machine: {error}"
     out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
+    varied = {key.removeprefix("fixed.") for key in study.factors}
     fixed = study.fixed.model_dump(exclude_none=True, exclude={"mixup", "noise"})
-    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items()))
+    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))

@@ -21,7 +21,6 @@ from lbstudy.console.progress import Progress, TaskProgress
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import StoragePath, locate
-from lbstudy.study.checks import notices
 from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
@@ -30,7 +29,7 @@ from lbstudy.tuning.confirm import as_study
 
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
-    from lbstudy.training.datasets import Dataset
+    from lbstudy.training.datasets import Datasets
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -61,20 +60,22 @@ def set_address(address: str | None) -> None:
         os.environ["RAY_ADDRESS"] = address
 
 
-def load_data(study: StudySpec, source: StudyFile) -> Dataset:
+def load_data(study: StudySpec, source: StudyFile) -> Datasets:
     """Read a study's data and make sure that they fit each other."""
     from lbstudy.training import datasets
 
     try:
-        dataset = datasets.load(study.dataset, _track)
-        datasets.check(study, dataset)
+        data = datasets.load_all(study, _track)
+        datasets.check(study, data)
     except KeyProblems as error:
         raise source.error(error.problems) from error
-    return dataset
+    return data
 
 
 def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, verbose: bool) -> None:
     """Tune every cell of a study: what is missing at this path."""
+    from lbstudy.methods.checks import notices  # imports torch
+
     for message in notices(study):
         notice(message)
     if left_out := study.left_out():
@@ -82,9 +83,9 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     with ended_in_order(path, f"lbstudy run {path}"):
         StudyFolder.check(path, study)
         require_room(study, address)
-        dataset = load_data(study, source)
+        data = load_data(study, source)
         with DriverLock(path, notice):
-            on_ray(lambda: tune(study, path, dataset, verbose), path, verbose)
+            on_ray(lambda: tune(study, path, data, verbose), path, verbose)
 
 
 @contextmanager
@@ -135,11 +136,11 @@ def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoRetu
     raise typer.Exit(1 if failed or missing else 0)
 
 
-def tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) -> None:
+def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> None:
     """Run what is missing on the connected Ray."""
     from lbstudy.tuning import doctor, tuner
 
-    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+    planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study)
     cells = len(planned.epochs)
@@ -149,14 +150,14 @@ def tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) -
 
 
 def confirm_runs(
-    study: StudySpec, folder: StudyFolder, runs: Sequence[TrialRecord], train_on: TrainOn, dataset: Dataset,
+    study: StudySpec, folder: StudyFolder, runs: Sequence[TrialRecord], train_on: TrainOn, data: Datasets,
     verbose: bool,
 ) -> None:  # fmt: skip
     """Run what is missing of the confirmed runs on the connected Ray."""
     from lbstudy.tuning import doctor, tuner
 
     where = folder.confirmation
-    planned = tuner.plan(as_study(study, runs), dataset, tuner.cluster_nodes(), train_on)
+    planned = tuner.plan(as_study(study, runs), data, tuner.cluster_nodes(), train_on)
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
     err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
@@ -165,7 +166,7 @@ def confirm_runs(
 
 
 def compute_tasks(
-    study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, dataset: Dataset, failures: list[str]
+    study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, data: Datasets, failures: list[str]
 ) -> None:
     """Compute tasks on the connected Ray; adds to `failures` what has failed and why."""
     from lbstudy.analysis.minima import compute as minima
@@ -176,7 +177,7 @@ def compute_tasks(
             failures.append(f"{task.result}: {reason}")
             progress.advance()
 
-        minima.compute(folder, study, dataset, tasks, lambda task: progress.advance(), failed)
+        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
 
 
 def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:

@@ -11,7 +11,7 @@ from lbstudy.methods import configure, models, optimizers, smoothing
 from lbstudy.methods.declaration import MethodError
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.storage import StoragePath
-from lbstudy.study import load
+from lbstudy.study import checks, load
 from lbstudy.study.checks import Checks
 from lbstudy.study.file import Keys, Problem, StudyFile, nearest
 from lbstudy.study.run import GhostBatchNorm
@@ -51,6 +51,25 @@ def complete(study: StudySpec) -> StudySpec:
     cells = study.cells
     study_class = configure.study_class(tuple(cells.optimizer), tuple(cells.smoothing))
     return study_class.model_validate(study.model_dump(by_alias=True, exclude_none=True))
+
+
+def notices(study: StudySpec) -> Iterator[str]:
+    """What is allowed, but may surprise: what the study itself tells, and what has no effect."""
+    yield from checks.notices(study)
+    known = {}
+    for cell in study.list_cells():
+        methods = configure.methods_of(cell.optimizer, cell.smoothing)
+        known[cell] = {"weight_decay_of", *methods, *configure.numbers_of(cell.optimizer, cell.smoothing)}
+    for key in study.factors:
+        section, _, name = key.partition(".")
+        idle = [cell.name for cell, names in known.items() if name.split(".")[0] not in names]
+        if section == "fixed" and idle:
+            others = f" and {len(idle) - 1} more cells" * (len(idle) > 1)
+            reason = f"has no effect in {idle[0]}{others}, which differ by chance alone; cells.exclude leaves them out"
+            yield f"cells.{key}: {reason}"
+    for name in sorted(study.fixed.model_fields_set):
+        if not any(name in names for names in known.values()):
+            yield f"fixed.{name}: has no effect, for no cell has such a method"
 
 
 def _named(content: dict[str, Any]) -> Iterator[tuple[Keys, str]]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from math import isfinite, log
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from lbstudy.study.factors import Value
 from lbstudy.study.run import Spec
+
+if TYPE_CHECKING:
+    from lbstudy.study.spec import Cell
 
 EDGE_SHARE = 0.05
 """A best value within this share of the range from one of its ends says that the range may be too narrow."""
 
 
 class Condition(Spec):
-    """Which cells an entry is for. An empty list means any."""
+    """Which cells an entry is for. An empty list means any. Further factors of the cells go by their keys, and named
+    values by their names; `load` refuses keys that are no factors."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list[Value]]
 
     optimizer: list[str] = []
     batch_size: list[int] = []
@@ -28,13 +37,14 @@ class Condition(Spec):
             return {key: v if isinstance(v, list | dict) else [v] for key, v in value.items()}
         return value
 
-    def matches(self, optimizer: str, batch_size: int, smoothing: str) -> bool:
+    def matches(self, cell: Cell) -> bool:
         """Whether a cell meets the condition."""
-        parts = {smoothing, *smoothing.split("+")}
+        parts, further = {cell.smoothing, *cell.smoothing.split("+")}, dict(cell.factors)
         return (
-            (not self.optimizer or optimizer in self.optimizer)
-            and (not self.batch_size or batch_size in self.batch_size)
+            (not self.optimizer or cell.optimizer in self.optimizer)
+            and (not self.batch_size or cell.batch_size in self.batch_size)
             and (not self.smoothing or bool(parts & set(self.smoothing)))
+            and all(further.get(key) in values for key, values in self.__pydantic_extra__.items() if values)
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbstudy.parallel.randomness import stream
+from lbstudy.study.factor_checks import said_once
 from lbstudy.study.file import KeyProblems, Keys, Problem
 from lbstudy.study.run import DatasetSpec, GhostBatchNorm
 from lbstudy.study.spec import StudySpec
@@ -56,6 +57,25 @@ class Dataset:
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
     classes: int
+
+
+Datasets = Mapping[str, Dataset]
+"""The data of all cells of a study, by `source`."""
+
+
+def source(spec: DatasetSpec) -> str:
+    """What is read for a dataset: equal for specs that differ only in the split or in what is done with the images."""
+    return spec.model_dump_json(include={"name", "root", "image_size", "samples"})
+
+
+def load_all(study: StudySpec, track: Track | None = None) -> Datasets:
+    """Read the datasets of a study's cells, each once: several where `dataset` or a part of it is a factor.
+
+    Raises:
+        StudyError: see `load`.
+    """
+    specs = {source(part.dataset): part.dataset for part in study.variants()}
+    return {name: load(spec, track) for name, spec in specs.items()}
 
 
 def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
@@ -112,14 +132,25 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
     return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
 
 
-def check(study: StudySpec, dataset: Dataset) -> None:
-    """Make sure that a study's cells and model can work with its data.
+def check(study: StudySpec, data: Datasets) -> None:
+    """Make sure that a study's cells and models can work with their data.
 
     Raises:
         KeyProblems: a batch size is larger than the training split, a split too small for its classes, or the images
             too small for the model.
     """
+    found = [(part, _problems(part, data[source(part.dataset)])) for part in study.variants()]
+    if problems := list(said_once(found, study)):
+        raise KeyProblems(*problems)
+
+
+def _problems(study: StudySpec, dataset: Dataset) -> list[Problem]:
+    """What is wrong between a variant of a study and its data."""
     problems: list[Problem] = []
+    try:
+        validation_samples(study.dataset, len(dataset.train_labels))
+    except KeyProblems as error:
+        return list(error.problems)
     samples = training_samples(study.dataset, dataset)
     validating = len(dataset.train_labels) - samples
     if min(samples, validating) < dataset.classes:
@@ -141,8 +172,7 @@ def check(study: StudySpec, dataset: Dataset) -> None:
         problems.append(Problem(("model",), reason))
     if study.model.name in NORMALISES_VECTORS:
         problems += _lone_samples(study, samples)
-    if problems:
-        raise KeyProblems(*problems)
+    return problems
 
 
 def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:

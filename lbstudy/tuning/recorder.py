@@ -110,7 +110,10 @@ def tuning_record(study: StudySpec, cell: Cell, number: int, params: dict[str, f
     """The record of a tuning trial that begins."""
     seed = study.trial_seed(cell, number)
     run = run_spec(study, cell, params, seed).model_dump(mode="json")
-    return TrialRecord(cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published)
+    return TrialRecord(
+        cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published,
+        factors=dict(cell.factors),
+    )  # fmt: skip
 
 
 def trajectory(epochs: int) -> list[int]:

@@ -8,7 +8,6 @@ trials and searches nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -266,7 +265,7 @@ class StudySearch(TrialQueue):
     def _scaled_rate(self, cell: Cell) -> dict[str, float] | None:
         """The learning rate that the study's rule gives a cell, as far as its reference is known."""
         rule, entry = self._study.tuning.learning_rate_rule, self._study.ranges(cell).get("learning_rate")
-        reference = dataclasses.replace(cell, batch_size=rule.reference) if rule else cell
+        reference = cell.but(batch_size=rule.reference) if rule else cell
         if rule is None or entry is None or reference not in self._searches or cell.batch_size <= rule.reference:
             return None
         best = self._searches[reference].best_params().get("learning_rate")

@@ -17,8 +17,8 @@ DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 
 @pytest.fixture(scope="module")
 def lane(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
-    dataset = ray.put(datasets.load(DIGITS))
-    lane = Lane(Resources(gpus_per_worker=0), dataset, str(tmp_path_factory.mktemp("lane")), "test-lane")
+    data = {datasets.source(DIGITS): ray.put(datasets.load(DIGITS))}
+    lane = Lane(Resources(gpus_per_worker=0), data, str(tmp_path_factory.mktemp("lane")), "test-lane")
     yield lane
     lane.end()
 
