@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from lbstudy.methods.checks import load_study
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.checks import notices
 from lbstudy.study.factors import in_words, labels, suffix, value_text
 from lbstudy.study.file import StudyError
-from lbstudy.study.load import load_study
 from lbstudy.study.space import Condition
 from lbstudy.study.spec import Cell, StudySpec
 from tests.conftest import TINY_STUDY, tiny_study
