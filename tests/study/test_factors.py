@@ -202,7 +202,7 @@ def test_one_mistake_in_the_data_is_told_once_at_the_factor():
     (problem,) = raised.value.problems
     assert problem.keys == ("cells", "batch_size")
     assert problem.message.startswith("128 is more than the 51 training samples")
-    assert problem.message.endswith("(with samples 64 and precision fp32 and 1 more)")
+    assert problem.message.endswith("(with samples 64 and precision fp32; 1 more like it)")
 
 
 def test_factors_without_effect_are_said(study: StudySpec):
