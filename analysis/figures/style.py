@@ -27,8 +27,12 @@ from lbstudy import storage
 from lbstudy.storage import StoragePath
 from lbstudy.study.spec import Cell, StudySpec
 
-COLOURS = {"sgd": "#0072B2", "kfac": "#D55E00", "lars": "#009E73", "adamw": "#CC79A7"}
-MARKERS = {"none": "o", "mixup": "s", "noise": "^", "mixup+noise": "D"}
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F"]
+"""Colours of the optimizers, in the order of the study (after Okabe & Ito 2008); with more they come round again."""
+
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"]
+"""Markers of the smoothings, in the order of the study."""
+
 LINES: list[Any] = [
     "-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (4, 1.2, 1, 1.2, 1, 1.2)), (0, (8, 2)), (0, (1, 3)),
 ]  # fmt: skip
@@ -51,6 +55,7 @@ class NothingToDraw(Exception):
 class Encoding(NamedTuple):
     """What of a study's cells is told apart, and by what."""
 
+    study: StudySpec  # says the order of colours and markers, and the names
     optimizers: list[str]
     batch_sizes: list[int]  # ascending
     smoothings: list[str]
@@ -60,6 +65,7 @@ class Encoding(NamedTuple):
         """The encoding of a study; figures of the same study agree."""
         cells = study.list_cells()
         return cls(
+            study,
             list(dict.fromkeys(cell.optimizer for cell in cells)),
             sorted({cell.batch_size for cell in cells}),
             list(dict.fromkeys(cell.smoothing for cell in cells)),
@@ -69,6 +75,7 @@ class Encoding(NamedTuple):
         """Without the optimizers and smoothings that no such cell has. Batch sizes stay, for lines keep their style."""
         optimizers, smoothings = {cell.optimizer for cell in cells}, {cell.smoothing for cell in cells}
         return Encoding(
+            self.study,
             [o for o in self.optimizers if o in optimizers],
             self.batch_sizes,
             [s for s in self.smoothings if s in smoothings],
@@ -80,25 +87,33 @@ class Encoding(NamedTuple):
         """Keywords for `Axes.plot`. What is left out is drawn in ink, solid, or without a marker."""
         line = LINES[self.batch_sizes.index(batch_size) % len(LINES)] if batch_size is not None else "-"
         return {
-            "color": COLOURS[optimizer] if optimizer else INK,
+            "color": _nth(COLOURS, self.study.cells.optimizer, optimizer) if optimizer else INK,
             "linestyle": line,
-            "marker": MARKERS[smoothing] if smoothing else None,
+            "marker": _nth(MARKERS, self.study.cells.smoothing, smoothing) if smoothing else None,
         }
 
     def legend(self, figure: Figure, channels: Iterable[Channel], extra: Iterable[Artist] = ()) -> None:
         """A legend below the figure: an entry per value of each channel, and `extra` artists with their labels."""
         entries: dict[Channel, list[Artist]] = {
-            "optimizer": [Line2D([], [], lw=3, label=o, color=COLOURS[o]) for o in self.optimizers],
+            "optimizer": [
+                Line2D([], [], lw=3, label=self.study.label(o), color=self.look(o)["color"]) for o in self.optimizers
+            ],
             "batch size": [
                 Line2D([], [], label=f"batch {b}", **self.look(batch_size=b)) for b in self.batch_sizes
             ],
             "smoothing": [
-                Line2D([], [], label=s, **self.look(smoothing=s) | {"linestyle": "none"}) for s in self.smoothings
+                Line2D([], [], label=self.study.label(s), **self.look(smoothing=s) | {"linestyle": "none"})
+                for s in self.smoothings
             ],
         }  # fmt: skip
         handles = [*(handle for channel in channels for handle in entries[channel]), *extra]
         per_row = max(2, int(figure.get_figwidth() / 1.15))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), per_row))
+
+
+def _nth(looks: Sequence[str], names: Sequence[str], name: str) -> str:
+    """The look of a name, of those in this order."""
+    return looks[names.index(name) % len(looks)]
 
 
 def panels(

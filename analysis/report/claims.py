@@ -21,14 +21,13 @@ import pandas as pd
 
 from lbstudy.analysis import stats
 from lbstudy.analysis.report.sentences import (
-    OPTIMIZERS,
-    SMOOTHINGS,
     closed_sentence,
     count,
     gap_sentence,
     ratio_words,
     selected_sentence,
     share_sentence,
+    worded,
 )
 from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.analysis.tables.minima import MEASURES
@@ -112,11 +111,11 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
             (`targets.choose_targets`) and halfway (`targets.halfway_targets`).
     """
     pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
-    missing = " and ".join(OPTIMIZERS[name] for name in ("kfac", "sgd") if name not in optimizers)
+    missing = " and ".join(study.label(name) for name in ("kfac", "sgd") if name not in optimizers)
     if pair:
         on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
         usable = [target for target in times if not (on_all and target.metric == "val_accuracy")]
-        comparisons = [_steps(*pair, target, times[target]) for target in usable]
+        comparisons = [_steps(study, *pair, target, times[target]) for target in usable]
         why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
     else:
         comparisons = []
@@ -142,8 +141,8 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
 STAGES = {"": "", "half": ", where SGD was halfway,", "end": ", where SGD ended,"}
 
 
-def _steps(kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
-    where = f"At batch {kfac.batch_size}" + (f" with {SMOOTHINGS[kfac.smoothing]}" if kfac.smoothing != "none" else "")
+def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
+    where = f"At batch {kfac.batch_size}" + (f" with {study.label(kfac.smoothing)}" if kfac.smoothing != "none" else "")
     own, other = (times[times["cell"] == c.name].set_index("repeat")["epochs"].astype(float) for c in (kfac, sgd))
     if own.empty:
         return Comparison("cannot tell", f"No confirmed run of {kfac.name} has ended.")
@@ -171,7 +170,9 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
         if row["smoothing"] == "none":
             warning = _lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
-            comparisons.append(Comparison("cannot tell" if warning else verdict, gap_sentence(row) + warning))
+            comparisons.append(
+                Comparison("cannot tell" if warning else verdict, gap_sentence(worded(row, study)) + warning)
+            )
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
@@ -195,7 +196,7 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
                 for notion in ("closed", "narrowed")
             }
             verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
-            comparisons.append(Comparison(verdict, share_sentence(row) + warning))
+            comparisons.append(Comparison(verdict, share_sentence(worded(row, study)) + warning))
     if not comparisons and gaps["smoothing"].eq("none").any():
         comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
     return Claim(
@@ -222,7 +223,7 @@ def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
         here = runs[(runs["optimizer"] == optimizer) & (runs["batch_size"] == batch)]
         smoothings = [c.smoothing for c in study.list_cells() if (c.optimizer, c.batch_size) == (optimizer, batch)]
         if "none" in smoothings and present:
-            comparisons += [_minima(optimizer, batch, s, here, present) for s in smoothings if s != "none"]
+            comparisons += [_minima(study, optimizer, batch, s, here, present) for s in smoothings if s != "none"]
     if not comparisons:
         why = "There is no smoothed cell beside a plain one" if present else "No minimum has been measured"
         comparisons = [Comparison("cannot tell", f"{why}.")]
@@ -242,10 +243,12 @@ def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
     )
 
 
-def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, present: list[str]) -> Comparison:
+def _minima(
+    study: StudySpec, optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, present: list[str]
+) -> Comparison:
     plain, smoothed = (runs[runs["smoothing"] == s].set_index("repeat") for s in ("none", smoothing))
     if failed := failed_runs(plain["test_accuracy"]) + failed_runs(smoothed["test_accuracy"]):
-        who = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]} or without"
+        who = f"{study.label(optimizer)} at batch {batch} with {study.label(smoothing)} or without"
         return Comparison("cannot tell", f"{who}: {failed} of the runs hardly learnt, and such lie flat anyway.")
     parts, verdicts = [], set()
     for name in present:
@@ -257,7 +260,7 @@ def _minima(optimizer: str, batch: int, smoothing: str, runs: pd.DataFrame, pres
             known = "not known, since some valley goes on beyond the line"
         words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
         parts.append(f"{measure.label} {words}")
-    sentence = f"{OPTIMIZERS[optimizer]} at batch {batch} with {SMOOTHINGS[smoothing]}: {'; '.join(parts)}."
+    sentence = f"{study.label(optimizer)} at batch {batch} with {study.label(smoothing)}: {'; '.join(parts)}."
     return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
 
 
@@ -273,8 +276,9 @@ def answer(study: StudySpec, gaps: pd.DataFrame, steps: Claim, configs: pd.DataF
     rows, sentences = _at_largest_batch(gaps), []
     for plain in (row for row in rows if row["smoothing"] == "none" and not isnan(row["gap"])):
         shares = [row for row in rows if row["optimizer"] == plain["optimizer"] and not isnan(row["closed"])]
-        shares.sort(key=lambda row: -row["closed"])
-        sentences.append((" ".join([gap_sentence(plain), *([closed_sentence(shares)] if shares else [])]), "gap"))
+        shares = [worded(row, study) for row in sorted(shares, key=lambda row: -row["closed"])]
+        parts = [gap_sentence(worded(plain, study)), *([closed_sentence(shares)] if shares else [])]
+        sentences.append((" ".join(parts), "gap"))
     sentences += [(c.sentence, steps.table) for c in steps.comparisons if c.verdict != "cannot tell"]
     return sentences + [(sentence, "best") for sentence in [selected_sentence(study, configs)] if sentence]
 

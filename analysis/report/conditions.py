@@ -82,8 +82,6 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
     used = sorted({trained_on[str(part)] for part in confirmed["train_on"].dropna()})
     pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
     varied = {key.removeprefix("fixed.") for key in study.factors}
-    groups = study.fixed.settings
-    smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
     fixed = {
         "model": f"{study.model}, {study.precision}, batch norm: {_words(study.batch_norm)}",
         "data": data.name
@@ -104,14 +102,10 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
             {n: value for n, value in study.fixed.numbers.items() if n not in study.search and n not in varied}
         ),
     }
-    if any("mixup" in smoothing for smoothing in smoothings):
-        fixed["Mixup"] = _words(groups["mixup"])
-    if any("noise" in smoothing for smoothing in smoothings):
-        fixed["parameter noise"] = _words(groups["noise"])
-    if "kfac" in optimizers:
-        fixed["K-FAC"] = _words(groups["kfac"])
-    if "lars" in optimizers:
-        fixed["LARS"] = _words(groups["lars"])
+    used_methods = {part for cell in study.list_cells() for part in (cell.optimizer, *cell.smoothing.split("+"))}
+    for method, settings in study.fixed.settings.items():
+        if method in used_methods:
+            fixed[study.label(method)] = _words(settings)
     if study.published:
         fixed["published"] = f"{len(study.published)} configurations from the literature are among the trials"
     fixed["seed"] = str(study.seed)

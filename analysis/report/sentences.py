@@ -1,6 +1,6 @@
 """Numbers of the tables in words, as the report says them: accuracies in percent, differences in points, intervals.
 
-A row is one of the gap table as a dict, see `gaps.gap_table`.
+A row is one of the gap table as a dict, see `gaps.gap_table`, after `worded`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from lbstudy.analysis.tables.best import FAILED_SHARE
 from lbstudy.analysis.tables.gaps import WEAK_NOTE
 from lbstudy.study.spec import StudySpec
 
-OPTIMIZERS = {"sgd": "SGD", "kfac": "K-FAC", "lars": "LARS", "adamw": "AdamW"}
-SMOOTHINGS = {"none": "no smoothing", "mixup": "Mixup", "noise": "parameter noise", "mixup+noise": "Mixup with noise"}
+
+def worded(row: dict[str, Any], study: StudySpec) -> dict[str, Any]:
+    """A row of the gap table with its methods as sentences call them."""
+    return row | {name: study.label(row[name]) for name in ("optimizer", "smoothing")}
 
 
 def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
@@ -28,10 +30,10 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
     best_first = largest.sort_values(metric, ascending=study.tuning.direction == "minimize", kind="stable")
     row = best_first.iloc[0]
     value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
-    smoothing = f"with {SMOOTHINGS[row['smoothing']]}"
+    smoothing = f"with {study.label(row['smoothing'])}"
     sentence = (
         f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
-        f"{OPTIMIZERS[row['optimizer']]}: {metric.replace('val_', 'validation ')} {value} in one trial"
+        f"{study.label(row['optimizer'])}: {metric.replace('val_', 'validation ')} {value} in one trial"
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
         return f"{sentence}; its test accuracy is not known."
@@ -46,7 +48,7 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
 
 def gap_sentence(row: dict[str, Any]) -> str:
     """What a larger batch costs without smoothing, from a row of the gap table."""
-    way = f"From batch {row['small_batch']} to {row['large_batch']}, {OPTIMIZERS[row['optimizer']]} without smoothing"
+    way = f"From batch {row['small_batch']} to {row['large_batch']}, {row['optimizer']} without smoothing"
     if isnan(row["gap"]):
         return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
     verb = "lost" if row["gap"] >= 0 else "gained"
@@ -64,7 +66,7 @@ def gap_sentence(row: dict[str, Any]) -> str:
 
 def closed_sentence(rows: list[dict[str, Any]]) -> str:
     """How much of an optimizer's gap its smoothings close, from its rows of the gap table, which have shares."""
-    first, *others = [(_smoothing(row), _share(row, "closed"), count(row["closed_n"])) for row in rows]
+    first, *others = [(row["smoothing"], _share(row, "closed"), count(row["closed_n"])) for row in rows]
     what = f"{first[1]} of {_gap(rows[0])}" if rows[0]["closed"] >= 0 else f"none of {_gap(rows[0])}: {first[1]}"
     start = f"{capitalise(first[0])} closed {what} ({first[2]})"
     weak = f"; {WEAK_NOTE}" if any(WEAK_NOTE in row["note"] for row in rows) else ""
@@ -79,18 +81,14 @@ def share_sentence(row: dict[str, Any]) -> str:
     }
     known = [f"{words} ({count(row[f'{name}_n'])})" for name, words in parts.items() if not isnan(row[name])]
     if not known:
-        who = f"{OPTIMIZERS[row['optimizer']]} with {_smoothing(row)}, batch {row['large_batch']}"
+        who = f"{row['optimizer']} with {row['smoothing']}, batch {row['large_batch']}"
         return f"{who}: {row['note'] or 'no share is known'}."
     why = f"; {row['note']}" if row["note"] and (len(known) == 1 or WEAK_NOTE in row["note"]) else ""
-    return f"{capitalise(_smoothing(row))} {' and '.join(known)}{why}."
-
-
-def _smoothing(row: dict[str, Any]) -> str:
-    return SMOOTHINGS[row["smoothing"]]
+    return f"{capitalise(row['smoothing'])} {' and '.join(known)}{why}."
 
 
 def _gap(row: dict[str, Any]) -> str:
-    return f"{OPTIMIZERS[row['optimizer']]}’s large-batch gap"
+    return f"{row['optimizer']}’s large-batch gap"
 
 
 def _share(row: dict[str, Any], notion: str) -> str:

@@ -38,7 +38,13 @@ def check_study(file: StudyFile, written_by_hand: bool = False) -> StudySpec:
             problems.append(Problem(keys, str(error)))
     study_class = configure.study_class(tuple(sound["optimizer"]), tuple(sound["smoothing"]))
     further = () if problems else CHECKS
-    return load.check_study(file, written_by_hand, study_class, further, problems)
+    study = load.check_study(file, written_by_hand, study_class, further, problems)
+    methods = {
+        name: method
+        for cell in study.list_cells()
+        for name, method in configure.methods_of(cell.optimizer, cell.smoothing).items()
+    }
+    return study.model_copy(update={"labels": {n: m.label for n, m in methods.items()} | study.labels})
 
 
 def load_study(path: StoragePath, overrides: Mapping[str, Any] | None = None) -> StudySpec:

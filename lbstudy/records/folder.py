@@ -17,7 +17,6 @@ from typing import Any, Literal
 from lbstudy import storage
 from lbstudy.records.provenance import environment
 from lbstudy.storage import StoragePath
-from lbstudy.study.factors import without
 from lbstudy.study.file import StudyError
 from lbstudy.study.load import read_study
 from lbstudy.study.spec import StudySpec
@@ -271,10 +270,8 @@ def set_aside(path: StoragePath) -> StoragePath:
 
 def _essence(study: StudySpec) -> dict[str, Any]:
     """What of a study must not change once trials exist."""
-    changeable = {"cells", "published", "resources"}
+    changeable = {"cells", "published", "resources", "labels"}
     dump = study.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=changeable)
-    for key in study.factors:  # these stand in the cells
-        dump = without(dump, key)
     for section, key in (("tuning", "trials"), ("dataset", "root"), ("dataset", "download")):
         dump[section].pop(key, None)
     return dump

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, short, suffix, without
 from lbstudy.study.file import Keys, paths, show
+from lbstudy.study.old import LABELS
 from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Number, Schedule, Spec
 from lbstudy.study.space import Condition, Range
 
@@ -227,6 +228,7 @@ class StudySpec(Spec):
     batch_norm: BatchNormSpec = "sync"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     seed: int = Field(0, ge=0)
+    labels: dict[str, str] = Field({}, description="names of methods in tables and figures; theirs where left out")
 
     @model_validator(mode="before")
     @classmethod
@@ -293,6 +295,12 @@ class StudySpec(Spec):
         """Of a variant, the values of its further factors: `vgg9 and weight decay 0.0005`; else empty."""
         cells = self.list_cells()
         return in_words(cells[0].factors) if len({cell.factors for cell in cells}) == 1 else ""
+
+    def label(self, method: str) -> str:
+        """What sentences and figures call an optimizer or a smoothing."""
+        if method == "none":
+            return "no smoothing"
+        return " and ".join((self.labels.get(part) or LABELS.get(part) or short(part)) for part in method.split("+"))
 
     def ranges(self, cell: Cell) -> dict[str, Range]:
         """What is tuned in a cell, in the order of the tables. The first entry whose condition holds counts."""

@@ -255,5 +255,6 @@ def test_schema_names_every_key():
             "batch_norm",
             "precision",
             "seed",
+            "labels",
         ]
     )
