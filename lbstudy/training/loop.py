@@ -121,7 +121,9 @@ class Loop(NamedTuple):
         and SAM's two passes drop the same; but cut into other parts, by workers or micro-batches, a mini-batch gets
         other draws.
         """
-        seed_generator(batch.images.order.device, derive_seed(self.run.seed, "network", batch.step, positions.start, copy))
+        seed_generator(
+            batch.images.order.device, derive_seed(self.run.seed, "network", batch.step, positions.start, copy)
+        )
         inputs = self.smoothing.inputs(batch.part(positions))
         with autocast(self.run.precision, inputs.images.device):
             return network(inputs.images), inputs

@@ -20,7 +20,9 @@ ETA = 0.01
 class Numbers(Spec):
     """SAM's hyper-parameter."""
 
-    sam_radius: float = Field(gt=0, description="rho, length of the ascent; SAM: 0.05, ASAM: 0.5 in the papers' CIFAR-10")
+    sam_radius: float = Field(
+        gt=0, description="rho, length of the ascent; SAM: 0.05, ASAM: 0.5 in the papers' CIFAR-10"
+    )
 
 
 class Settings(Spec):
