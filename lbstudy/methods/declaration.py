@@ -125,7 +125,8 @@ def numbers_of(constructor: Callable[..., Any], skip: Iterable[str]) -> tuple[ty
         if name in skip or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if isinstance(default, bool | int | float):
-            fields[name] = (_kind(default), default)
+            wants_float = parameter.annotation in (float, "float")  # with a default of 0, as torch's momentum
+            fields[name] = (float if wants_float else _kind(default), default)
         elif isinstance(default, tuple | list) and default and all(isinstance(n, int | float) for n in default):
             for place, entry in enumerate(default):
                 single = f"{name.removesuffix('s')}{place + 1}"

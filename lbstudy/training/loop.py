@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbstudy.methods import optimizers, smoothing
 from lbstudy.parallel.batch_norm import has_batch_norm
+from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import EpochImages, worker_slice
@@ -64,7 +65,7 @@ class Loop(NamedTuple):
         """The loop of a run, with a model on the training device."""
         workers, optimizer, smooth = Workers.current(), optimizers.build(run, model), smoothing.build(run, model)
         ghosts = [run.ghost if has_batch_norm(model) else None, smooth.ghost]
-        return cls(
+        loop = cls(
             run,
             model,
             _parallel(torch.compile(model) if run.compile else model, workers),  # type: ignore[arg-type]
@@ -74,6 +75,9 @@ class Loop(NamedTuple):
             workers,
             math.lcm(*(ghost or 1 for ghost in ghosts)),
         )
+        if loop._switches:
+            optimizer.train()  # type: ignore[attr-defined]
+        return loop
 
     def forward_passes(self, size: int) -> list[list[ForwardPass]]:
         """How a worker goes through its slice of a mini-batch of `size` samples: by ghost batch of the smoothing (one
@@ -101,13 +105,28 @@ class Loop(NamedTuple):
             perturbed = self.smoothing.perturbed(smoothing.Draw(batch.step, forward.ghost_batch, forward.copy))
             watched = nullcontext() if ascent else self._watched(batch, forward)
             with perturbed, self._reduced(forward.last), watched:
-                inputs = self.smoothing.inputs(batch.part(forward.positions))
-                with autocast(self.run.precision, inputs.images.device):
-                    logits = self.network(inputs.images)
+                logits, inputs = self.outputs(self.network, batch, forward.positions, forward.copy)
                 loss = self.smoothing.loss_sum(logits.to(inputs.images.dtype), inputs) / copies
                 (loss * (self.workers.size / batch.size)).backward()  # parallel gradients are means; we want the sum
             loss_sum += loss.detach()
         return loss_sum
+
+    def outputs(
+        self, network: nn.Module, batch: MiniBatch, positions: slice, copy: int = 0
+    ) -> tuple[Tensor, smoothing.Inputs]:
+        """Logits of these samples from a pass of the network, in its mode, and what was put in.
+
+        What a network draws itself, for dropout or stochastic depth, it draws from torch's global generator; here that
+        becomes a function of (seed, step, first sample, copy). So a resumed run draws what the uninterrupted one does,
+        and SAM's two passes drop the same; but cut into other parts, by workers or micro-batches, a mini-batch gets
+        other draws.
+        """
+        seed_generator(
+            batch.images.order.device, derive_seed(self.run.seed, "network", batch.step, positions.start, copy)
+        )
+        inputs = self.smoothing.inputs(batch.part(positions))
+        with autocast(self.run.precision, inputs.images.device):
+            return network(inputs.images), inputs
 
     def ascent(self, batch: MiniBatch, passes: list[ForwardPass]) -> list[Tensor]:
         """The gradient of these passes at the present weights, one entry a parameter; the gradient so far stays. It is
@@ -173,6 +192,14 @@ def cut(part: slice, size: int | None) -> Iterator[slice]:
     else:
         for start in range(part.start, part.stop, size):
             yield slice(start, min(start + size, part.stop))
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Seed the global generator of a device, and the CPU's; torch.manual_seed does so too, but in a third of a
+    millisecond, for it goes through all the devices there may be."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -194,9 +194,7 @@ def renew_statistics(loop: Loop, images: EpochImages, starts: range, step: int) 
             batch = MiniBatch(step - back, start, min(run.batch_size, len(images.order) - start), images)
             mine = worker_slice(batch.size, workers.rank, workers.size, loop.slice_unit)
             for positions in cut(mine, run.micro_batch_size):
-                inputs = loop.smoothing.inputs(batch.part(positions)).images
-                with autocast(run.precision, inputs.device):
-                    loop.model(inputs)
+                loop.outputs(loop.model, batch, positions)
             seen += batch.size
             if seen >= STATISTICS_SAMPLES:
                 break

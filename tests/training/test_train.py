@@ -14,6 +14,7 @@ from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training.data import EpochImages, ImageData, place
 from lbstudy.training.datasets import Dataset, load
 from lbstudy.training.train import EpochReport, Outcome, Snapshot, evaluate, train
+from tests.methods import examples
 from tests.parallel import run_workers
 
 SMOOTHINGS = ["none", "mixup", "noise", "mixup+noise"]
@@ -31,7 +32,7 @@ def digits(samples: int | None = None, **keys: object) -> tuple[DatasetSpec, Ima
 
 
 def make_run(dataset: DatasetSpec, **keys: object) -> RunSpec:
-    hyper = {"learning_rate": 0.05, "mixup_alpha": 0.5, "noise_magnitude": 0.01, "weight_decay": 1e-3}
+    hyper = {**examples.NUMBERS, "learning_rate": 0.05}
     defaults: dict[str, object] = {
         "model": "lenet5", "dataset": dataset, "batch_size": 64, "optimizer": "sgd", "budget": {"epochs": 1}, "seed": 3,
     }  # fmt: skip
