@@ -15,14 +15,17 @@ from rich.markup import escape
 from lbstudy import __version__
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
+    code_in_use,
     compute_tasks,
     confirm_runs,
     ended_in_order,
     err,
     exit_with,
+    fit,
     load_data,
     notice,
     on_ray,
+    read_data,
     require_room,
     resolve,
     run_study,
@@ -55,6 +58,9 @@ class LandscapeKind(StrEnum):
     interpolate = "interpolate"
     trajectory = "trajectory"
 
+
+IMPORTING = ("plan", "doctor", "run", "confirm", "landscape", "sharpness")
+"""Commands that need the methods of a study, and so import a user's code."""
 
 DEMO = {
     "cells.smoothing": ["none", "mixup"],
@@ -89,8 +95,8 @@ def main() -> None:
     try:
         app()
     except (StudyError, StorageError) as error:
-        for line in str(error).splitlines():
-            err.print(f"error: {line}", markup=False)
+        for line in str(error).splitlines():  # an indented one belongs to the error above it
+            err.print(line if line.startswith(" ") else f"error: {line}", markup=False)
         sys.exit(2)
 
 
@@ -310,11 +316,15 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
     from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
+    dataset, samples = None, None
     try:
-        samples: int | None = datasets.training_samples(study.dataset, load_data(study, source))
+        dataset = read_data(study, source)
+        fit(study, source, dataset)
+        samples = datasets.training_samples(study.dataset, dataset)
     except StudyError as error:
+        if study.dataset.function or (study.code and dataset is not None):  # the user's to mend, and not this machine's
+            raise
         err.print(f"the study cannot run here: {error}", markup=False)
-        samples = None
     rows = []
     for cell in study.list_cells():
         ranges = study.ranges(cell)
@@ -343,4 +353,7 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
         lanes = f"not on this machine: {error}"
     out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
     fixed = study.fixed.model_dump(exclude_none=True, exclude={"mixup", "noise"})
+    if study.code:
+        out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
+        out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
     out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items()))

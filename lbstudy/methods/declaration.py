@@ -14,11 +14,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import Field, create_model
 
 from lbstudy.study.run import Spec
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_remembering: list[Any] = []
+
+
+def remembered(function: Function) -> Function:
+    """`functools.cache` until `forget`, for what depends on a user's modules, which may give way to others."""
+    cached = cache(function)
+    _remembering.append(cached)
+    return cast(Function, cached)
+
+
+def forget() -> None:
+    """Ask all `remembered` functions afresh."""
+    for cached in _remembering:
+        cached.cache_clear()
 
 
 class MethodError(ValueError):
@@ -74,7 +90,7 @@ def find(kind: str, name: str, room: ModuleType) -> Any:
     return method
 
 
-@cache
+@remembered
 def attribute(kind: str, name: str) -> Any:
     """What a dotted name, `module:attribute`, stands for. Raises MethodError where there is no such thing."""
     module_name, _, path = name.partition(":")

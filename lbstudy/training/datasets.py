@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.file import KeyProblems, Keys, Problem
-from lbstudy.study.run import DatasetSpec, GhostBatchNorm
+from lbstudy.study.run import DatasetSpec
 from lbstudy.study.spec import StudySpec
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
@@ -34,12 +34,6 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
     "mnist": ("MNIST", 10, (1, 28, 28), ["MNIST/raw"]),
     "fashion_mnist": ("FashionMNIST", 10, (1, 28, 28), ["FashionMNIST/raw"]),
 }
-
-SMALLEST_IMAGE = {"lenet5": 16}
-"""Pixels a side that a model needs: LeNet-5's two unpadded 5x5 convolutions, each followed by a pool, eat up less."""
-
-NORMALISES_VECTORS = {"vgg9"}
-"""Models with batch norm after a linear layer: a (ghost) batch of one sample has no variance there."""
 
 ROOT: Keys = ("dataset", "root")
 
@@ -66,12 +60,16 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
         track: shows progress while an image tree is decoded for the first time.
 
     Raises:
-        StudyError: files are missing, unreadable, or not what the dataset should be.
+        StudyError: files are missing, unreadable, or not what the dataset should be; or it is a user's own, see
+            `own_data`.
     """
     if spec.name == "digits":
         return _digits()
     if spec.name == "synthetic":
         return _synthetic(spec.samples)
+    if spec.function is not None:
+        reason = f"{spec.function} is a function of the user's own, which only commands that train import"
+        raise KeyProblems(Problem(("dataset", "name"), reason))
     root = Path(spec.root).expanduser() if spec.root else DEFAULT_ROOT
     try:
         if not _is_tree(root):
@@ -112,14 +110,12 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
     return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
 
 
-def check(study: StudySpec, dataset: Dataset) -> None:
-    """Make sure that a study's cells and model can work with its data.
+def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
+    """Batch sizes larger than the training split, and splits too small for their classes.
 
     Raises:
-        KeyProblems: a batch size is larger than the training split, a split too small for its classes, or the images
-            too small for the model.
+        KeyProblems: the split leaves no sample.
     """
-    problems: list[Problem] = []
     samples = training_samples(study.dataset, dataset)
     validating = len(dataset.train_labels) - samples
     if min(samples, validating) < dataset.classes:
@@ -127,35 +123,13 @@ def check(study: StudySpec, dataset: Dataset) -> None:
             f"leaves {samples} samples to train and {validating} to validate; a stratified split needs at least one "
             f"of each of the {dataset.classes} classes on both sides; got {study.dataset.validation_size}"
         )
-        problems.append(Problem(("dataset", "validation_size"), reason))
+        yield Problem(("dataset", "validation_size"), reason)
     if large := sorted({cell.batch_size for cell in study.list_cells() if cell.batch_size > samples}):
         reason = (
             f"{', '.join(map(str, large))} is more than the {samples} training samples "
             f"that dataset {study.dataset.name} has beside its validation samples"
         )
-        problems.append(Problem(("cells", "batch_size"), reason))
-    height, width = dataset.train_images.shape[2:]
-    smallest = SMALLEST_IMAGE.get(study.model.name, 1)
-    if min(height, width) < smallest:
-        reason = f"{study.model} needs images of at least {smallest}x{smallest} pixels, but these are {height}x{width}"
-        problems.append(Problem(("model",), reason))
-    if study.model.name in NORMALISES_VECTORS:
-        problems += _lone_samples(study, samples)
-    if problems:
-        raise KeyProblems(*problems)
-
-
-def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:
-    """Mini-batches, or ghost batches of them, of a single sample."""
-    ghost = study.batch_norm.ghost if isinstance(study.batch_norm, GhostBatchNorm) else None
-    for size in sorted({cell.batch_size for cell in study.list_cells()}):
-        last = 0 if study.dataset.drop_last else samples % size
-        for whole, name in ((size, "a"), (last, "the last")):
-            if whole and (whole % ghost if ghost else whole) == 1:
-                part = f"{name} mini-batch of {whole}" + (f" leaves a ghost batch of {ghost} with" if ghost else " has")
-                reason = f"{size}: {part} one sample, which batch norm cannot normalise after a linear layer"
-                hint = "" if whole == size else "; `dataset.drop_last: true` leaves it out"
-                yield Problem(("cells", "batch_size"), reason + hint)
+        yield Problem(("cells", "batch_size"), reason)
 
 
 def _digits() -> Dataset:

@@ -135,8 +135,9 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial, in the same lane unless its worker group is gone."""
         if self._lane is None or not self._lane.is_alive():
-            dataset, storage = new_config["lane"]["dataset"][0], new_config["lane"]["storage"]
-            self._lane = Lane(self._resources, dataset, storage, name=f"lane-{uuid4().hex[:8]}")
+            lane = new_config["lane"]
+            name = f"lane-{uuid4().hex[:8]}"
+            self._lane = Lane(self._resources, lane["dataset"][0], lane["code"][0], lane["storage"], name)
         job = Job(
             key=f"{next(self._jobs)} {new_config['cell']} {new_config['number']}",
             run=new_config["run"],
@@ -244,6 +245,8 @@ def confirm_runs(
 
 
 def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool) -> None:
+    from lbstudy.methods.user_code import active  # imports torch
+
     study = plan.study
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
         lane = {
@@ -251,6 +254,7 @@ def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder
             "metric": study.tuning.metric,
             "storage": scratch,
             "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
+            "code": [ray.put(active())],
         }
         try:
             tune.Tuner(

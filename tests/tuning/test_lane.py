@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from lbstudy.study.code import Code
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
@@ -18,7 +19,9 @@ DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 @pytest.fixture(scope="module")
 def lane(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
     dataset = ray.put(datasets.load(DIGITS))
-    lane = Lane(Resources(gpus_per_worker=0), dataset, str(tmp_path_factory.mktemp("lane")), "test-lane")
+    lane = Lane(
+        Resources(gpus_per_worker=0), dataset, ray.put(Code()), str(tmp_path_factory.mktemp("lane")), "test-lane"
+    )
     yield lane
     lane.end()
 
