@@ -15,7 +15,7 @@ METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
     *METRICS, "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy",
 ]  # fmt: skip
-KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]
+KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]  # with further factors before the number, if any
 CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]
 OUTCOME = ["status", "epochs"]
 
@@ -32,6 +32,15 @@ def trials(folder: StudyFolder) -> pd.DataFrame:
 def epochs(folder: StudyFolder) -> pd.DataFrame:
     """One row per epoch of every trial: its cell and number, and all metrics reported."""
     return pd.DataFrame([_key(record) | report for record in folder.trials() for report in folder.epochs(record)])
+
+
+def of_variant(rows: pd.DataFrame, variant: StudySpec) -> pd.DataFrame:
+    """Those of a study's rows, of a frame or a table, that are about the cells of one of its variants."""
+    if "cell" in rows:
+        return rows[rows["cell"].isin([cell.name for cell in variant.list_cells()])]
+    for key, values in variant.factors.items():
+        rows = rows[rows[key].isin(list(values))]
+    return rows
 
 
 def ranked(study: StudySpec, trials: pd.DataFrame) -> pd.DataFrame:
@@ -133,6 +142,7 @@ def _key(record: TrialRecord) -> dict[str, object]:
         "optimizer": record.optimizer,
         "batch_size": record.batch_size,
         "smoothing": record.smoothing,
+        **record.factors,
         "number": record.number,
     }
 
@@ -150,5 +160,8 @@ def _outcome(record: TrialRecord, metrics: list[str]) -> dict[str, object]:
 def frame_of(rows: list[dict[str, object]], columns: list[str], numbers: list[str]) -> pd.DataFrame:
     """The rows as a frame with the types that its columns have; it has all of them even where no row has."""
     frame = pd.DataFrame(rows)
+    if rows:  # the further factors stand where `_key` has put them
+        names, place = list(map(str, frame)), columns.index("number")
+        columns = [*columns[:place], *names[names.index("smoothing") + 1 : names.index("number")], *columns[place:]]
     frame = frame.reindex(columns=list(dict.fromkeys([*columns, *frame]))).astype(dict.fromkeys(numbers, float))
     return frame.astype({"rank": "Int64"}) if "rank" in frame else frame

@@ -79,7 +79,7 @@ def measure_memory(path: Path) -> dict[int, float]:
             held[ended] = process.memory_info().rss / 2**20
 
     tuner.connect()
-    plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
+    plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
     tuner.tune_study(StudyFolder.create(path, plan.study), plan, show, notice=print)
     tuner.disconnect()
     return held

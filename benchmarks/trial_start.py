@@ -73,7 +73,8 @@ def one_step_runs(trials: int) -> list[dict[str, Any]]:
 def time_lane(trials: int, dataset: ray.ObjectRef, storage: str) -> list[float]:
     """When each trial in a lane ended, as the driver learns it; the first is the lane's start."""
     times = [time.time()]
-    lane = Lane(RESOURCES, dataset, ray.put(Code()), storage, name="benchmark")
+    data = {datasets.source(one_step_study(1).dataset): dataset}
+    lane = Lane(RESOURCES, data, ray.put(Code()), storage, name="benchmark")
     for number, run in enumerate(one_step_runs(trials)):
         lane.begin(Job(str(number), run, rungs=[]))
         report = lane.next_report()
@@ -83,10 +84,10 @@ def time_lane(trials: int, dataset: ray.ObjectRef, storage: str) -> list[float]:
     return times
 
 
-def time_tune(trials: int, dataset: datasets.Dataset, storage: str) -> list[float]:
+def time_tune(trials: int, data: datasets.Datasets, storage: str) -> list[float]:
     """When each trial of a study on one lane was complete; the first is the study's start."""
     study = one_step_study(trials)
-    plan = dataclasses.replace(tuner.plan(study, dataset, tuner.cluster_nodes()), lanes=1)
+    plan = dataclasses.replace(tuner.plan(study, data, tuner.cluster_nodes()), lanes=1)
     times = [time.time()]
 
     def show(record: TrialRecord) -> None:
@@ -150,8 +151,8 @@ def main() -> None:
     warm, cold = (10, 3) if options.quick else (50, 6)
 
     tuner.connect()
-    images = datasets.load(one_step_study(1).dataset)
-    dataset = ray.put(images)
+    images = datasets.load_all(one_step_study(1))
+    dataset = ray.put(next(iter(images.values())))
     with tempfile.TemporaryDirectory(prefix="lbstudy-benchmark-") as storage:
         waits = {
             "warm lane": intervals(time_lane(warm, dataset, storage)),

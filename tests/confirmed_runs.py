@@ -31,7 +31,7 @@ def add_run(
     **changes: object,
 ) -> None:  # fmt: skip
     """Write a trial, or a confirmed run of `trial` whose repeat is its number."""
-    optimizer, batch_size, smoothing = cell.split("-")
+    optimizer, batch_size, smoothing, *_ = cell.split("-")  # further factors are among the changes
     run = record(
         cell=cell, optimizer=optimizer, batch_size=int(batch_size[1:]), smoothing=smoothing, number=number,
         status=status, trial=trial, repeat=0 if trial is None else number, metrics={"epoch": len(curve), **curve[-1]},
@@ -46,12 +46,14 @@ def add_run(
 def confirmed_study(path: Path, study: StudySpec, accuracies: Mapping[str, Sequence[float]]) -> StudyFolder:
     """A study whose cells each have a completed trial, and confirmed runs with these test accuracies (NaN: diverged)."""
     folder = StudyFolder.create(path, study)
-    for cell in study.list_cells():
-        add_run(folder, cell.name, [{"val_accuracy": 0.9, "val_loss": 0.3}], params=PARAMS)
+    factors = {cell.name: dict(cell.factors) for cell in study.list_cells()}
+    for name, values in factors.items():
+        add_run(folder, name, [{"val_accuracy": 0.9, "val_loss": 0.3}], params=PARAMS, factors=values)
     for cell_name, values in accuracies.items():
         for repeat, accuracy in enumerate(values):
             status: Status = "diverged" if accuracy != accuracy else "completed"
-            add_run(folder, cell_name, [{"test_accuracy": accuracy}], repeat, status, trial=0)
+            metrics = [{"test_accuracy": accuracy}]
+            add_run(folder, cell_name, metrics, repeat, status, trial=0, factors=factors[cell_name])
     return folder
 
 

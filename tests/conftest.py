@@ -72,7 +72,7 @@ def run_tiny(path: Path, study: StudySpec) -> RanStudy:
     from lbstudy.tuning import tuner
 
     folder = StudyFolder.create(path, study)
-    plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
+    plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
     ran = RanStudy(folder, plan.lanes)
     tuner.tune_study(folder, plan, lambda record: ran.shown.append(record.status), ran.notices.append)
     return ran

@@ -3,6 +3,9 @@
 The figures themselves: `figures_runs` (learning curves, steps to a target), `figures_tuning` (sensitivity, learning
 rates, tuning curves), `figures_mixup`, `figures_landscape` (lines), `figures_planes`, `figures_sharpness`. How they
 look: `style`.
+
+Colour, line style and marker tell optimizer, batch size and smoothing apart. Where a study has further factors, every
+figure is drawn for each of its variants, all cells of which share them.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.analysis.tables import targets
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
+from lbstudy.study.factors import suffix
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from lbstudy.training import datasets
@@ -52,16 +56,73 @@ class Reached(NamedTuple):
     runs: pd.DataFrame  # a row per run: optimizer, batch_size, smoothing, steps, epochs, seconds (infinite: missed)
 
 
-def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Drawing]:
-    """Draw the figures of a study, in the order of a report.
+class Frames(NamedTuple):
+    """What the figures are drawn from, of a study or one of its variants."""
+
+    study: StudySpec
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+    runs: pd.DataFrame  # confirmed
+    confirmed: pd.DataFrame  # their epochs
+    landscape: Callable[[results.Kind], pd.DataFrame]
+    sharpness: Callable[[], pd.DataFrame]
+
+
+Figures = dict[str, tuple[str, Callable[[], Figure]]]
+"""Name -> description, and what draws it."""
+
+
+def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int | None = None) -> Iterator[Drawing]:
+    """Draw the figures of a study, in the order of a report; of each, one per variant of the study.
 
     Args:
         folder: the study's folder.
         reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
             baseline cell.
+        at_most: variants that are drawn of each figure, the first ones; of the others the reason says how to.
     """
-    study, trials, epochs = folder.study(), load.trials(folder), load.epochs(folder)
-    runs, confirmed = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    study, trials = folder.study(), load.trials(folder)
+    frames = Frames(
+        study, trials, load.epochs(folder), load.confirmed(folder, trials), load.confirmed_epochs(folder),
+        cache(lambda kind: results.landscape(folder, kind, trials)), cache(lambda: results.sharpness(folder, trials)),
+    )  # fmt: skip
+    variants = study.variants()
+    if len(variants) == 1:
+        parts = [(figures_of(folder, frames, reached), "", "")]
+    else:
+        parts = [
+            (figures_of(folder, _narrowed(frames, part), reached), suffix(part.list_cells()[0].factors), part.in_words)
+            for part in variants
+        ]
+    for name in dict.fromkeys(name for figures, _, _ in parts for name in figures):
+        of_name = [(figures[name], end, words) for figures, end, words in parts if name in figures]
+        for place, ((description, draw), end, words) in enumerate(of_name):
+            caption = f"{description}, with {words}" if words else description
+            if at_most is not None and place >= at_most:
+                yield Drawing(name + end, caption, None, "left to `lbstudy figures`, with so many combinations")
+                continue
+            try:
+                yield Drawing(name + end, caption, draw())
+            except NothingToDraw as nothing:
+                yield Drawing(name + end, caption, None, str(nothing))
+
+
+def _narrowed(frames: Frames, part: StudySpec) -> Frames:
+    """The frames of one variant of the study, whose name in the headings says which."""
+    return Frames(
+        study=part.model_copy(update={"name": f"{part.name}, {part.in_words}"}),
+        trials=load.of_variant(frames.trials, part),
+        epochs=load.of_variant(frames.epochs, part),
+        runs=load.of_variant(frames.runs, part),
+        confirmed=load.of_variant(frames.confirmed, part),
+        landscape=lambda kind: load.of_variant(frames.landscape(kind), part),
+        sharpness=lambda: load.of_variant(frames.sharpness(), part),
+    )
+
+
+def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> Figures:
+    """All figures of a study, or of one of its variants."""
+    study, trials, epochs, runs, confirmed, landscape, sharpness = frames
     on_all = bool(runs["train_on"].eq("all").any())
 
     @cache
@@ -77,10 +138,6 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
         return figures_mixup.draw_mixup_samples(figures_mixup.mixup_samples_info(densities, _images(study)))
 
     @cache
-    def landscape(kind: results.Kind) -> pd.DataFrame:
-        return results.landscape(folder, kind, trials)
-
-    @cache
     def lines() -> figures_landscape.Curves:
         return figures_landscape.line_info(study, landscape("line"), results.landscape_settings(folder, "line"))
 
@@ -94,7 +151,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
 
     @cache
     def minima() -> pd.DataFrame:
-        return minima_table.runs(load.confirmed(folder, trials), results.sharpness(folder, trials), landscape("line"))
+        return minima_table.runs(runs, sharpness(), landscape("line"))
 
     def densities() -> Figure:
         found = figures_sharpness.densities_info(study, minima(), results.spectral_densities(folder))
@@ -137,11 +194,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None) -> Iterator[Dr
         ("spectral_densities", "Density of the Hessian's eigenvalues at the minima of every cell", densities),
         ("sharpness_accuracy", "Sharpness of the minima against test accuracy, a point per cell", sharpness_accuracy),
     ]  # fmt: skip
-    for name, description, draw in figures:
-        try:
-            yield Drawing(name, description, draw())
-        except NothingToDraw as nothing:
-            yield Drawing(name, description, None, str(nothing))
+    return {name: (description, draw) for name, description, draw in figures}
 
 
 def _reached_by_default(study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Reached:

@@ -232,10 +232,13 @@ def _panels(info: Planes, title: str, **options: Any) -> tuple[Figure, NDArray[A
 def _each(info: Planes, axes: NDArray[Any]) -> list[tuple[Any, str, Plane]]:
     """Each panel that has something to show, its cell, and that; the others say that they have not."""
     rows, columns = list(_rows(info.study).values()), Encoding.of(info.study).smoothings
+    names: dict[tuple[str, int, str], str] = {
+        (cell.optimizer, cell.batch_size, cell.smoothing): cell.name for cell in info.study.list_cells()
+    }
     found = []
     for row, (optimizer, batch_size) in enumerate(rows):
         for column, smoothing in enumerate(columns):
-            cell = f"{optimizer}-b{batch_size}-{smoothing}"
+            cell = names.get((optimizer, batch_size, smoothing), "")
             if cell in info.planes:
                 found.append((axes[row, column], cell, info.planes[cell]))
             elif axes[row, column].name == "3d":

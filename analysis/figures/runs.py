@@ -84,6 +84,7 @@ def learning_curves_info(
     no_evidence = ["train_loss", "val_accuracy"] if train_on == "all" else ["train_loss"]
     parts, diverged, missing = [], {}, []
     for cell in study.list_cells():
+        short = cell.but(factors=()).name  # the heading has the values of further factors
         runs, confirmed = _of_cell(confirmed_epochs, cell.name), True
         if not runs.empty:
             runs = runs[runs["rank"].eq(0).fillna(False).astype(bool)]
@@ -91,11 +92,11 @@ def learning_curves_info(
             runs, confirmed = _of_cell(epochs, cell.name), False
             runs = runs[runs["number"] == best[cell.name]].assign(repeat=0)
         if runs.empty:
-            missing.append(cell.name)
+            missing.append(short)
             continue
         runs, dead = _comparable(runs)
         if dead:
-            diverged[cell.name] = (len(dead), runs["repeat"].nunique())
+            diverged[short] = (len(dead), runs["repeat"].nunique())
         for metric in METRICS:
             if metric in runs and not (confirmed and metric in no_evidence):
                 part = _over_seeds(runs, metric, dead).assign(

@@ -95,10 +95,10 @@ def draw_densities(info: Densities) -> Figure:
     for row, optimizer in enumerate(encoding.optimizers):
         for column, smoothing in enumerate(encoding.smoothings):
             panel = axes[row, column]
-            for batch_size in encoding.batch_sizes:
-                density = info.densities.get(f"{optimizer}-b{batch_size}-{smoothing}")
-                if density is not None:
-                    panel.plot(info.eigenvalues, density, **encoding.look(optimizer, batch_size) | {"lw": 1})
+            for cell in sorted(info.study.list_cells(), key=lambda cell: cell.batch_size):
+                if (cell.optimizer, cell.smoothing) == (optimizer, smoothing) and cell.name in info.densities:
+                    look = encoding.look(optimizer, cell.batch_size) | {"lw": 1}
+                    panel.plot(info.eigenvalues, info.densities[cell.name], **look)
             if not panel.lines:
                 mark_empty(panel, "not measured")
             panel.set_yscale("log")

@@ -23,7 +23,7 @@ from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
-from lbstudy.training.datasets import Dataset
+from lbstudy.training.datasets import Dataset, Datasets, source
 
 if TYPE_CHECKING:
     import torch
@@ -136,13 +136,18 @@ def _pairs(runs: Sequence[TrialRecord]) -> Iterator[tuple[tuple[tuple[TrialRecor
     """From the solution of the smallest batch to that of each larger one, with the same seed and all else alike."""
     found = False
     for end in runs:
-        alike = [r for r in runs if (r.optimizer, r.smoothing, r.repeat) == (end.optimizer, end.smoothing, end.repeat)]
+        alike = [run for run in runs if _but_for_the_batch_size(run) == _but_for_the_batch_size(end)]
         start = min(alike, key=lambda run: run.batch_size)
         if start.batch_size < end.batch_size:
             found = True
             yield ((start, "model"), (end, "model")), _name(end)
     if not found:
         raise StudyError("interpolation needs confirmed runs that differ in the batch size alone, and there are none")
+
+
+def _but_for_the_batch_size(run: TrialRecord) -> tuple[object, ...]:
+    """What two runs share between whose solutions a line is drawn."""
+    return run.optimizer, run.smoothing, run.repeat, run.factors
 
 
 def keep_settings(folder: StudyFolder, where: str, settings: Spec) -> None:
@@ -172,7 +177,7 @@ def missing(folder: StudyFolder, tasks: Sequence[Task]) -> list[Task]:
 def compute(
     folder: StudyFolder,
     study: StudySpec,
-    dataset: Dataset,
+    data: Datasets,
     tasks: Sequence[Task],
     done: Callable[[Task], None],
     failed: Callable[[Task, str], None],
@@ -182,7 +187,7 @@ def compute(
     Args:
         folder: of the study.
         study: the study, for the resources of a worker: a task takes what one worker of a trial does.
-        dataset: the study's.
+        data: the study's.
         tasks: what to compute.
         done: is told of each result.
         failed: is told of each task that raised, and why.
@@ -199,7 +204,8 @@ def compute(
     remote = ray.remote(_compute).options(
         num_cpus=resources.cpus_per_worker, num_gpus=float(resources.gpus_per_worker), max_retries=3
     )
-    images, code = ray.put(dataset), ray.put(active())
+    images = {name: ray.put(dataset) for name, dataset in data.items()}
+    code = ray.put(active())
     states: dict[tuple[str, str], ray.ObjectRef] = {}
 
     def state(run: TrialRecord, name: str) -> ray.ObjectRef:
@@ -211,12 +217,12 @@ def compute(
             states[key] = ray.put(found[1])
         return states[key]
 
-    waiting = {
-        remote.remote(
-            task.kind, task.run, task.settings, task.part, images, code, *(state(*s) for s in task.states)
-        ): task
-        for task in tasks
-    }
+    def start(task: Task) -> ray.ObjectRef:
+        of_run = images[source(RunSpec.model_validate(task.run).dataset)]
+        of_states = (state(*s) for s in task.states)
+        return remote.remote(task.kind, task.run, task.settings, task.part, of_run, code, *of_states)
+
+    waiting = {start(task): task for task in tasks}
     while waiting:
         for answer in ray.wait(list(waiting), num_returns=1)[0]:
             task = waiting.pop(answer)

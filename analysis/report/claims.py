@@ -5,11 +5,14 @@ A claim is made of comparisons between cells, at the largest batch size of each 
 confirmed runs diverged or hardly learnt cannot tell. The claim is supported, or contradicted, where all its comparisons
 say so, which makes it no easier to be wrong with more of them. How often each verdict comes where it should not is
 simulated by benchmarks/claims.py.
+
+Cells are compared that share all other factors: each function is about one variant of a study, and `together` about
+all. Tables are of the variant too (`load.of_variant`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import exp, inf, isnan, nan
 from typing import Any, Literal, NamedTuple
 
@@ -77,10 +80,24 @@ def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict
     return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
 
 
+def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
+    """What all variants of a study say about a claim, each of which says it about itself; all must agree."""
+    (_, first), *others = claims
+    if not others:
+        return first
+    found = [Comparison(c.verdict, led(part, c.sentence)) for part, claim in claims for c in claim.comparisons]
+    return first._replace(comparisons=found)
+
+
+def led(variant: StudySpec, sentence: str) -> str:
+    """A sentence about a variant, led by the values of the further factors that its cells share."""
+    return f"With {variant.in_words}: {sentence}" if variant.in_words else sentence
+
+
 def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
     """K-FAC's and SGD's cell at the largest batch size that both have with the same smoothing, preferably none."""
     cells = study.list_cells()
-    pairs = [(cell, Cell("sgd", cell.batch_size, cell.smoothing)) for cell in cells if cell.optimizer == "kfac"]
+    pairs = [(cell, cell.but(optimizer="sgd")) for cell in cells if cell.optimizer == "kfac"]
     found = [pair for pair in pairs if pair[1] in cells]
     return max(found, key=lambda pair: (pair[0].batch_size, pair[0].smoothing == "none"), default=None)
 
@@ -152,7 +169,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
     comparisons = []
     for row in _at_largest_batch(gaps):
         if row["smoothing"] == "none":
-            warning = _lost(confirmed, _cells(row, ["none"]))
+            warning = _lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             comparisons.append(Comparison("cannot tell" if warning else verdict, gap_sentence(row) + warning))
     return Claim(
@@ -172,7 +189,7 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
     comparisons = []
     for row in _at_largest_batch(gaps):
         if row["smoothing"] != "none":
-            warning = _lost(confirmed, _cells(row, ["none", row["smoothing"]]))
+            warning = _lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
             verdicts = {
                 decide(row[f"{notion}_low"], row[f"{notion}_high"], HALF, above="supported")
                 for notion in ("closed", "narrowed")
@@ -276,9 +293,10 @@ def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for _, row in rows.iterrows()]
 
 
-def _cells(row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:
+def _cells(study: StudySpec, row: dict[str, Any], smoothings: Iterable[str]) -> list[str]:
+    cell = study.list_cells()[0].but(optimizer=row["optimizer"])
     sizes = (row["small_batch"], row["large_batch"])
-    return [f"{row['optimizer']}-b{size}-{smoothing}" for smoothing in smoothings for size in sizes]
+    return [cell.but(batch_size=size, smoothing=smoothing).name for smoothing in smoothings for size in sizes]
 
 
 def _lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis.tables.best import workers_of
+from lbstudy.study.factors import value_text
 from lbstudy.study.spec import StudySpec
 
 
@@ -26,7 +27,7 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
         "Intervals are two-sided 95 % intervals over seeds, each for itself: nothing is corrected for how many there "
         "are. Seeds vary the initialisation and the order of the data, not the split nor the test set.",
     ]
-    if len(sizes) > 1 and study.budget.epochs:
+    if len(sizes) > 1 and any(part.budget.epochs for part in study.variants()):
         caveats.append(
             f"The budget is in epochs, so batch {sizes[-1]} takes {sizes[-1] / sizes[0]:.3g} times fewer steps than "
             f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
@@ -56,20 +57,31 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
 
 
 def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any]) -> dict[str, str]:
-    """What was the same in every cell, in words, by what it is.
+    """What was the same in every cell, in words, by what it is; of what further factors vary, what there was.
 
     Args:
         study: the study.
         confirmed: `load.confirmed` of its folder.
         environment: `StudyFolder.environment`.
     """
+    parts = study.variants()
+    described = [_describe(part, confirmed, environment) for part in parts]
+    fixed = {
+        name: "; or: ".join(dict.fromkeys(words[name] for words in described if name in words))
+        for name in dict.fromkeys(name for words in described for name in words)
+    }
+    factors = {key: ", ".join(map(value_text, values)) for key, values in study.factors.items()}
+    return {"factors": "; ".join(f"{key}: {values}" for key, values in factors.items())} | fixed if factors else fixed
+
+
+def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any]) -> dict[str, str]:
     data, tuning, machine = study.dataset, study.tuning, environment.get("machine", {})
     share = data.validation_size
     size = f"{100 * share:g} %" if share < 1 else f"{share:g} samples"
     trained_on = {"split": "the rest of them", "all": "all of them, validation samples too"}
     used = sorted({trained_on[str(part)] for part in confirmed["train_on"].dropna()})
-    length = f"{study.budget.epochs} epochs" if study.budget.epochs else f"{study.budget.steps} steps"
     pruner = "no pruner" if tuning.pruner == "none" else f"ASHA ({_words(tuning.pruner.model_dump(exclude={'name'}))})"
+    varied = {key.removeprefix("fixed.") for key in study.factors}
     groups = study.fixed.settings
     smoothings, optimizers = set(study.cells.smoothing), set(study.cells.optimizer)
     fixed = {
@@ -79,7 +91,8 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
         + f"; augmentation: {', '.join(data.augment) or 'none'}",
         "split": f"{size} of the training samples validate, drawn with seed {study.seed}"
         + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
-        "budget": f"{length}; {study.schedule.name} schedule, {_words(study.schedule.model_dump(exclude={'name'}))}",
+        "budget": f"{study.budget.in_words}; {study.schedule.name} schedule, "
+        + _words(study.schedule.model_dump(exclude={"name"}, exclude_none=True)),
         "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
         "ranges": "; ".join(
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
@@ -88,7 +101,7 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
             if any(entry is study.ranges(cell).get(name) for cell in study.list_cells())
         ),
         "hyper-parameters": _words(
-            {name: value for name, value in study.fixed.numbers.items() if name not in study.search}
+            {n: value for n, value in study.fixed.numbers.items() if n not in study.search and n not in varied}
         ),
     }
     if any("mixup" in smoothing for smoothing in smoothings):

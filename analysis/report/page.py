@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -23,6 +23,7 @@ from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import style
+from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims, conditions, sentences
 from lbstudy.analysis.tables import best as tables
@@ -32,11 +33,16 @@ from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError
+from lbstudy.study.spec import Cell, StudySpec
 
 NO_BREAK = "\u00a0"
 
 PAGE = "report.html"
 """Name of the page in the study's folder."""
+
+
+MOST_VARIANTS = 6
+"""Of each figure, so many are on the page at most, one for each combination of further factors."""
 
 
 class Shown(NamedTuple):
@@ -91,12 +97,9 @@ def collect(folder: StudyFolder) -> Report:
     study, trials = folder.study(), load.trials(folder)
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
-    rivals = claims.rivals(study)
-    goals = targets.choose_targets(study, confirmed, cell=rivals[1]) if rivals else []
-    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
-    goals, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (goals, halfway))
-    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *goals]}
-    steps = claims.fewer_steps(study, confirmed, times)
+    variants = study.variants()
+    sought = [_sought(part, confirmed, epochs) for part in variants]
+    steps = [(found.study, claims.fewer_steps(found.study, confirmed, found.times)) for found in sought]
     sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
@@ -107,16 +110,23 @@ def collect(folder: StudyFolder) -> Report:
     def command(verb: str, *arguments: str) -> str:
         return shlex.join(["lbstudy", verb, str(folder.path), *arguments])
 
+    def about(judge: Callable[[StudySpec], claims.Claim]) -> claims.Claim:
+        return claims.together([(part, judge(part)) for part in variants])
+
     return Report(
         study=study.name,
         source=study.source,
         made=utc_now()[:16].replace("T", " ") + " UTC",
-        answer=claims.answer(study, gap_table, steps, configs),
+        answer=[
+            (claims.led(part, sentence), table)
+            for part, claim in steps
+            for sentence, table in claims.answer(part, of_variant(gap_table, part), claim, of_variant(configs, part))
+        ],
         claims=[
-            steps,
-            claims.generalises_worse(study, confirmed, gap_table),
-            claims.more_than_halves(study, confirmed, gap_table),
-            claims.wider_minima(study, minima),
+            claims.together(steps),
+            about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
+            about(lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part))),
+            about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
         ],
         missing=health.list_missing(study, trials, confirmed)
         + load.list_damaged(trials, confirmed, epochs)
@@ -129,17 +139,7 @@ def collect(folder: StudyFolder) -> Report:
                 _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
                 command("table", "targets"),
             ),
-            *(
-                Shown(
-                    name, f"Time to {what} plain SGD {has} at batch {rivals[1].batch_size}",
-                    _for_page(targets.targets_table(study, confirmed, epochs, found)), TARGETS_SGD,
-                    command("table", "targets", *(part for goal in found for part in goal.options)),
-                )
-                for name, what, has, found in (
-                    ("targets-half", "where", "is halfway", halfway), ("targets-sgd", "what", "delivers", goals)
-                )
-                if rivals and found and (found == halfway or rivals[1] != targets.baseline(study))
-            ),
+            *_times_to_sgd(sought, confirmed, epochs, command),
             Shown(
                 "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
                 command("table", "sharpness"),
@@ -160,6 +160,43 @@ def collect(folder: StudyFolder) -> Report:
         fixed=conditions.describe_fixed(study, confirmed, folder.environment()),
         caveats=conditions.list_caveats(study, trials, confirmed, gap_table),
     )  # fmt: skip
+
+
+class Sought(NamedTuple):
+    """The targets that K-FAC and SGD are compared by, in a variant of the study."""
+
+    study: StudySpec
+    rivals: tuple[Cell, Cell] | None
+    halfway: list[targets.Target]
+    end: list[targets.Target]
+    times: dict[targets.Target, pd.DataFrame]
+
+
+def _sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
+    rivals = claims.rivals(part)
+    end = targets.choose_targets(part, confirmed, cell=rivals[1]) if rivals else []
+    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
+    end, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (end, halfway))
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *end]}
+    return Sought(part, rivals, halfway, end, times)
+
+
+def _times_to_sgd(
+    sought: list[Sought], confirmed: pd.DataFrame, epochs: pd.DataFrame, command: Callable[..., str]
+) -> Iterator[Shown]:
+    """Tables of the times to where plain SGD is halfway, and ends, unless the table of targets shows that already."""
+    for name, what, has in (("targets-half", "where", "is halfway"), ("targets-sgd", "what", "delivers")):
+        shown, sizes, options = [], [], list[str]()
+        for part, rivals, halfway, end, _ in sought:
+            goals = halfway if name == "targets-half" else end
+            if rivals and goals and (name == "targets-half" or rivals[1] != targets.baseline(part)):
+                shown.append(targets.targets_table(part, confirmed, epochs, goals))
+                sizes.append(str(rivals[1].batch_size))
+                options = [option for goal in goals for option in goal.options]
+        if shown:  # one command makes the table of one variant only
+            made_by = command("table", "targets", *options) if len(sought) == 1 else command("report")
+            title = f"Time to {what} plain SGD {has} at batch {' or '.join(dict.fromkeys(sizes))}"
+            yield Shown(name, title, _for_page(pd.concat(shown, ignore_index=True)), TARGETS_SGD, made_by)
 
 
 BEST = (
@@ -205,10 +242,10 @@ def _for_page(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(folder: StudyFolder) -> Iterator[Picture]:
-    for drawing in figures.draw_all(folder):
+    for drawing in figures.draw_all(folder, at_most=MOST_VARIANTS):
         svg = None
         if drawing.figure is not None:  # matplotlib escapes the text it draws
-            svg = Markup(style.embeddable_svg(drawing.figure, drawing.name.replace("+", "-"), drawing.description))
+            svg = Markup(style.embeddable_svg(drawing.figure, re.sub(r"[+=.]", "-", drawing.name), drawing.description))
         yield Picture(drawing.name, drawing.description, svg, drawing.reason)
 
 

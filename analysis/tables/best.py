@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from math import inf, nan
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import pandas as pd
 from lbstudy.analysis import load, stats
 from lbstudy.records.folder import FINISHED, StudyFolder
 from lbstudy.records.lock import is_held
+from lbstudy.study.factors import labels
 from lbstudy.study.spec import StudySpec
 
 COUNTS = list(FINISHED)
@@ -38,7 +40,8 @@ def best_trials(study: StudySpec, trials: pd.DataFrame, top: int = 1) -> pd.Data
 
 
 def best_configs(folder: StudyFolder) -> pd.DataFrame:
-    """A row per cell: its best configuration and result, how its trials ended, and an edge flag.
+    """A row per cell: its best configuration and result, how its trials ended, and an edge flag. Here as in every table
+    a column for each further factor of the cells, named by its key, follows the smoothing.
 
     `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a better
     value may lie outside. A cell without a completed trial has counts but no values. Once runs have been confirmed
@@ -53,9 +56,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     tuned = study.tuned()
     rows = []
     for cell in study.list_cells():
-        row: dict[str, object] = {
-            "optimizer": cell.optimizer, "batch_size": cell.batch_size, "smoothing": cell.smoothing,
-        }  # fmt: skip
+        row: dict[str, object] = {**cell.values}
         found = best.loc[cell.name] if cell.name in best.index else None
         params = {} if found is None else {n: float(found[f"params.{n}"]) for n in study.ranges(cell)}  # type: ignore[arg-type]
         row |= {name: params.get(name) for name in tuned}
@@ -148,11 +149,8 @@ def budget_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
     counts = configs["trials"]
     if (counts == study.tuning.trials).all():
         return f"Every cell has had the same budget: {study.tuning.trials} trials."
-    behind = ", ".join(
-        f"{row.optimizer} {row.batch_size} {row.smoothing}: {row.trials}"
-        for row in configs.itertuples()
-        if row.trials != study.tuning.trials
-    )
+    cells = zip(study.list_cells(), counts, strict=True)
+    behind = ", ".join(f"{cell.name}: {count}" for cell, count in cells if count != study.tuning.trials)
     return f"Not a fair comparison yet: the budget is {study.tuning.trials} trials a cell, but {behind}."
 
 
@@ -209,7 +207,7 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     """The table as text for people: so many significant digits, and a dash where there is nothing to say.
 
     An estimate and the interval beside it (`gap`, `gap_low`, `gap_high`) become one column, `0.021 [0.01, 0.032]`; so
-    do a mean and its standard deviation (`trace`, `trace_sd`), `5.1 ± 0.3`.
+    do a mean and its standard deviation (`trace`, `trace_sd`), `5.1 ± 0.3`. Factors go by a short name.
     """
 
     def text(value: object) -> str:
@@ -226,7 +224,19 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     for name in [c for c in shown if f"{c}_sd" in shown]:
         sd = shown.pop(f"{name}_sd")
         shown[name] = shown[name].where(sd == "-", shown[name] + " ± " + sd)
-    return shown
+    return shown.rename(columns=short_names(shown))
+
+
+def with_factors(columns: Iterable[str], study: StudySpec) -> list[str]:
+    """A table's columns, with those of a study's further factors after the smoothing."""
+    return [name for column in columns for name in ([column, *study.factors] if column == "smoothing" else [column])]
+
+
+def short_names(table: pd.DataFrame) -> dict[str, str]:
+    """The columns of further factors, which go by the keys of a study -> their names in a table for reading."""
+    columns = list(map(str, table))
+    keys = [name for name in columns if name.split(".")[0] in StudySpec.model_fields]
+    return {key: label if label not in columns else key for key, label in labels(keys).items()}
 
 
 def holds_numbers(column: pd.Series) -> bool:

@@ -21,7 +21,8 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis import stats
-from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
+from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners, with_factors
+from lbstudy.study.factors import Factors
 from lbstudy.study.spec import Cell, StudySpec
 
 COLUMNS: dict[str, Any] = {
@@ -34,7 +35,8 @@ COLUMNS: dict[str, Any] = {
 
 
 def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
-    """A row per optimizer, smoothing and batch size above the optimizer's smallest; all accuracies are fractions.
+    """A row per cell above its optimizer's smallest batch size; all accuracies are fractions. Cells are compared with
+    those that share all of their further factors.
 
     Columns: `gap`, small minus large batch under the row's own smoothing, with its 95 % interval over the `n` repeats
     that both cells completed (the two accuracies are means over the same repeats); `resolvable`, the smallest true gap
@@ -49,7 +51,7 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
     """
     accuracies = {cell.name: accuracy_by_repeat(confirmed, cell.name) for cell in study.list_cells()}
     rows = [_row(small, large, accuracies, confirmed) for small, large in list_pairs(study)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    return pd.DataFrame(rows, columns=with_factors(COLUMNS, study)).astype(COLUMNS)
 
 
 WEAK = 2
@@ -67,18 +69,18 @@ def is_weak(gap: stats.Mean) -> bool:
 
 
 def list_pairs(study: StudySpec) -> list[tuple[Cell, Cell]]:
-    """Each cell above its optimizer's smallest batch size, after the one it is compared with, in the study's order."""
-    cells = study.list_cells()
-    smallest = {cell.optimizer: min(c.batch_size for c in cells if c.optimizer == cell.optimizer) for cell in cells}
-    return [
-        (Cell(cell.optimizer, smallest[cell.optimizer], cell.smoothing), cell)
-        for cell in cells
-        if cell.batch_size > smallest[cell.optimizer]
-    ]
+    """Each cell above its optimizer's smallest batch size, after the one it is compared with, in the study's order.
+    The smallest is that of cells with equal further factors."""
+    smallest: dict[tuple[str, Factors], int] = {}
+    for cell in (cells := study.list_cells()):
+        key = (cell.optimizer, cell.factors)
+        smallest[key] = min(cell.batch_size, smallest.get(key, cell.batch_size))
+    pairs = [(cell.but(batch_size=smallest[cell.optimizer, cell.factors]), cell) for cell in cells]
+    return [(small, large) for small, large in pairs if small.batch_size < large.batch_size]
 
 
 def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: pd.DataFrame) -> dict[str, object]:
-    plain_small, plain_large = (Cell(cell.optimizer, cell.batch_size, "none") for cell in (small, large))
+    plain_small, plain_large = (cell.but(smoothing="none") for cell in (small, large))
     nothing = pd.Series(dtype=float)
     sb, lb, plain_sb, plain_lb = (
         accuracies.get(cell.name, nothing) for cell in (small, large, plain_small, plain_large)
@@ -86,8 +88,8 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
     common = sb.index.intersection(lb.index)
     gap, to_none = stats.paired_difference(sb, lb), stats.paired_difference(plain_sb, lb)
     row: dict[str, object] = {
-        "optimizer": large.optimizer, "smoothing": large.smoothing, "small_batch": small.batch_size,
-        "large_batch": large.batch_size, "n": gap.n, "resolvable": stats.smallest_resolvable(gap.sd, gap.n),
+        **large.values, "small_batch": small.batch_size, "large_batch": large.batch_size,
+        "n": gap.n, "resolvable": stats.smallest_resolvable(gap.sd, gap.n),
         # over the common repeats, so that the columns add up; alone, each cell's mean is still worth showing
         "small_accuracy": (sb.loc[common] if len(common) else sb).mean(),
         "large_accuracy": (lb.loc[common] if len(common) else lb).mean(),

@@ -45,25 +45,27 @@ class Finding(NamedTuple):
 
 
 def health_table(folder: StudyFolder) -> pd.DataFrame:
-    """A row per cell and check: `cell`, `check`, `verdict` (ok, warning, cannot tell) and a `sentence` for readers."""
+    """A row per cell and check: `cell`, its further factors, `check`, `verdict` (ok, warning, cannot tell) and a
+    `sentence` for readers."""
     study, trials = folder.study(), load.trials(folder)
     confirmed = load.confirmed(folder, trials)
     best = best_trials(study, trials).set_index("cell")
     curves = best_curves(folder, best, confirmed)
     rows = []
-    for cell in study.list_cells():
+    for part, cell in [(variant, cell) for variant in study.variants() for cell in variant.list_cells()]:
         series = curves[curves["cell"] == cell.name]
         findings = {
             "budget": budget(study, count_statuses(trials, cell.name)),
             "divergence": divergence(count_statuses(trials, cell.name), count_statuses(winners(confirmed), cell.name)),
-            "edge": edge(study, cell, best),
+            "edge": edge(part, cell, best),
             "convergence": convergence(series, study.tuning.metric),
             "over-fitting": over_fitting(series),
         }
         if cell.optimizer == "kfac":
-            findings["against SGD"] = special_case(study, cell, best, confirmed)
-        rows += [{"cell": cell.name, "check": check, **found._asdict()} for check, found in findings.items()]
-    return pd.DataFrame(rows, columns=["cell", "check", "verdict", "sentence"])
+            findings["against SGD"] = special_case(part, cell, best, confirmed)
+        key = {"cell": cell.name, **dict(cell.factors)}
+        rows += [{**key, "check": check, **found._asdict()} for check, found in findings.items()]
+    return pd.DataFrame(rows, columns=["cell", *study.factors, "check", "verdict", "sentence"])
 
 
 def best_curves(folder: StudyFolder, best: pd.DataFrame, confirmed: pd.DataFrame) -> pd.DataFrame:
@@ -189,8 +191,8 @@ def over_fitting(curves: pd.DataFrame) -> Finding:
 
 
 def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd.DataFrame) -> Finding:
-    """Whether K-FAC loses to SGD at the same batch size and smoothing, and whether it could have been SGD."""
-    other = Cell("sgd", cell.batch_size, cell.smoothing)
+    """Whether K-FAC loses to SGD, all other factors equal, and whether it could have been SGD. `study`: the variant."""
+    other = cell.but(optimizer="sgd")
     if other not in study.list_cells():
         return Finding("cannot tell", f"The study has no cell {other.name} to compare with.")
     lead = stats.paired_difference(accuracy_by_repeat(confirmed, cell.name), accuracy_by_repeat(confirmed, other.name))

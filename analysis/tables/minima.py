@@ -16,7 +16,7 @@ from lbstudy.analysis import stats
 from lbstudy.analysis.minima import curves
 from lbstudy.analysis.minima.results import list_incomplete
 from lbstudy.analysis.rules import CHANGES
-from lbstudy.analysis.tables.best import winners
+from lbstudy.analysis.tables.best import short_names, winners
 from lbstudy.study.spec import StudySpec
 
 WHICH_SIDE = (
@@ -141,7 +141,8 @@ def minima_table(study: StudySpec, runs: pd.DataFrame) -> pd.DataFrame:
         of_cell = runs[runs["cell"] == cell.name]
         measured = of_cell[of_cell[list(MEASURES)].notna().any(axis=1)]
         row: dict[str, Any] = {
-            "optimizer": cell.optimizer, "batch_size": cell.batch_size, "smoothing": cell.smoothing, "n": len(measured),
+            **cell.values,
+            "n": len(measured),
         }  # fmt: skip
         for name in (*OUTCOMES, *known):
             values = of_cell[name].dropna()
@@ -157,11 +158,13 @@ def for_terminal(table: pd.DataFrame) -> pd.DataFrame:
     """The table of minima, narrow enough for a terminal: the chief measures, without their errors."""
     shown = [name for name in (*OUTCOMES, *CHIEF) if name in table]
     pairs = [column for name in shown for column in (name, f"{name}_sd")]
-    return table[["optimizer", "batch_size", "smoothing", "n", *pairs, "note"]]
+    names = list(table)[: list(table).index("n") + 1]
+    return table[[*names, *pairs, "note"]]
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per measure: Spearman's rank correlation of its cell means with test accuracy, across cells.
+    """A row per measure: Spearman's rank correlation of its cell means with test accuracy, across cells; of each
+    combination of further factors for itself.
 
     `sharper_is` says what it means: "worse" where cells with sharper minima test worse, "better" where they test
     better, and nothing where the interval holds zero. The cells differ in more than sharpness, so it is no cause.
@@ -169,17 +172,19 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: as from `minima_table`.
     """
-    columns = [
-        "measure",
-        "large_is",
-        "n",
-        "correlation",
-        "correlation_low",
-        "correlation_high",
-        "p",
-        "sharper_is",
-        "note",
-    ]
+    keys = list(short_names(table))
+    groups: Any = table.groupby(keys, sort=False) if keys else [((), table)]
+    rows = [dict(zip(keys, values, strict=True)) | row for values, part in groups for row in _correlations(part)]
+    return pd.DataFrame(rows, columns=[*keys, *CORRELATION])
+
+
+CORRELATION = [
+    "measure", "large_is", "n", "correlation", "correlation_low", "correlation_high", "p", "sharper_is", "note",
+]  # fmt: skip
+"""Columns of the table of correlations, after those of the further factors."""
+
+
+def _correlations(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for name in (name for name in MEASURES if name in table):
         measure = MEASURES[name]
@@ -187,11 +192,12 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         sign = 1 if measure.large_is == "sharp" else -1
         told = found.low * found.high > 0  # False where there is no interval
         note = "" if found.n >= FEW_PAIRS else f"{found.n} cells; the interval holds from about eight pairs on"
-        rows.append((
+        values = (
             measure.label, measure.large_is, found.n, found.value, found.low, found.high, found.p,
             ("better" if sign * found.value > 0 else "worse") if told else "", note,
-        ))  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+        )  # fmt: skip
+        rows.append(dict(zip(CORRELATION, values, strict=True)))
+    return rows
 
 
 def list_left_out(runs: pd.DataFrame, sharpness: pd.DataFrame, lines: pd.DataFrame) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lbstudy.analysis import stats
-from lbstudy.analysis.tables.best import winners
+from lbstudy.analysis.tables.best import winners, with_factors
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Cell, StudySpec
 
@@ -53,7 +53,7 @@ class Target(NamedTuple):
 
 
 def baseline(study: StudySpec) -> Cell:
-    """The cell that sets the targets: smallest batch; SGD and no smoothing where the study has them."""
+    """The cell that sets the targets of a variant: smallest batch; SGD and no smoothing where the study has them."""
     order = ["sgd", *study.cells.optimizer]
     return min(
         study.list_cells(),
@@ -163,7 +163,8 @@ def speed_ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
 def targets_table(
     study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame, targets: list[Target] | None = None
 ) -> pd.DataFrame:
-    """A row per cell and target: the median time over the runs that ended, and how many of them `reached` it.
+    """A row per cell and target: the median time over the runs that ended, and how many of them `reached` it. Each
+    variant of the study has a baseline of its own, and so targets of its own.
 
     Args:
         study: the study.
@@ -171,6 +172,9 @@ def targets_table(
         epochs: `load.confirmed_epochs` of its folder.
         targets: what to reach; default: `choose_targets`.
     """
+    if len(variants := study.variants()) > 1:
+        parts = [targets_table(part, confirmed, epochs, targets) for part in variants]
+        return pd.concat(parts, ignore_index=True)
     targets = choose_targets(study, confirmed) if targets is None else targets
     runs = winners(confirmed)
     times = {target: winners_times(confirmed, epochs, target) for target in targets}
@@ -179,14 +183,13 @@ def targets_table(
         found = times[target].loc[times[target]["cell"] == cell.name, TIMES]
         known = len(found) > 0 and not isnan(target.value)
         row: dict[str, object] = {
-            "optimizer": cell.optimizer, "batch_size": cell.batch_size, "smoothing": cell.smoothing,
-            "metric": target.metric, "target": target.value, "n": len(found),
+            **cell.values, "metric": target.metric, "target": target.value, "n": len(found),
             "reached": int((found["steps"] < inf).sum()) if known else None,
         }  # fmt: skip
         row |= {name: found[name].median() if known else nan for name in TIMES}
         row["note"] = _note(study, runs[runs["cell"] == cell.name], len(found), target)
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    return pd.DataFrame(rows, columns=with_factors(COLUMNS, study)).astype(COLUMNS)
 
 
 def _note(study: StudySpec, runs: pd.DataFrame, ended: int, target: Target) -> str:

@@ -124,8 +124,8 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     folder, failures = StudyFolder(path), list[str]()
 
     def work() -> None:
-        tune(study, path, dataset, verbose)
-        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", dataset, verbose)
+        tune(study, path, images, verbose)
+        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", images, verbose)
         one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
         lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
         parts: list[tuple[str, Spec, list[Task]]] = [
@@ -139,12 +139,12 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
             notice(str(error))
         for where, settings, tasks in parts:
             minima.keep_settings(folder, where, settings)
-            compute_tasks(study, folder, minima.missing(folder, tasks), where, dataset, failures)
+            compute_tasks(study, folder, minima.missing(folder, tasks), where, images, failures)
 
     with ended_in_order(path, "the same command"):
         StudyFolder.check(path, study)
         require_room(study, None)
-        dataset = load_data(study, source)
+        images = load_data(study, source)
         with DriverLock(path, notice):
             on_ray(work, path, verbose)
     print_best(folder, TableFormat.table)
@@ -199,9 +199,9 @@ def confirm(
     command = f"lbstudy confirm {folder.path}"
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
-        dataset = load_data(spec, source)
+        images = load_data(spec, source)
         with DriverLock(folder.path, notice):
-            on_ray(partial(confirm_runs, spec, folder, runs, train_on, dataset, verbose), folder.path, verbose)
+            on_ray(partial(confirm_runs, spec, folder, runs, train_on, images, verbose), folder.path, verbose)
     print_best(folder, TableFormat.table)
     wanted = {(run.cell, run.number) for run in runs}
     found = [trial for trial in folder.confirmation.trials() if (trial.cell, trial.number) in wanted]
@@ -271,9 +271,9 @@ def _compute(
     failures: list[str] = []
     if missing := minima.missing(folder, tasks):
         require_room(spec, address, workers=1)
-        dataset = load_data(spec, source)
+        images = load_data(spec, source)
         with ended_in_order(folder.path, "the same command"):
-            work = partial(compute_tasks, spec, folder, missing, where, dataset, failures)
+            work = partial(compute_tasks, spec, folder, missing, where, images, failures)
             on_ray(work, folder.path, verbose)
     for failure in failures:
         err.print(f"failed: {failure}", markup=False)
@@ -287,16 +287,16 @@ def examine(
     storage: Storage = "studies", address: Address = None,
 ) -> None:  # fmt: skip
     """Check Ray, its nodes and the storage, and whether a study fits; exit code 2 if something is wrong."""
-    study, dataset = None, None
+    study, images = None, None
     if file is not None:
         study, source = resolve(file, None, None, None, None, None, None)
-        dataset = load_data(study, source)
+        images = load_data(study, source)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor
 
     failed = False
-    for finding in doctor.examine(study, dataset, folder):
+    for finding in doctor.examine(study, images, folder):
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
         out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
         failed |= not finding.ok
@@ -316,32 +316,36 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
     from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
-    dataset, samples = None, None
+    images: datasets.Datasets = {}
+    fits = True
     try:
-        dataset = read_data(study, source)
-        fit(study, source, dataset)
-        samples = datasets.training_samples(study.dataset, dataset)
+        images = read_data(study, source)
+        fit(study, source, images)
     except StudyError as error:
-        if study.dataset.function or (study.code and dataset is not None):  # the user's to mend, and not this machine's
+        own_data = any(part.dataset.function for part in study.variants())
+        if own_data or (study.code and images):  # the user's to mend, and not this machine's
             raise
         err.print(f"the study cannot run here: {error}", markup=False)
-    rows = []
-    for cell in study.list_cells():
-        ranges = study.ranges(cell)
-        steps = "?" if samples is None else str(study.steps_per_epoch(cell, samples))
-        published = str(len(study.published_params(cell)) or "-")
-        rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
+        fits = False
+    rows, parts = [], study.variants()
+    for part in parts:
+        samples = datasets.training_samples(part.dataset, images[datasets.source(part.dataset)]) if fits else None
+        for cell in part.list_cells():
+            ranges = part.ranges(cell)
+            steps = str(part.steps_per_epoch(cell, samples)) if samples else "?"
+            published = str(len(part.published_params(cell)) or "-")
+            rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
     frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *names, "published"])
-    print_table(frame, title=f"{study.name}: {study.model} on {study.dataset.name}")
+    models, sets = dict.fromkeys(str(part.model) for part in parts), dict.fromkeys(part.dataset.name for part in parts)
+    print_table(frame, title=f"{study.name}: {' and '.join(models)} on {' and '.join(sets)}")
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    budget, tuning, resources = study.budget, study.tuning, study.resources
-    length = f"{budget.epochs} epochs" if budget.epochs else f"{budget.steps} steps"
-    cells = len(study.list_cells())
+    tuning, resources, cells = study.tuning, study.resources, len(rows)
+    lengths = " or ".join(dict.fromkeys(part.budget.in_words for part in parts))
     pruner = "no pruner" if tuning.pruner == "none" else (
         f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
     )  # fmt: skip
-    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {length}; {tuning.sampler}, {pruner}")
+    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {lengths}; {tuning.sampler}, {pruner}")
     machine = this_machine()
     resources = with_gpus(resources, [machine])
     each = f"{resources.cpus_per_worker:g} CPU" + (
@@ -352,8 +356,9 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
     except StudyError as error:
         lanes = f"not on this machine: {error}"
     out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
+    varied = {key.removeprefix("fixed.") for key in study.factors}
     fixed = study.fixed.model_dump(exclude_none=True, exclude={"mixup", "noise"})
     if study.code:
         out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
         out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
-    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items()))
+    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))

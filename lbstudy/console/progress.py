@@ -32,6 +32,7 @@ class Progress:
         }
         self._cells = {cell.name: CellProgress(study, cell, count) for cell, count in counts.items() if count}
         self._total = sum(counts.values())
+        self._width = max([24, *map(len, self._cells)])
         self._began: float | None = None
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
 
@@ -55,7 +56,8 @@ class Progress:
             done = sum(cell.finished for cell in self._cells.values())
             value = record.metrics.get(self._study.tuning.metric)
             self._console.print(
-                f"{time.strftime('%H:%M:%S')}  {record.cell:<24} trial {record.number:<3} {record.status:<9} "
+                f"{time.strftime('%H:%M:%S')}  {record.cell:<{self._width}} "
+                f"trial {record.number:<3} {record.status:<9} "
                 f"epoch {record.epochs:<4} {self._study.tuning.metric} {_number(value):<7} "
                 f"{done}/{self._total}{self._eta(done)}",
                 soft_wrap=True,

@@ -78,6 +78,8 @@ def table(
     """Compare the cells of a study, by their confirmed runs."""
     if kind is not TableKind.targets and (loss is not None or accuracy is not None):
         raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
+    import pandas as pd
+
     from lbstudy.analysis import load
     from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
@@ -90,8 +92,10 @@ def table(
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
     elif kind is TableKind.targets:
-        goals = targets.choose_targets(spec, confirmed, loss, accuracy)
-        found = targets.targets_table(spec, confirmed, epochs, goals)
+        goals = [(part, targets.choose_targets(part, confirmed, loss, accuracy)) for part in spec.variants()]
+        found = pd.concat(
+            [targets.targets_table(part, confirmed, epochs, of_part) for part, of_part in goals], ignore_index=True
+        )
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:
@@ -107,7 +111,8 @@ def table(
     if format is TableFormat.table:
         shown = tables.for_reading(found, digits=3)
         if len(shown):
-            print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}")
+            names = tables.short_names(found).values()
+            print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}", names=names)
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
     _tell(health.list_missing(spec, trials, confirmed) + load.list_damaged(trials, confirmed, epochs))
@@ -145,7 +150,8 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
         print(tables.render(configs, style.value))  # type: ignore[arg-type]
         return
     study = folder.study()
-    print_table(tables.for_terminal(configs), title=f"{study.name}: best configurations")
+    names = tables.short_names(configs).values()
+    print_table(tables.for_terminal(configs), title=f"{study.name}: best configurations", names=names)
     out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")

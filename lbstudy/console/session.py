@@ -21,7 +21,6 @@ from lbstudy.console.progress import Progress, TaskProgress
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import StoragePath, locate
-from lbstudy.study.checks import notices
 from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
@@ -31,7 +30,7 @@ from lbstudy.tuning.confirm import as_study
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
     from lbstudy.study.code import Code
-    from lbstudy.training.datasets import Dataset
+    from lbstudy.training.datasets import Datasets
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -69,28 +68,28 @@ def set_address(address: str | None) -> None:
         os.environ["RAY_ADDRESS"] = address
 
 
-def load_data(study: StudySpec, source: StudyFile) -> Dataset:
+def load_data(study: StudySpec, source: StudyFile) -> Datasets:
     """Read a study's data and make sure that they, its methods and its mini-batches fit each other."""
-    dataset = read_data(study, source)
-    fit(study, source, dataset)
-    return dataset
+    data = read_data(study, source)
+    fit(study, source, data)
+    return data
 
 
-def read_data(study: StudySpec, source: StudyFile) -> Dataset:
+def read_data(study: StudySpec, source: StudyFile) -> Datasets:
     """Read a study's data."""
-    from lbstudy.training import own_data
+    from lbstudy.training import datasets, own_data
 
     with _placed(source):
-        return own_data.load(study.dataset, _track)
+        return datasets.load_all(study, _track, own_data.load)
 
 
-def fit(study: StudySpec, source: StudyFile, dataset: Dataset) -> None:
+def fit(study: StudySpec, source: StudyFile, data: Datasets) -> None:
     """Make sure that a study's methods, data and mini-batches fit each other; those that are not ours are tried."""
     from lbstudy.training import fitting
 
     with _placed(source):
-        fitting.check(study, dataset)
-        fitting.try_on(study, dataset)
+        fitting.check(study, data)
+        fitting.try_on(study, data)
 
 
 @contextmanager
@@ -104,6 +103,8 @@ def _placed(source: StudyFile) -> Iterator[None]:
 
 def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, verbose: bool) -> None:
     """Tune every cell of a study: what is missing at this path."""
+    from lbstudy.methods.checks import notices  # imports torch
+
     for message in notices(study):
         notice(message)
     if left_out := study.left_out():
@@ -111,9 +112,9 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     with ended_in_order(path, f"lbstudy run {path}"):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
-        dataset = load_data(study, source)
+        data = load_data(study, source)
         with DriverLock(path, notice):
-            on_ray(lambda: tune(study, path, dataset, verbose), path, verbose)
+            on_ray(lambda: tune(study, path, data, verbose), path, verbose)
 
 
 @contextmanager
@@ -164,11 +165,11 @@ def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoRetu
     raise typer.Exit(1 if failed or missing else 0)
 
 
-def tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) -> None:
+def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> None:
     """Run what is missing on the connected Ray."""
     from lbstudy.tuning import doctor, tuner
 
-    planned = tuner.plan(study, dataset, tuner.cluster_nodes())
+    planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
     cells = len(planned.epochs)
@@ -178,14 +179,14 @@ def tune(study: StudySpec, path: StoragePath, dataset: Dataset, verbose: bool) -
 
 
 def confirm_runs(
-    study: StudySpec, folder: StudyFolder, runs: Sequence[TrialRecord], train_on: TrainOn, dataset: Dataset,
+    study: StudySpec, folder: StudyFolder, runs: Sequence[TrialRecord], train_on: TrainOn, data: Datasets,
     verbose: bool,
 ) -> None:  # fmt: skip
     """Run what is missing of the confirmed runs on the connected Ray."""
     from lbstudy.tuning import doctor, tuner
 
     where = folder.confirmation
-    planned = tuner.plan(as_study(study, runs), dataset, tuner.cluster_nodes(), train_on)
+    planned = tuner.plan(as_study(study, runs), data, tuner.cluster_nodes(), train_on)
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
     err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
@@ -194,7 +195,7 @@ def confirm_runs(
 
 
 def compute_tasks(
-    study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, dataset: Dataset, failures: list[str]
+    study: StudySpec, folder: StudyFolder, tasks: Sequence[Task], where: str, data: Datasets, failures: list[str]
 ) -> None:
     """Compute tasks on the connected Ray; adds to `failures` what has failed and why."""
     from lbstudy.analysis.minima import compute as minima
@@ -205,7 +206,7 @@ def compute_tasks(
             failures.append(f"{task.result}: {reason}")
             progress.advance()
 
-        minima.compute(folder, study, dataset, tasks, lambda task: progress.advance(), failed)
+        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
 
 
 def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:

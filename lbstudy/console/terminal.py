@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -23,15 +24,15 @@ GUTTER = 2
 out = Console(width=None if sys.stdout.isatty() else 200)
 
 
-def print_table(frame: pd.DataFrame, title: str) -> None:
+def print_table(frame: pd.DataFrame, title: str, names: Collection[str] = ()) -> None:
     """A frame of text: words to the left, numbers to the right.
 
     Sentences are broken into lines. Columns that find no room beside the others come in a further block below, which
-    begins with the names of the rows again.
+    begins with the names of the rows again. `names`: columns that tell rows apart beside ROW_NAMES.
     """
     from lbstudy.analysis.tables.best import holds_numbers
 
-    for number, widths in enumerate(fit_columns(frame, out.width)):
+    for number, widths in enumerate(fit_columns(frame, out.width, names)):
         if number:
             out.print()
         table = Table(title=None if number else title, title_justify="left", box=None, pad_edge=False, highlight=False)
@@ -43,12 +44,12 @@ def print_table(frame: pd.DataFrame, title: str) -> None:
         Console(width=max(out.width, _total(widths))).print(table)  # a wider one than the terminal cuts no text either
 
 
-def fit_columns(frame: pd.DataFrame, room: int) -> list[dict[str, int]]:
+def fit_columns(frame: pd.DataFrame, room: int, names: Collection[str] = ()) -> list[dict[str, int]]:
     """Blocks of columns with their widths, each block no wider than the room unless a single column is too wide."""
     columns = list(map(str, frame))
     longest = {name: max([len(name), *frame[name].str.len()]) for name in columns}
     least = {name: _least_width(frame, name) for name in columns}
-    names = [name for name in columns if name in ROW_NAMES]
+    names = [name for name in columns if name in {*ROW_NAMES, *names}]
     blocks: list[dict[str, int]] = [{name: least[name] for name in names}]
     for name in (name for name in columns if name not in names):
         if blocks[-1].keys() - set(names) and _total(blocks[-1]) + GUTTER + least[name] > room:

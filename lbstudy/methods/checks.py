@@ -11,9 +11,10 @@ from lbstudy.methods import configure, models, optimizers, smoothing, user_code
 from lbstudy.methods.declaration import MethodError, attribute
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.storage import StoragePath
-from lbstudy.study import load
+from lbstudy.study import checks, load
 from lbstudy.study.checks import Checks
 from lbstudy.study.code import read_code
+from lbstudy.study.factors import of_cells
 from lbstudy.study.file import KeyProblems, Keys, Problem, StudyFile, nearest
 from lbstudy.study.run import GhostBatchNorm
 from lbstudy.study.spec import Cell, StudySpec
@@ -62,6 +63,25 @@ def complete(study: StudySpec) -> StudySpec:
     return study_class.model_validate(study.model_dump(by_alias=True, exclude_none=True))
 
 
+def notices(study: StudySpec) -> Iterator[str]:
+    """What is allowed, but may surprise: what the study itself tells, and what has no effect."""
+    yield from checks.notices(study)
+    known = {}
+    for cell in study.list_cells():
+        methods = configure.methods_of(cell.optimizer, cell.smoothing)
+        known[cell] = {"weight_decay_of", *methods, *configure.numbers_of(cell.optimizer, cell.smoothing)}
+    for key in study.factors:
+        section, _, name = key.partition(".")
+        idle = [cell.name for cell, names in known.items() if name.split(".")[0] not in names]
+        if section == "fixed" and idle:
+            others = f" and {len(idle) - 1} more cells" * (len(idle) > 1)
+            reason = f"has no effect in {idle[0]}{others}, which differ by chance alone; cells.exclude leaves them out"
+            yield f"cells.{key}: {reason}"
+    for name in sorted(study.fixed.model_fields_set):
+        if not any(name in names for names in known.values()):
+            yield f"fixed.{name}: has no effect, for no cell has such a method"
+
+
 FINDERS: dict[str, Callable[[str], Any]] = {
     "optimizer": optimizers.get,
     "smoothing": smoothing.parts_of,
@@ -78,12 +98,21 @@ def _named(content: dict[str, Any]) -> Iterator[tuple[str, Keys, str]]:
         for place, name in enumerate(names if isinstance(names, list) else []):
             if isinstance(name, str):
                 yield kind, ("cells", kind, place), name
-    for kind in ("model", "dataset"):
-        section = content.get(kind)
-        if isinstance(section, str) and kind == "model":
-            yield kind, (kind,), section
-        elif isinstance(section, dict) and isinstance(section.get("name"), str):
-            yield kind, (kind, "name"), section["name"]
+    for kind, key in (("model", "model"), ("model", "model.name"), ("dataset", "dataset"), ("dataset", "dataset.name")):
+        for keys, value in _values(content, key):
+            name = value.get("name") if isinstance(value, dict) else value
+            if isinstance(name, str):
+                yield kind, keys, name
+
+
+def _values(content: dict[str, Any], key: str) -> Iterator[tuple[Keys, Any]]:
+    """What stands at a dotted key of a study file, or else as its values among the factors of the cells."""
+    factors = of_cells(content.get("cells"))
+    if isinstance(values := factors.get(key), list | dict):
+        for place, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield ("cells", key, place), value
+    elif "." not in key:
+        yield (key,), content.get(key)
 
 
 def _ranges(study: StudySpec) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from lbstudy.methods import optimizers, smoothing
 from lbstudy.methods.declaration import Declaration, MethodError, RunNumbers, remembered
 from lbstudy.study.file import nearest
-from lbstudy.study.run import RunSpec, Value
+from lbstudy.study.run import Number, RunSpec
 from lbstudy.study.spec import Cell, Fixed, StudySpec
 
 
@@ -42,6 +42,7 @@ def numbers_of(optimizer: str, smoothings: str) -> dict[str, FieldInfo]:
 
 def run_spec(study: StudySpec, cell: Cell, params: Mapping[str, float], seed: int) -> RunSpec:
     """The training run of a cell with these tuned values."""
+    study = study.variant(cell)
     given: dict[str, Any] = {**study.fixed.numbers, **params}
     hyper = {}
     for name, field in numbers_of(cell.optimizer, cell.smoothing).items():
@@ -97,7 +98,7 @@ def require(run: RunSpec) -> None:
             raise MethodError(f"settings of {name}: {error}") from error
 
 
-def value_problem(field: FieldInfo, value: Value) -> str | None:
+def value_problem(field: FieldInfo, value: Number) -> str | None:
     """Why a hyper-parameter cannot have this value, or None if it can."""
     try:
         TypeAdapter(field.rebuild_annotation()).validate_python(value)

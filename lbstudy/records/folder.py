@@ -51,6 +51,7 @@ class TrialRecord:
     error: str = ""  # traceback of the last failure
     trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
     repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
+    factors: dict[str, str | int | float | bool] = field(default_factory=dict)  # further ones of its cell, by key
 
     @property
     def epochs(self) -> int:
@@ -152,7 +153,8 @@ class StudyFolder:
                 + "\n".join(changed)
             )
         shrunk = set(old.list_cells()) - set(study.list_cells()) or study.tuning.trials < old.tuning.trials
-        if not shrunk and _essence(old) == _essence(study):
+        one_each = {cell.factors: cell for cell in old.list_cells()}.values()
+        if not shrunk and all(_essence(old.variant(cell)) == _essence(study.variant(cell)) for cell in one_each):
             return
         texts = (old.to_yaml().splitlines(), study.to_yaml().splitlines())
         diff = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]

@@ -6,7 +6,10 @@ Each check reads some sections of the file and runs only where these are sound, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import product
 
+from lbstudy.study.factor_checks import said_once
+from lbstudy.study.factors import Value, value_text
 from lbstudy.study.file import Keys, Problem, nearest, show
 from lbstudy.study.space import Condition
 from lbstudy.study.spec import StudySpec
@@ -18,9 +21,14 @@ Checks = Sequence[tuple[Check, Collection[str]]]
 
 def contradictions(study: StudySpec, broken: Collection[str] = (), further: Checks = ()) -> Iterator[Problem]:
     """What is wrong between the parts of a study, but for the checks that read a broken section."""
-    for check, sections in (*CHECKS, *further):
-        if not set(sections) & set(broken):
+    sound = [check for check, sections in (*CHECKS, *further) if not set(sections) & set(broken)]
+    for check in sound:
+        if check in OF_ALL_CELLS:
             yield from check(study)
+    variants = study.variants()
+    for check in sound:
+        if check not in OF_ALL_CELLS:
+            yield from said_once([(part, list(check(part))) for part in variants], study)
 
 
 def never_apply(study: StudySpec) -> Iterator[Problem]:
@@ -31,7 +39,7 @@ def never_apply(study: StudySpec) -> Iterator[Problem]:
     for name, entries in study.search.items():
         left = study.all_cells()  # what the entries above leave over, for the first that matches counts
         for index, entry in enumerate(entries):
-            matched = [cell for cell in left if entry.when.matches(cell.optimizer, cell.batch_size, cell.smoothing)]
+            matched = [cell for cell in left if entry.when.matches(cell)]
             left = [cell for cell in left if cell not in matched]
             if matched:
                 continue
@@ -44,34 +52,43 @@ def never_apply(study: StudySpec) -> Iterator[Problem]:
 
 def notices(study: StudySpec) -> Iterator[str]:
     """What is allowed, since --epochs may shorten a study, but may surprise."""
+    variants = study.variants()
+    for problem in said_once([(part, list(_surprises(part))) for part in variants], study):
+        yield f"{'.'.join(map(str, problem.keys))}: {problem.message}"
+
+
+def _surprises(study: StudySpec) -> Iterator[Problem]:
     length = study.budget.epochs or study.budget.steps or 0
     unit = "epochs" if study.budget.epochs else "steps"
-    milestones = {"schedule.milestones": study.schedule.milestones}
+    milestones: dict[Keys, list[int]] = {("schedule", "milestones"): study.schedule.milestones}
     for method, settings in study.fixed.settings.items():
-        milestones |= {f"fixed.{method}.{k}": v for k, v in settings.items() if k.endswith("milestones")}
-    for key, values in milestones.items():
+        milestones |= {("fixed", method, key): v for key, v in settings.items() if key.endswith("milestones")}
+    for keys, values in milestones.items():
         if late := [milestone for milestone in values if milestone > length]:
-            yield f"{key}: {show(late)} lie beyond the budget of {length} {unit}"
+            yield Problem(keys, f"{show(late)} lie beyond the budget of {length} {unit}")
     pruner = study.tuning.pruner
     if pruner != "none" and study.budget.epochs and pruner.grace_period >= study.budget.epochs:
-        yield f"tuning.pruner: prunes nothing, for grace_period {pruner.grace_period} is no less than {length} epochs"
+        reason = f"prunes nothing, for grace_period {pruner.grace_period} is no less than {length} epochs"
+        yield Problem(("tuning", "pruner"), reason)
 
 
 def _meets_no_cell(condition: Condition, study: StudySpec) -> str | None:
     """Why no cell meets a condition, or None if one does."""
-    if any(condition.matches(cell.optimizer, cell.batch_size, cell.smoothing) for cell in study.all_cells()):
+    if any(condition.matches(cell) for cell in study.all_cells()):
         return None
     smoothings = [part for smoothing in study.cells.smoothing for part in (smoothing, *smoothing.split("+"))]
-    present: dict[str, Sequence[str | int]] = {
+    present: dict[str, Sequence[Value]] = {
         "optimizer": study.cells.optimizer,
         "batch_size": study.cells.batch_size,
         "smoothing": smoothings,
+        **{key: list(values) for key, values in study.factors.items()},
     }
+    asked_for = condition.model_dump()
     for key, values in present.items():
-        asked = getattr(condition, key)
+        asked = asked_for.get(key)
         if asked and not set(asked) & set(values):
-            names = list(dict.fromkeys(map(str, values)))
-            wrong = " or ".join(map(str, asked))
+            names = list(dict.fromkeys(map(value_text, values)))
+            wrong = " or ".join(map(value_text, asked))
             if key == "batch_size":
                 closest = min(study.cells.batch_size, key=lambda size: abs(size - asked[0]))
                 return f"no cell has batch_size {wrong}; the nearest is {closest}"
@@ -107,20 +124,31 @@ def _published(study: StudySpec) -> Iterator[Problem]:
     cells = study.all_cells()
     for index, entry in enumerate(study.published):
         keys: Keys = ("published", index)
-        if entry.cell not in cells:
-            yield Problem(
-                keys, f"{entry.cell.name} is no cell of this study{nearest(entry.cell.name, [c.name for c in cells])}"
-            )
-            continue
-        ranges = study.ranges(entry.cell)
-        for name, value in entry.params.items():
+        meant = [cell for cell in cells if entry.matches(cell)]
+        if not meant:
+            known = [cell.name for cell in cells]
+            yield Problem(keys, f"{entry.cell.name} is no cell of this study{nearest(entry.cell.name, known)}")
+        for cell, (name, value) in product(meant, entry.params.items()):
+            ranges = study.ranges(cell)
             if name not in ranges:
                 hint = nearest(name, ranges)
-                yield Problem((*keys, "params", name), f"is not tuned in cell {entry.cell.name}{hint}")
+                yield Problem((*keys, "params", name), f"is not tuned in cell {cell.name}{hint}")
             elif not ranges[name].contains(value):
                 yield Problem(
                     (*keys, "params", name), f"{value:g} lies outside the search range {ranges[name]} of its cell"
                 )
+
+
+def _rate_rule(study: StudySpec) -> Iterator[Problem]:
+    rule = study.tuning.learning_rate_rule
+    if rule is None:
+        return
+    keys: Keys = ("tuning", "learning_rate_rule", "from")
+    sizes = sorted({cell.batch_size for cell in study.list_cells()})
+    if rule.reference not in sizes:
+        yield Problem(keys, f"no cell has batch size {rule.reference}; the cells have {', '.join(map(str, sizes))}")
+    elif not any("learning_rate" in study.ranges(c) for c in study.list_cells() if c.batch_size > rule.reference):
+        yield Problem(keys, f"no cell with a batch size above {rule.reference} tunes its learning rate")
 
 
 def _room_for_published(study: StudySpec) -> Iterator[Problem]:
@@ -136,5 +164,9 @@ CHECKS: Checks = (
     (_workers, ("cells", "resources")),
     (_warmup, ("schedule", "budget")),
     (_published, ("cells", "search", "published")),
+    (_rate_rule, ("cells", "search", "tuning")),
     (_room_for_published, ("cells", "published", "tuning")),
 )
+
+OF_ALL_CELLS: tuple[Check, ...] = (_no_cells, _published)
+"""The checks that look at all cells at once; the others look at each variant of the study."""

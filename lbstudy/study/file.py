@@ -33,6 +33,7 @@ ALLOWED = {
 ALLOWED_IN_RANGES = {
     "uniform": "[low, high], two numbers",
     "log_uniform": "[low, high], two numbers",
+    "one_minus_log_uniform": "[low, high], two numbers",
     "int": "[low, high], two whole numbers",
     "choice": "a list of numbers",
 }
@@ -128,7 +129,8 @@ class StudyFile:
         return (line or 0), f"{self.path}:{line + 1}" if line is not None else str(self.path)
 
     def _override(self, key: str, value: Any) -> None:
-        *parents, last = key.split(".")
+        section, _, rest = key.partition(".")
+        *parents, last = [section, rest] if section == "cells" and rest else key.split(".")  # a factor's key is one key
         node: Any = self._raw
         for depth, part in enumerate(parents):
             if not isinstance(node.get(part, {}), dict):
@@ -329,24 +331,24 @@ def _meant(keys: Keys, root: type[Spec]) -> Keys:
 
     The same key at one other place is a matter of nesting; a similar one beside it, or else anywhere, is a slip.
     """
-    word, paths = str(keys[-1]), list(_paths(root))
-    same = [path for path in paths if path[-1] == word]
+    word, known = str(keys[-1]), list(paths(root))
+    same = [path for path in known if path[-1] == word]
     if len(same) == 1:
         return same[0]
     if close := difflib.get_close_matches(word, _names(_annotation(root, keys[:-1])), n=1):
         return (*keys[:-1], close[0])
-    close = difflib.get_close_matches(word, {str(path[-1]) for path in paths}, n=1, cutoff=0.8)
-    similar = [path for path in paths if path[-1] in close]
+    close = difflib.get_close_matches(word, {str(path[-1]) for path in known}, n=1, cutoff=0.8)
+    similar = [path for path in known if path[-1] in close]
     return similar[0] if len(similar) == 1 else ()
 
 
-def _paths(annotation: Any) -> Iterator[Keys]:
+def paths(annotation: Any) -> Iterator[Keys]:
     """All keys of the mappings below, but not those inside lists."""
     for kind in _options(annotation):
         if isclass(kind) and issubclass(kind, Spec):
             for name, field in kind.model_fields.items():
                 yield (field.alias or name,)
-                yield from ((field.alias or name, *path) for path in _paths(field.annotation))
+                yield from ((field.alias or name, *path) for path in paths(field.annotation))
 
 
 def _annotation(root: Any, keys: Keys) -> Any:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from lbstudy.storage import ObjectPath, StoragePath, locate
 from lbstudy.study.checks import Checks, contradictions, never_apply
+from lbstudy.study.factor_checks import misfits, misuses
+from lbstudy.study.factors import filled, of_cells
 from lbstudy.study.file import Problem, StudyError, StudyFile, explain, nearest, truths_as_numbers
 from lbstudy.study.spec import StudySpec
 
@@ -41,7 +43,11 @@ def find_study(file: str) -> StoragePath:
 
 def read_study(path: StoragePath) -> StudySpec:
     """The study of a study's folder. Its methods are not asked: whoever looks at results needs none of them."""
-    return check_study(StudyFile(path))
+    file = StudyFile(path)
+    try:
+        return StudySpec.model_validate(file.content)
+    except ValidationError as error:
+        raise file.error(explain(error, filled(file.content), StudySpec)) from error
 
 
 def check_study(
@@ -65,15 +71,24 @@ def check_study(
     """
     problems = [*found, *truths_as_numbers(file.content, study_class)]
     broken = {str(problem.keys[0]) for problem in problems}
+    content, wrong = file.content, list(misuses(file.content, study_class))
+    if wrong:
+        away = {str(problem.keys[0]) for problem in wrong}
+        away |= {key.split(".")[0] for key in of_cells(content.get("cells"))} if "cells" in away else set()
+        content = {name: value for name, value in content.items() if name not in away}
+        content |= {name: value for name, value in STAND_INS.items() if name in away}
+        problems, broken = problems + wrong, broken | away
+    content = filled(content)
     try:
-        study = study_class.model_validate(file.content)
+        study = study_class.model_validate(content)
     except ValidationError as error:
-        problems += explain(error, file.content, study_class)
+        problems += explain(error, content, study_class)
         broken |= {str(entry["loc"][0]) for entry in error.errors()}
-        sound = {name: file.content[name] for name in StudySpec.model_fields if name in {*file.content} - broken}
+        sound = {name: content[name] for name in StudySpec.model_fields if name in {*content} - broken}
         study = study_class.model_validate(STAND_INS | sound)
-    problems += contradictions(study, broken, further)
-    if written_by_hand and not file.changes("cells") and not {"cells", "search"} & broken:
+    misfitting = list(misfits(study))
+    problems += misfitting or contradictions(study, broken, further)
+    if written_by_hand and not misfitting and not file.changes("cells") and not {"cells", "search"} & broken:
         problems += never_apply(study)
     if problems:
         raise file.error(problems)

@@ -25,8 +25,8 @@ DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_fo
 TrainOn = Literal["split", "all"]
 DecayOf = Literal["all", "weights"]
 
-Value = bool | int | float
-"""Of a hyper-parameter: a number, or a switch."""
+Number = bool | int | float
+"""Value of a hyper-parameter: a number, or a switch."""
 
 
 class Spec(BaseModel):
@@ -84,6 +84,11 @@ class Budget(Spec):
             raise ValueError("give either `epochs` or `steps`, and not both")
         return self
 
+    @property
+    def in_words(self) -> str:
+        """How long that is."""
+        return f"{self.epochs} epochs" if self.epochs else f"{self.steps} steps"
+
     def unit(self, steps_per_epoch: int) -> int:
         """Optimizer steps of what milestones count: an epoch, or a step."""
         return steps_per_epoch if self.steps is None else 1
@@ -113,19 +118,32 @@ class Schedule(Spec):
 
     multi_step: the rate is multiplied by `factor` from each milestone on; epochs (or steps) count from 1, so
     milestone 71 means that epoch 71 is the first with the new rate. cosine: half a cosine to zero over the
-    budget (Loshchilov & Hutter 2017, eq. 5). warmup: linear from zero over the first `warmup` epochs (or steps).
+    budget (Loshchilov & Hutter 2017, eq. 5). linear: a line from 1 to `end_factor` over the first share `decay` of the
+    budget, level from there (Shallue et al. 2019, section 3.3). warmup_stable_decay: level, then a line down to
+    `end_factor` over the last share `decay` (Zhai et al. 2022). warmup: linear from zero over the first `warmup` epochs
+    (or steps).
     """
 
-    name: Literal["constant", "multi_step", "cosine"] = "constant"
+    name: Literal["constant", "multi_step", "cosine", "linear", "warmup_stable_decay"] = "constant"
     milestones: list[int] = Field([], description="multi_step: epochs (or steps), counted from 1")
     factor: float = Field(0.1, gt=0)
     warmup: float = Field(0.0, ge=0)
+    decay: float | None = Field(
+        None, gt=0, le=1, description="linear, warmup_stable_decay: share of the budget that the decay takes"
+    )
+    end_factor: float | None = Field(
+        None, ge=0, lt=1, description="linear, warmup_stable_decay: of the rate at the end; default: 0"
+    )
 
     @model_validator(mode="after")
-    def _milestones_belong_to_multi_step(self) -> Schedule:
+    def _numbers_belong_to_their_schedules(self) -> Schedule:
         if (self.name == "multi_step") != bool(self.milestones):
             raise ValueError("`milestones` are needed by `multi_step`, and only there")
         check_milestones("milestones", self.milestones)
+        if (self.decay is not None) != (self.name in ("linear", "warmup_stable_decay")):
+            raise ValueError("`decay` is needed by `linear` and `warmup_stable_decay`, and only there")
+        if self.end_factor is not None and self.decay is None:
+            raise ValueError("`end_factor` is for `linear` and `warmup_stable_decay` only")
         return self
 
     def rate_factor(self, step: int, budget: Budget, steps_per_epoch: int) -> float:
@@ -136,6 +154,10 @@ class Schedule(Spec):
             factor = self.factor ** milestones_passed(self.milestones, step, unit)
         elif self.name == "cosine":
             factor = 0.5 * (1 + cos(pi * step / budget.total_steps(steps_per_epoch)))
+        elif self.decay is not None:
+            done, end = step / budget.total_steps(steps_per_epoch), self.end_factor or 0.0
+            begin = 0.0 if self.name == "linear" else 1 - self.decay
+            factor = 1 - (1 - end) * min(max((done - begin) / self.decay, 0.0), 1.0)
         warmup_steps = self.warmup * unit
         return factor * min(1.0, (step + 1) / warmup_steps) if warmup_steps else factor
 
@@ -185,7 +207,7 @@ class RunSpec(Spec):
     batch_size: int = Field(gt=0, description="samples in the global mini-batch")
     optimizer: str
     smoothing: str = Field("none", description="one, or several joined by `+`")
-    hyper: dict[str, Value] = Field(description="hyper-parameters: the numbers of the run and of its methods")
+    hyper: dict[str, Number] = Field(description="hyper-parameters: the numbers of the run and of its methods")
     settings: dict[str, dict[str, Any]] = Field({}, description="what else a method can be told, by its name")
     weight_decay_of: DecayOf = Field("all", description="weights: weight decay leaves out norms and biases")
     budget: Budget

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from math import isfinite, log
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from lbstudy.study.factors import Value
 from lbstudy.study.run import Spec
+
+if TYPE_CHECKING:
+    from lbstudy.study.spec import Cell
 
 EDGE_SHARE = 0.05
 """A best value within this share of the range from one of its ends says that the range may be too narrow."""
 
 
 class Condition(Spec):
-    """Which cells an entry is for. An empty list means any."""
+    """Which cells an entry is for. An empty list means any. Further factors of the cells go by their keys, and named
+    values by their names; `load` refuses keys that are no factors."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list[Value]]
 
     optimizer: list[str] = []
     batch_size: list[int] = []
@@ -28,47 +37,67 @@ class Condition(Spec):
             return {key: v if isinstance(v, list | dict) else [v] for key, v in value.items()}
         return value
 
-    def matches(self, optimizer: str, batch_size: int, smoothing: str) -> bool:
+    def matches(self, cell: Cell) -> bool:
         """Whether a cell meets the condition."""
-        parts = {smoothing, *smoothing.split("+")}
+        parts, further = {cell.smoothing, *cell.smoothing.split("+")}, dict(cell.factors)
         return (
-            (not self.optimizer or optimizer in self.optimizer)
-            and (not self.batch_size or batch_size in self.batch_size)
+            (not self.optimizer or cell.optimizer in self.optimizer)
+            and (not self.batch_size or cell.batch_size in self.batch_size)
             and (not self.smoothing or bool(parts & set(self.smoothing)))
+            and all(further.get(key) in values for key, values in self.__pydantic_extra__.items() if values)
         )
 
 
 class Range(Spec):
-    """The range of one hyper-parameter: exactly one of the four kinds, and the cells it is for."""
+    """The range of one hyper-parameter: exactly one of the five kinds, and the cells it is for."""
 
     log_uniform: tuple[float, float] | None = Field(None, description="[low, high], uniform in the logarithm")
     uniform: tuple[float, float] | None = Field(None, description="[low, high]")
+    one_minus_log_uniform: tuple[float, float] | None = Field(
+        None, description="[low, high] of 1 - value, uniform in its logarithm: for momentum and the like"
+    )
     integer: tuple[int, int] | None = Field(None, alias="int", description="[low, high], both included")
     choice: list[float] | None = Field(None, description="a list of numbers")
     when: Condition = Field(Condition(), description="the cells that tune this; default: all")
 
     @model_validator(mode="after")
     def _one_sound_kind(self) -> Range:
-        given = [kind for kind in ("log_uniform", "uniform", "integer", "choice") if getattr(self, kind) is not None]
+        given = [field.alias or kind for kind, field in KINDS.items() if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of log_uniform, uniform, int, choice; got {', '.join(given) or 'none'}")
+            kinds = ", ".join(field.alias or kind for kind, field in KINDS.items())
+            raise ValueError(f"give exactly one of {kinds}; got {', '.join(given) or 'none'}")
         if self.choice is not None:
             if len(set(self.choice)) < 2 or not all(map(isfinite, self.choice)):
                 raise ValueError(f"`choice` needs at least two different finite numbers, but got {self.choice}")
             return self
-        low, high = self.bounds
+        low, high = self.searched_bounds
         if not (isfinite(low) and isfinite(high) and low < high):
             raise ValueError(f"`low < high` must hold, but got low={low:g}, high={high:g}")
-        if self.log_uniform and low <= 0:
-            raise ValueError(f"`low > 0` must hold for log_uniform, but got low={low:g}")
+        if self.is_log and low <= 0:
+            raise ValueError(f"`low > 0` must hold for {given[0]}, but got low={low:g}")
         return self
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the logarithm of what is searched is uniform."""
+        return self.log_uniform is not None or self.one_minus_log_uniform is not None
+
+    @property
+    def searched_bounds(self) -> tuple[float, float]:
+        """Smallest and largest number that is searched, which is `searched` of the value."""
+        if self.choice is not None:
+            return min(self.choice), max(self.choice)
+        return self.log_uniform or self.one_minus_log_uniform or self.uniform or self.integer  # type: ignore[return-value]
+
+    def searched(self, value: float) -> float:
+        """What is searched for a value, and the other way round: the value itself, or 1 - value."""
+        return 1 - value if self.one_minus_log_uniform else value
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value."""
-        if self.choice is not None:
-            return min(self.choice), max(self.choice)
-        return self.log_uniform or self.uniform or self.integer  # type: ignore[return-value]
+        low, high = sorted(map(self.searched, self.searched_bounds))
+        return low, high
 
     def contains(self, value: float) -> bool:
         """Whether the range holds the value."""
@@ -85,6 +114,8 @@ class Range(Spec):
         low, high = self.bounds
         if self.log_uniform:
             return log(value / low) / log(high / low)
+        if self.one_minus_log_uniform:
+            return log((1 - low) / (1 - value)) / log((1 - low) / (1 - high))
         return (value - low) / (high - low)
 
     def edge(self, value: float) -> str | None:
@@ -104,5 +135,8 @@ class Range(Spec):
         if self.choice is not None:
             return "{" + ", ".join(f"{value:g}" for value in self.choice) + "}"
         low, high = self.bounds
-        kind = " log" if self.log_uniform else " int" if self.integer else ""
+        kind = " log" if self.log_uniform else " int" if self.integer else " log of 1 - x" if self.is_log else ""
         return f"[{low:g}, {high:g}]{kind}"
+
+
+KINDS = {name: field for name, field in Range.model_fields.items() if name != "when"}

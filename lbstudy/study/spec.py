@@ -1,12 +1,14 @@
 """The study file: what is compared, what is tuned, and with what budget.
 
-`load.py` reads it. A cell is one optimizer x batch size x smoothing; every cell is tuned with equally many trials.
+`load.py` reads it. A cell is one optimizer x batch size x smoothing, and x whatever else is a factor (`factors.py`);
+every cell is tuned with equally many trials.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from io import StringIO
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -15,27 +17,50 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_v
 from ruamel.yaml import YAML
 
 from lbstudy.parallel.randomness import derive_seed
-from lbstudy.study.file import show
-from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Schedule, Spec, Value
+from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, short, suffix, without
+from lbstudy.study.file import Keys, paths, show
+from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Number, Schedule, Spec
 from lbstudy.study.space import Condition, Range
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One optimizer x batch size x smoothing."""
+    """One optimizer x batch size x smoothing, and a value of each further factor of the study, in their order."""
 
     optimizer: str
     batch_size: int
     smoothing: str
+    factors: Factors = ()
 
     @property
     def name(self) -> str:
-        """Name of the cell in folders, tables and on the console."""
-        return f"{self.optimizer}-b{self.batch_size}-{self.smoothing}"
+        """Name of the cell in folders, tables and on the console: `sgd-b128-none-vgg9-weight_decay=0.0005`."""
+        smoothing = "+".join(map(short, self.smoothing.split("+")))
+        return f"{short(self.optimizer)}-b{self.batch_size}-{smoothing}{suffix(self.factors)}"
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """Its value of each factor, as tables show them."""
+        own: dict[str, Value] = {
+            "optimizer": self.optimizer,
+            "batch_size": self.batch_size,
+            "smoothing": self.smoothing,
+        }
+        return own | dict(self.factors)
+
+    def but(self, **changes: Any) -> Cell:
+        """The cell with another optimizer, batch size or smoothing, all other factors equal."""
+        return replace(self, **changes)
 
 
 class CellsSpec(Spec):
-    """The cells: the product of three lists, less the combinations left out."""
+    """The cells: the product of three lists and of the further factors, less the combinations left out.
+
+    A further factor is any other key of the study, such as `model` or `fixed.weight_decay`: a list of plain values, or
+    a mapping of names to values. `factor_checks` says what is wrong with one.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     optimizer: list[str] = Field(min_length=1)
     batch_size: list[int] = Field(min_length=1)
@@ -71,7 +96,7 @@ class Fixed(Spec):
         return {name: value for name, value in self if name != "weight_decay_of" and value is not None}
 
     @property
-    def numbers(self) -> dict[str, Value]:
+    def numbers(self) -> dict[str, Number]:
         """The hyper-parameters."""
         return {name: value for name, value in self._others().items() if isinstance(value, bool | int | float)}
 
@@ -86,7 +111,11 @@ class Fixed(Spec):
 
 
 class Published(Spec):
-    """A configuration from the literature; it is tried first in its cell."""
+    """A configuration from the literature; it is tried first in its cell, or in all cells that it may mean: further
+    factors that it does not name may have any value."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Value]
 
     optimizer: str
     batch_size: int
@@ -95,8 +124,13 @@ class Published(Spec):
 
     @property
     def cell(self) -> Cell:
-        """The cell it belongs to."""
-        return Cell(self.optimizer, self.batch_size, self.smoothing)
+        """The cell that it names, with those further factors that it names."""
+        return Cell(self.optimizer, self.batch_size, self.smoothing, tuple(self.__pydantic_extra__.items()))
+
+    def matches(self, cell: Cell) -> bool:
+        """Whether it is for a cell."""
+        same = (self.optimizer, self.batch_size, self.smoothing) == (cell.optimizer, cell.batch_size, cell.smoothing)
+        return same and self.__pydantic_extra__.items() <= dict(cell.factors).items()
 
 
 class Asha(Spec):
@@ -113,6 +147,18 @@ class Asha(Spec):
     )
 
 
+class ScalingRule(Spec):
+    """How the best learning rate of a small mini-batch is taken to larger ones."""
+
+    reference: int = Field(alias="from", gt=0, description="batch size whose cells are tuned first")
+    rule: Literal["linear", "sqrt"] = Field(description="linear: times B / from (Goyal et al. 2017); sqrt: its root")
+
+    def factor(self, batch_size: int) -> float:
+        """Of the learning rate at a batch size, against that at the reference."""
+        ratio = batch_size / self.reference
+        return ratio if self.rule == "linear" else ratio**0.5
+
+
 class Tuning(Spec):
     """How each cell is tuned. All cells get the same number of trials."""
 
@@ -120,6 +166,9 @@ class Tuning(Spec):
     sampler: Literal["tpe", "random", "qmc", "gp"] = "tpe"
     startup_trials: int = Field(4, ge=0, description="random trials before tpe and gp begin to model")
     pruner: Asha | Literal["none"] = "none"
+    learning_rate_rule: ScalingRule | None = Field(
+        None, description="first trial of every larger batch size: the best learning rate of batch `from`, scaled"
+    )
     metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
 
@@ -161,7 +210,7 @@ class Resources(Spec):
 
 
 class StudySpec(Spec):
-    """A whole study."""
+    """A whole study. What is a factor of its cells has the factor's first value at its own key; see `variant`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     source: str = Field("", description="citation of what the study follows")
@@ -180,6 +229,11 @@ class StudySpec(Spec):
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _factors_fill_their_keys(cls, content: Any) -> Any:
+        return filled(content)
+
     @field_validator("search", mode="before")
     @classmethod
     def _one_range_is_a_list_of_one(cls, search: object) -> object:
@@ -187,10 +241,23 @@ class StudySpec(Spec):
             return {name: [entry] if isinstance(entry, Mapping) else entry for name, entry in search.items()}
         return search
 
+    @property
+    def factors(self) -> dict[str, dict[Value, Any]]:
+        """The further factors by key, in the order of the keys of a study: what a cell holds -> what stands at the key.
+
+        The order of the file does not count, so that the same factors make the same cells.
+        """
+        further = of_cells(self.cells.model_extra)
+        return {key: named(further[key]) for key in sorted(further, key=_place)}
+
     def all_cells(self) -> list[Cell]:
-        """The full product, in the order of the lists."""
-        lists = self.cells
-        return [Cell(*parts) for parts in product(lists.optimizer, lists.batch_size, lists.smoothing)]
+        """The full product, in the order of the lists; the further factors change last."""
+        lists, keys = self.cells, list(self.factors)
+        return [
+            Cell(*parts, tuple(zip(keys, values, strict=True)))
+            for values in product(*self.factors.values())
+            for parts in product(lists.optimizer, lists.batch_size, lists.smoothing)
+        ]
 
     def list_cells(self) -> list[Cell]:
         """The cells of the study."""
@@ -201,13 +268,37 @@ class StudySpec(Spec):
         return [cell for cell in self.all_cells() if self._left_out(cell)]
 
     def _left_out(self, cell: Cell) -> bool:
-        return any(c.matches(cell.optimizer, cell.batch_size, cell.smoothing) for c in self.cells.exclude)
+        return any(condition.matches(cell) for condition in self.cells.exclude)
+
+    def variant(self, cell: Cell) -> StudySpec:
+        """The study as a cell sees it: with the cell's further factors at their keys, and only the cells that have
+        them too, under their names. Without further factors that is the study itself.
+
+        Raises:
+            ValidationError: the values do not go together.
+        """
+        chosen = dict(cell.factors)
+        if all(list(values) == [chosen[key]] for key, values in self.factors.items()):
+            return self
+        cells = self.cells.model_dump() | {key: {v: self.factors[key][v]} for key, v in chosen.items()}
+        return type(self).model_validate(self.model_dump(by_alias=True, exclude_none=True) | {"cells": cells})
+
+    def variants(self) -> list[StudySpec]:
+        """The variant of each combination of further factors that has cells. Cells of one variant differ in optimizer,
+        batch size and smoothing alone, so that these are what is compared."""
+        first = {cell.factors: cell for cell in reversed(self.list_cells())}
+        return [self.variant(cell) for cell in reversed(first.values())] or [self]
+
+    @property
+    def in_words(self) -> str:
+        """Of a variant, the values of its further factors: `vgg9 and weight decay 0.0005`; else empty."""
+        cells = self.list_cells()
+        return in_words(cells[0].factors) if len({cell.factors for cell in cells}) == 1 else ""
 
     def ranges(self, cell: Cell) -> dict[str, Range]:
         """What is tuned in a cell, in the order of the tables. The first entry whose condition holds counts."""
         found = {
-            name: next((r for r in entries if r.when.matches(cell.optimizer, cell.batch_size, cell.smoothing)), None)
-            for name, entries in self.search.items()
+            name: next((r for r in entries if r.when.matches(cell)), None) for name, entries in self.search.items()
         }
         first = sorted(found, key=lambda name: name != "learning_rate")
         return {name: found[name] for name in first if found[name] is not None}  # type: ignore[misc]
@@ -219,19 +310,37 @@ class StudySpec(Spec):
 
     def published_params(self, cell: Cell) -> list[dict[str, float]]:
         """The published configurations of a cell."""
-        return [entry.params for entry in self.published if entry.cell == cell]
+        return [entry.params for entry in self.published if entry.matches(cell)]
 
     def steps_per_epoch(self, cell: Cell, samples: int) -> int:
         """Optimizer steps that an epoch of `samples` training samples takes in a cell."""
         whole = samples // cell.batch_size
-        return whole if self.dataset.drop_last and whole else -(-samples // cell.batch_size)
+        return whole if self.variant(cell).dataset.drop_last and whole else -(-samples // cell.batch_size)
 
     def trial_seed(self, cell: Cell, number: int) -> int:
         """The seed of a cell's trial; another one for each."""
         return derive_seed(self.seed, "trial", cell.name, number)
 
     def to_yaml(self) -> str:
-        """The study as the text of a study file."""
-        stream = StringIO()
-        YAML(typ="safe", pure=True).dump(self.model_dump(mode="json", by_alias=True, exclude_none=True), stream)
+        """The study as the text of a study file; what is a factor stands there only."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        content["cells"] = self.cells.model_dump(mode="json")  # null may be a named value of a factor
+        for key in self.factors:
+            content = without(content, key)
+        yaml, stream = YAML(typ="safe", pure=True), StringIO()
+        # unsorted: the order of named values is that of the cells
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.dump(content, stream)
         return stream.getvalue()
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Where a key stands among all keys of a study; those that only methods know by their names, within `fixed`."""
+    order, path = _order(), tuple(key.split("."))
+    return order.get(path, order.get(path[:1], len(order))), key
+
+
+@cache
+def _order() -> dict[Keys, int]:
+    """The place of each key among all keys of a study."""
+    return {key: place for place, key in enumerate(paths(StudySpec))}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -52,6 +52,15 @@ class Dataset:
     classes: int
 
 
+Datasets = Mapping[str, Dataset]
+"""The data of all cells of a study, by `source`."""
+
+
+def source(spec: DatasetSpec) -> str:
+    """What is read for a dataset: equal for specs that differ only in the split or in what is done with the images."""
+    return spec.model_dump_json(include={"name", "root", "image_size", "samples"})
+
+
 def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
     """Read a dataset.
 
@@ -86,6 +95,23 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
     return dataset
 
 
+def load_all(
+    study: StudySpec, track: Track | None = None, read: Callable[[DatasetSpec, Track | None], Dataset] = load
+) -> Datasets:
+    """Read the datasets of a study's cells, each once: several where `dataset` or a part of it is a factor.
+
+    Args:
+        study: the study.
+        track: see `load`.
+        read: reads one of them.
+
+    Raises:
+        StudyError: see `load`.
+    """
+    specs = {source(part.dataset): part.dataset for part in study.variants()}
+    return {name: read(spec, track) for name, spec in specs.items()}
+
+
 def _wrong(message: str) -> KeyProblems:
     """Something is wrong with the files."""
     return KeyProblems(Problem(ROOT, message))
@@ -111,11 +137,13 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
 
 
 def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
-    """Batch sizes larger than the training split, and splits too small for their classes.
-
-    Raises:
-        KeyProblems: the split leaves no sample.
-    """
+    """What is wrong between a variant of a study and its data: batch sizes larger than the training split, and splits
+    that are too small for their classes, or leave nothing on one side."""
+    try:
+        validation_samples(study.dataset, len(dataset.train_labels))
+    except KeyProblems as error:
+        yield from error.problems
+        return
     samples = training_samples(study.dataset, dataset)
     validating = len(dataset.train_labels) - samples
     if min(samples, validating) < dataset.classes:

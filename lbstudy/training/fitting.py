@@ -16,11 +16,12 @@ from lbstudy.methods.checks import batch_norm_problems
 from lbstudy.methods.declaration import MethodError
 from lbstudy.methods.user_code import told, traceback_of
 from lbstudy.parallel.batch_norm import has_batch_norm
+from lbstudy.study.factor_checks import said_once
 from lbstudy.study.file import KeyProblems, Keys, Problem
 from lbstudy.study.run import Budget, GhostBatchNorm, RunSpec, Schedule
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.training.data import EpochImages, ImageData, Images
-from lbstudy.training.datasets import Dataset, misfits, training_samples
+from lbstudy.training.datasets import Dataset, Datasets, misfits, source, training_samples
 from lbstudy.training.loop import DTYPES, Loop, MiniBatch
 from lbstudy.training.train import train
 
@@ -28,14 +29,18 @@ SAMPLES = 8
 STEPS = 2
 
 
-def check(study: StudySpec, dataset: Dataset) -> None:
-    """Make sure that a study's cells and model can work with its data.
+def check(study: StudySpec, data: Datasets) -> None:
+    """Make sure that a study's cells and models can work with their data.
 
     Raises:
         KeyProblems: a batch size is larger than the training split, a split too small for its classes, or the model
             does not take these images and mini-batches.
     """
-    if problems := [*misfits(study, dataset), *_model(study, dataset)]:
+    found = []
+    for part in study.variants():
+        dataset = data[source(part.dataset)]
+        found.append((part, list(misfits(part, dataset)) or list(_model(part, dataset))))
+    if problems := list(said_once(found, study)):
         raise KeyProblems(*problems)
 
 
@@ -66,31 +71,37 @@ def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:
                 yield Problem(("cells", "batch_size"), reason + hint)
 
 
-def try_on(study: StudySpec, dataset: Dataset) -> None:
+def try_on(study: StudySpec, data: Datasets) -> None:
     """Make sure that all methods of others do what a training run needs of them.
 
     Raises:
         KeyProblems: one does not, with the user's own traceback where an error was raised.
     """
+    found = [(part, list(_tried(part, data[source(part.dataset)]))) for part in study.variants()]
+    if problems := list(said_once(found, study)):
+        raise KeyProblems(*problems)
+
+
+def _tried(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
+    """What is wrong with the methods of others in a variant of a study, each once."""
     combinations = {(cell.optimizer, cell.smoothing): cell for cell in study.list_cells()}
-    foreign = {key: cell for key, cell in combinations.items() if any(map(_is_foreign, _methods(cell)))}
+    foreign = [cell for cell in combinations.values() if any(map(_is_foreign, _methods(cell)))]
     if models.of_users(study.model.name) and not foreign:
-        foreign = dict(list(combinations.items())[:1])
+        foreign = list(combinations.values())[:1]
     if not foreign:
         return
-    data = _images(dataset)
-    problems: dict[str, Problem] = {}  # by what is told, so that each is told once
+    data, told_already = _images(dataset), set()
     with torch.random.fork_rng(devices=[]):
         faulty = set()
-        for name, cell in {cell.optimizer: cell for cell in foreign.values() if _is_foreign(cell.optimizer)}.items():
+        for name, cell in {cell.optimizer: cell for cell in foreign if _is_foreign(cell.optimizer)}.items():
             for problem in _optimizer(study, cell, data):
-                problems.setdefault(problem.message, problem)
                 faulty.add(name)
-        for cell in foreign.values():
+                yield problem
+        for cell in foreign:
             for problem in _run(study, cell, data) if cell.optimizer not in faulty else ():
-                problems.setdefault(problem.message, problem)
-    if problems:
-        raise KeyProblems(*problems.values())
+                if problem.message not in told_already:
+                    told_already.add(problem.message)
+                    yield problem
 
 
 def _is_foreign(name: str) -> bool:

@@ -85,6 +85,7 @@ def _new_run(
     return TrialRecord(
         cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, trial.params, seed,
         run.model_dump(mode="json"), trial.published, trial=trial.number, repeat=repeat,
+        factors=dict(cell.factors),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from lbstudy import __version__, storage
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources, StudySpec
-from lbstudy.training.datasets import Dataset
+from lbstudy.training.datasets import Datasets, source
 from lbstudy.tuning import tuner
 from lbstudy.tuning.resources import count_lanes, with_gpus
 
@@ -51,12 +51,12 @@ class NodeReport:
     error: str = ""
 
 
-def examine(study: StudySpec | None, dataset: Dataset | None, folder: StoragePath) -> Iterator[Finding]:
+def examine(study: StudySpec | None, data: Datasets | None, folder: StoragePath) -> Iterator[Finding]:
     """All checks, on a Ray that is joined, or started, for them.
 
     Args:
         study: checked against the cluster, where given.
-        dataset: the study's.
+        data: the study's.
         folder: where studies are written.
     """
     try:
@@ -73,9 +73,9 @@ def examine(study: StudySpec | None, dataset: Dataset | None, folder: StoragePat
         if study is not None:
             fit = check_resources(with_gpus(study.resources, nodes), nodes)
             yield fit
-            if fit.ok and dataset is not None:
-                lanes = tuner.plan(study, dataset, nodes).lanes
-        needed = planned_bytes(study, dataset, lanes) if study is not None and dataset is not None else 0
+            if fit.ok and data is not None:
+                lanes = tuner.plan(study, data, nodes).lanes
+        needed = planned_bytes(study, data, lanes) if study is not None and data is not None else 0
         yield check_storage(folder, needed)
     finally:
         tuner.disconnect()
@@ -87,7 +87,7 @@ def before_a_run(plan: tuner.Plan, folder: StoragePath) -> Iterator[Finding]:
     here = ray.get_runtime_context().get_node_id()
     if others := [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]:
         yield check_versions(ask_nodes(others))
-    yield check_storage(folder, planned_bytes(plan.study, plan.dataset, plan.lanes))
+    yield check_storage(folder, planned_bytes(plan.study, plan.data, plan.lanes))
 
 
 def require(findings: Iterable[Finding]) -> None:
@@ -207,17 +207,19 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def planned_bytes(study: StudySpec, dataset: Dataset, lanes: int) -> int:
+def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
     from lbstudy.methods import models, optimizers, sizes  # only here: they import torch, which takes seconds
 
-    cells, samples = study.list_cells(), len(dataset.train_labels)
-    shape = dataset.train_images.shape[1:]
-    model = models.check(study.model.name, shape, dataset.classes, study.model.settings)
-    element = 8 if study.precision == "fp64" else 4
-    epochs = max(study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in cells)
-    records = len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-    remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
-    checkpoints = 2 * lanes * max(sizes.checkpoint_bytes(model, state, element) for state in remembered)
-    kept = len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
-    return records + checkpoints + kept
+    records, checkpoint, kept = 0, 0, 0
+    for part in study.variants():
+        dataset, cells = data[source(part.dataset)], part.list_cells()
+        model = models.check(part.model.name, dataset.train_images.shape[1:], dataset.classes, part.model.settings)
+        element = 8 if part.precision == "fp64" else 4
+        samples = len(dataset.train_labels)
+        epochs = max(part.budget.total_epochs(part.steps_per_epoch(cell, samples)) for cell in cells)
+        records += len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
+        remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
+        checkpoint = max(checkpoint, *(sizes.checkpoint_bytes(model, state, element) for state in remembered))
+        kept += len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
+    return records + 2 * lanes * checkpoint + kept

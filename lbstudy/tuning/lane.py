@@ -19,7 +19,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -124,14 +124,16 @@ class Lane:
 
     Args:
         resources: workers of the group, and what each occupies; `gpus_per_worker` decided.
-        dataset: the `Dataset` of its trials, in the object store.
+        data: the `Dataset` of each source of its trials (`datasets.source`), in the object store.
         code: the user's `Code` that they need, likewise.
         storage: folder for Ray Train's own bookkeeping; as no Ray checkpoint is reported, only the node of the lane
             itself uses it.
         name: of the group in Ray's logs.
     """
 
-    def __init__(self, resources: Resources, dataset: ray.ObjectRef, code: ray.ObjectRef, storage: str, name: str):
+    def __init__(
+        self, resources: Resources, data: Mapping[str, ray.ObjectRef], code: ray.ObjectRef, storage: str, name: str
+    ):
         from ray.train import LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer  # imports torch: seconds that the driver need not spend
 
@@ -146,7 +148,12 @@ class Lane:
         per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
             _serve,
-            train_loop_config={"mailbox": self._mailbox, "dataset": [dataset], "code": [code]},
+            train_loop_config={
+                "mailbox": self._mailbox,
+                "sources": list(data),
+                "data": list(data.values()),
+                "code": [code],
+            },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=gpus > 0,
@@ -229,14 +236,15 @@ def _serve(config: dict[str, Any]) -> None:
     import torch
 
     from lbstudy.methods import user_code
-    from lbstudy.training import data
+    from lbstudy.training import data, datasets
 
     user_code.activate(ray.get(config["code"][0]))
     mailbox, device = config["mailbox"], ray.train.torch.get_device()
-    dataset = ray.get(config["dataset"][0])
+    found = dict(zip(config["sources"], config["data"], strict=True))
 
-    @lru_cache(maxsize=1)  # trials of one study share their data
+    @lru_cache(maxsize=1)  # trials of one study share their data, or most do: a device holds one set of images
     def placed(spec: DatasetSpec, split_seed: int, train_on: TrainOn) -> Any:
+        dataset: Any = ray.get(found[datasets.source(spec)])
         return data.place(dataset, spec, split_seed, device, train_on)
 
     number = 0
@@ -244,7 +252,8 @@ def _serve(config: dict[str, Any]) -> None:
         number += 1
         try:
             run = RunSpec.model_validate(job.run)
-            _train(job, run, placed(run.dataset, run.split_seed, run.train_on), mailbox)
+            images = run.dataset.model_copy(update={"augment": (), "drop_last": False})  # which do not change them
+            _train(job, run, placed(images, run.split_seed, run.train_on), mailbox)
         except Exception as error:
             trace = traceback.format_exc()
             if isinstance(error, torch.OutOfMemoryError):

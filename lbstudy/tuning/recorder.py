@@ -23,7 +23,8 @@ from lbstudy.records.folder import FINISHED, Damaged, StudyFolder, TrialRecord, 
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.spec import Cell, StudySpec
-from lbstudy.tuning.search import Past, StudyPruner, objective
+from lbstudy.tuning.pruner import StudyPruner
+from lbstudy.tuning.search import Past, objective
 
 TRAJECTORY = 20
 
@@ -109,7 +110,10 @@ def tuning_record(study: StudySpec, cell: Cell, number: int, params: dict[str, f
     """The record of a tuning trial that begins."""
     seed = study.trial_seed(cell, number)
     run = run_spec(study, cell, params, seed).model_dump(mode="json")
-    return TrialRecord(cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published)
+    return TrialRecord(
+        cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, params, seed, run, published,
+        factors=dict(cell.factors),
+    )  # fmt: skip
 
 
 def trajectory(epochs: int) -> list[int]:

@@ -1,32 +1,27 @@
-"""What a study tries next: one Optuna study and one ASHA per cell, behind the interfaces of Ray Tune.
+"""What a study tries next: one Optuna study per cell, behind the interface of Ray Tune.
 
 `StudySearch` hands out trials, cells taking turns, and tells Optuna how each ended: pruned trials as PRUNED with
-their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. `StudyPruner`
-keeps a separate ASHA for each cell. Both are rebuilt from the records when a study goes on; neither keeps a truth of
-its own. `TrialQueue`, beneath `StudySearch`, hands out a list of trials and searches nothing.
+their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. It is rebuilt
+from the records when a study goes on and keeps no truth of its own. `TrialQueue`, beneath it, hands out a list of
+trials and searches nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import optuna
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import FINISHED
 from lbstudy.study.space import Range
-from lbstudy.study.spec import Asha, Cell, StudySpec
-
-if TYPE_CHECKING:
-    from ray.tune.execution.tune_controller import TuneController
+from lbstudy.study.spec import Cell, StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -56,10 +51,10 @@ def distribution(entry: Range) -> optuna.distributions.BaseDistribution:
     """A search range in Optuna's terms."""
     if entry.choice is not None:
         return optuna.distributions.CategoricalDistribution(entry.choice)
-    low, high = entry.bounds
+    low, high = entry.searched_bounds
     if entry.integer is not None:
         return optuna.distributions.IntDistribution(int(low), int(high))
-    return optuna.distributions.FloatDistribution(low, high, log=entry.log_uniform is not None)
+    return optuna.distributions.FloatDistribution(low, high, log=entry.is_log)
 
 
 def make_sampler(study: StudySpec, cell: Cell, number: int) -> optuna.samplers.BaseSampler:
@@ -87,10 +82,11 @@ class CellSearch(OptunaSearch):
     """
 
     def __init__(self, study: StudySpec, cell: Cell, storage: optuna.storages.BaseStorage, past: Sequence[Past]):
-        self._spec, self._cell = study, cell
+        self._spec, self._cell, self._ranges = study, cell, study.ranges(cell)
+        self._names = {n: f"1 - {n}" if r.one_minus_log_uniform else n for n, r in self._ranges.items()}
         self._ot_study: Any
         super().__init__(
-            space={name: distribution(entry) for name, entry in study.ranges(cell).items()},
+            space={self._names[name]: distribution(entry) for name, entry in self._ranges.items()},
             metric=OBJECTIVE,
             mode=study.tuning.direction[:3],
             study_name=cell.name,
@@ -104,24 +100,39 @@ class CellSearch(OptunaSearch):
             if trial.status in FINISHED:
                 self.tell(trial.number, trial.status, trial.values[-1] if trial.values else None)
 
-    def ask(self, number: int, params: dict[str, float] | None = None) -> tuple[dict[str, float], bool]:
+    def ask(
+        self, number: int, params: dict[str, float] | None = None, hint: dict[str, float] | None = None
+    ) -> tuple[dict[str, float], bool]:
         """Begin a trial.
 
         Args:
             number: of the trial in its cell.
             params: its tuned values, where they are known already.
+            hint: values to try first, if they are not known yet and none were published.
 
         Returns:
             The tuned values, and whether they were published.
         """
         published = self._spec.published_params(self._cell)
-        known = params or (published[number] if number < len(published) else None)
+        known = params or (published[number] if number < len(published) else hint)
         if known is not None:  # may leave tuned values open: those are sampled
-            self._ot_study.enqueue_trial(known)
+            entries = {name: value for name, value in known.items() if name in self._ranges}
+            self._ot_study.enqueue_trial({self._names[n]: self._ranges[n].searched(v) for n, v in entries.items()})
         self._ot_study.sampler = make_sampler(self._spec, self._cell, number)
         suggested = self.suggest(str(number))
         assert suggested is not None
-        return suggested, number < len(published)
+        values = {name: entry.searched(suggested[self._names[name]]) for name, entry in self._ranges.items()}
+        return values | (known or {}), number < len(published)
+
+    def best_params(self) -> dict[str, float]:
+        """The tuned values of the best trial that completed without diverging; empty where there is none."""
+        states = (optuna.trial.TrialState.COMPLETE,)
+        if not self._ot_study.get_trials(deepcopy=False, states=states):
+            return {}
+        if self._ot_study.best_value in (0.0, WORST_LOSS):
+            return {}
+        found = self._ot_study.best_trial.params
+        return {name: self._ranges[name].searched(found[alias]) for name, alias in self._names.items()}
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """A running trial's value after an epoch; Optuna's step is our epoch. A repeated epoch changes nothing."""
@@ -211,6 +222,7 @@ class StudySearch(TrialQueue):
         past: what the records hold.
         begin: see `TrialQueue`.
         try_again: see `TrialQueue`.
+        notice: is told in a sentence what a user should know.
     """
 
     def __init__(
@@ -220,8 +232,10 @@ class StudySearch(TrialQueue):
         past: Sequence[Past],
         begin: Callable[[str, Cell, int, dict[str, float], bool], dict[str, Any]],
         try_again: Callable[[str], bool],
+        notice: Callable[[str], None] = lambda sentence: None,
     ):
         super().__init__(study, [], begin, try_again)
+        self._study, self._notice = study, notice
         cells = study.list_cells()
         self._searches = {
             cell: CellSearch(study, cell, storage, [trial for trial in past if trial.cell == cell]) for cell in cells
@@ -238,12 +252,32 @@ class StudySearch(TrialQueue):
         return super().is_done() and not any(self._open.values())
 
     def _new_trial(self) -> QueuedTrial | None:
-        """A new trial of the cell that has begun the fewest."""
-        cell = max(self._open, key=lambda cell: len(self._open[cell]))
+        """A new trial of the cell that has begun the fewest; cells that a rule takes their rate from come first."""
+        rule = self._study.tuning.learning_rate_rule
+        first = [cell for cell in self._open if rule and cell.batch_size == rule.reference and self._open[cell]]
+        cell = max(first or self._open, key=lambda cell: len(self._open[cell]))
         if not self._open[cell]:
             return None
         number = self._open[cell].pop(0)
-        return (cell, number, *self._searches[cell].ask(number))
+        hint = self._scaled_rate(cell) if number == len(self._study.published_params(cell)) else None
+        return (cell, number, *self._searches[cell].ask(number, hint=hint))
+
+    def _scaled_rate(self, cell: Cell) -> dict[str, float] | None:
+        """The learning rate that the study's rule gives a cell, as far as its reference is known."""
+        rule, entry = self._study.tuning.learning_rate_rule, self._study.ranges(cell).get("learning_rate")
+        reference = cell.but(batch_size=rule.reference) if rule else cell
+        if rule is None or entry is None or reference not in self._searches or cell.batch_size <= rule.reference:
+            return None
+        best = self._searches[reference].best_params().get("learning_rate")
+        if best is None:
+            self._notice(f"{cell.name}: {reference.name} has no completed trial to scale a learning rate from")
+            return None
+        low, high = entry.bounds
+        scaled = best * rule.factor(cell.batch_size)
+        rate = min(max(scaled, low), high)
+        cut = "" if rate == scaled else f", cut to its range {entry}"
+        self._notice(f"{cell.name} tries learning rate {scaled:.3g} first: {rule.rule} rule from {best:.3g}{cut}")
+        return {"learning_rate": rate}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch's value."""
@@ -257,72 +291,3 @@ class StudySearch(TrialQueue):
             return
         self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
         self._searches[cell].tell(number, result.get("outcome", "pruned"), result[OBJECTIVE])
-
-
-class StudyPruner(FIFOScheduler):
-    """An ASHA per cell, its rungs counted in epochs; trials run in the order they were suggested.
-
-    Args:
-        study: the study.
-        epochs: of a whole run, by cell name.
-        past: what the records hold; finished trials fill the rungs.
-    """
-
-    def __init__(self, study: StudySpec, epochs: dict[str, int], past: Sequence[Past]):
-        super().__init__()
-        pruner = study.tuning.pruner
-        self._cells: dict[str, AsyncHyperBandScheduler] = {}
-        if isinstance(pruner, Asha):
-            for name, longest in epochs.items():
-                self._cells[name] = AsyncHyperBandScheduler(
-                    time_attr="epoch",
-                    metric=OBJECTIVE,
-                    mode=study.tuning.direction[:3],
-                    max_t=longest,
-                    grace_period=min(pruner.grace_period, longest),
-                    reduction_factor=pruner.reduction_factor,
-                )
-        for trial in past:
-            if trial.status in FINISHED:
-                self.replay(trial.cell.name, trial.number, trial.values)
-
-    def replay(self, cell: str, number: int, values: Sequence[float]) -> bool:
-        """Enter a trial's values into its cell's rungs; returns whether its last one prunes it."""
-        action, controller = TrialScheduler.CONTINUE, cast("TuneController", None)  # ASHA does not look at it
-        if cell in self._cells and values:
-            trial = _identity(cell, number)
-            self._cells[cell].on_trial_add(controller, trial)
-            for epoch, value in enumerate(values, start=1):
-                action = self._cells[cell].on_trial_result(controller, trial, {"epoch": epoch, OBJECTIVE: value})
-        return action == TrialScheduler.STOP
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """The cells' schedulers already know both."""
-        return True
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial begins in its cell, or goes on."""
-        cell, number = trial.config["cell"], trial.config["number"]
-        if cell in self._cells:
-            self._cells[cell].on_trial_add(tune_controller, _identity(cell, number))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether the trial goes on."""
-        cell, number = trial.config["cell"], trial.config["number"]
-        if cell not in self._cells:
-            return TrialScheduler.CONTINUE
-        return self._cells[cell].on_trial_result(tune_controller, _identity(cell, number), result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The last value of a trial that ended by itself still counts for the rung it reached."""
-        cell, number = trial.config["cell"], trial.config["number"]
-        if cell in self._cells and OBJECTIVE in result:
-            self._cells[cell].on_trial_complete(tune_controller, _identity(cell, number), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """The trial is gone before it ended; its rungs keep what they have."""
-
-
-def _identity(cell: str, number: int) -> Any:
-    """What ASHA knows a trial by: the same after an interruption, unlike Tune's own id."""
-    return SimpleNamespace(trial_id=f"{cell} {number}")

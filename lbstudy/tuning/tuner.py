@@ -30,11 +30,12 @@ from lbstudy.storage import local_file
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import Resources, StudySpec
-from lbstudy.training.datasets import Dataset, training_samples
+from lbstudy.training.datasets import Datasets, source, training_samples
 from lbstudy.tuning.lane import Job, Lane, LaneNotStarted
+from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
 from lbstudy.tuning.resources import count_lanes, with_gpus
-from lbstudy.tuning.search import OBJECTIVE, StudyPruner, StudySearch, TrialQueue, objective
+from lbstudy.tuning.search import OBJECTIVE, StudySearch, TrialQueue, objective
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
@@ -98,17 +99,17 @@ class Plan:
     """What the driver must know of a study before it begins."""
 
     study: StudySpec  # with the resources decided
-    dataset: Dataset
+    data: Datasets
     epochs: dict[str, int]  # of a whole run, by cell name
     lanes: int
 
 
-def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]], train_on: TrainOn = "split") -> Plan:
+def plan(study: StudySpec, data: Datasets, nodes: Sequence[dict[str, float]], train_on: TrainOn = "split") -> Plan:
     """Fit a study to its data and the machines.
 
     Args:
         study: the study.
-        dataset: its data.
+        data: its data.
         nodes: the resources of each node.
         train_on: which samples its runs train on.
 
@@ -116,10 +117,14 @@ def plan(study: StudySpec, dataset: Dataset, nodes: Sequence[dict[str, float]], 
         StudyError: no node can hold a trial.
     """
     study = study.model_copy(update={"resources": with_gpus(study.resources, nodes)})
-    samples = training_samples(study.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
-    epochs = {cell.name: study.budget.total_epochs(study.steps_per_epoch(cell, samples)) for cell in study.list_cells()}
+    epochs: dict[str, int] = {}
+    for part in study.variants():
+        dataset = data[source(part.dataset)]
+        samples = training_samples(part.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
+        steps = {cell.name: part.steps_per_epoch(cell, samples) for cell in part.list_cells()}
+        epochs |= {name: part.budget.total_epochs(count) for name, count in steps.items()}
     lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
-    return Plan(study, dataset, epochs, lanes)
+    return Plan(study, data, epochs, lanes)
 
 
 class TrialActor(tune.Trainable):
@@ -135,9 +140,10 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial, in the same lane unless its worker group is gone."""
         if self._lane is None or not self._lane.is_alive():
-            lane = new_config["lane"]
+            setup = new_config["lane"]
+            data = dict(zip(setup["sources"], setup["data"], strict=True))
             name = f"lane-{uuid4().hex[:8]}"
-            self._lane = Lane(self._resources, lane["dataset"][0], lane["code"][0], lane["storage"], name)
+            self._lane = Lane(self._resources, data, setup["code"][0], setup["storage"], name)
         job = Job(
             key=f"{next(self._jobs)} {new_config['cell']} {new_config['number']}",
             run=new_config["run"],
@@ -207,7 +213,7 @@ def tune_study(
     past = recorder.settle_interrupted(pruner_past, pruner)
     with local_file(folder.journal) as journal:  # rebuilt from the records
         storage = JournalStorage(JournalFileBackend(str(journal)))
-        search = StudySearch(study, storage, past, recorder.begin, recorder.try_again)
+        search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
             _fit(plan, search, pruner, recorder, verbose)
 
@@ -253,7 +259,8 @@ def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder
             "resources": study.resources.model_dump(),
             "metric": study.tuning.metric,
             "storage": scratch,
-            "dataset": [ray.put(plan.dataset)],  # in a list, or Tune would resolve it into every trial's configuration
+            "sources": list(plan.data),
+            "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
             "code": [ray.put(active())],
         }
         try:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import LinearLR
 
 from lbstudy.methods.checks import load_study
 from lbstudy.methods.configure import run_spec
@@ -172,6 +174,33 @@ def test_schedules():
     assert Schedule().rate_factor(3, budget, 4) == 1
 
 
+@pytest.mark.parametrize("end", [0.0, 0.25])
+def test_linear_schedules_are_those_of_torch(end: float):
+    """Over 40 steps: torch's LinearLR, after SequentialLR's level part for warmup_stable_decay."""
+    budget, steps = Budget(epochs=10), 40
+    for name, decay, level in (("linear", 0.5, 0), ("linear", 1.0, 0), ("warmup_stable_decay", 0.25, 30)):
+        rate = torch.optim.SGD([torch.zeros(1, dtype=torch.float64)], lr=1.0)
+        line = LinearLR(rate, start_factor=1.0, end_factor=end, total_iters=round(decay * steps))
+        expected = []
+        for step in range(steps):
+            expected.append(rate.param_groups[0]["lr"])
+            rate.step()
+            if step >= level:
+                line.step()
+        found = Schedule.model_validate({"name": name, "decay": decay, "end_factor": end})
+        assert [found.rate_factor(s, budget, 4) for s in range(steps)] == pytest.approx(expected, abs=1e-12)
+        warm = found.model_copy(update={"warmup": 2})
+        assert [warm.rate_factor(s, budget, 4) for s in (0, 7)] == pytest.approx([expected[0] / 8, expected[7]])
+
+
+def test_numbers_of_one_schedule_are_refused_in_another():
+    for wrong in ({"name": "linear"}, {"decay": 0.5}, {"name": "cosine", "end_factor": 0.1}):
+        with pytest.raises(ValueError, match="`(decay|end_factor)` is "):
+            Schedule.model_validate(wrong)
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        Schedule.model_validate({"name": "linear", "decay": 1.5})
+
+
 def test_budget_in_steps_counts_whole_epochs():
     assert (Budget(steps=9).total_epochs(4), Budget(steps=9).total_steps(4)) == (3, 9)
     assert (Budget(epochs=9).total_epochs(4), Budget(epochs=9).total_steps(4)) == (9, 36)
@@ -186,9 +215,9 @@ def test_edges():
 
 
 def test_condition_matches_parts_of_a_smoothing():
-    assert Condition(smoothing=["mixup"]).matches("sgd", 1, "mixup+noise")
-    assert not Condition(smoothing=["none"]).matches("sgd", 1, "mixup")
-    assert not Condition(smoothing=["mixup+noise"]).matches("sgd", 1, "mixup")
+    assert Condition(smoothing=["mixup"]).matches(Cell("sgd", 1, "mixup+noise"))
+    assert not Condition(smoothing=["none"]).matches(Cell("sgd", 1, "mixup"))
+    assert not Condition(smoothing=["mixup+noise"]).matches(Cell("sgd", 1, "mixup"))
 
 
 def test_trial_seeds_differ(tmp_path: Path):

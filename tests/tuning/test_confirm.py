@@ -159,7 +159,7 @@ def confirmed(ran_study: RanStudy, tmp_path_factory: pytest.TempPathFactory) -> 
     study = folder.study()
     runs, _ = plan(folder)
     StudyFolder.create(folder.confirmation.path, study)
-    planned = tuner.plan(as_study(study, runs), datasets.load(study.dataset), tuner.cluster_nodes())
+    planned = tuner.plan(as_study(study, runs), datasets.load_all(study), tuner.cluster_nodes())
     tuner.confirm_runs(folder.confirmation, planned, runs, lambda run: None, print)
     return folder
 
@@ -191,7 +191,7 @@ def test_confirming_again_runs_nothing(confirmed: StudyFolder):
     before = [(run.started, run.seconds) for run in confirmed.confirmation.trials()]
     runs, _ = plan(confirmed)
     study = confirmed.study()
-    planned = tuner.plan(as_study(study, runs), datasets.load(study.dataset), tuner.cluster_nodes())
+    planned = tuner.plan(as_study(study, runs), datasets.load_all(study), tuner.cluster_nodes())
     tuner.confirm_runs(confirmed.confirmation, planned, runs, lambda run: None, print)
     assert [(run.started, run.seconds) for run in confirmed.confirmation.trials()] == before
 
@@ -200,9 +200,7 @@ def compute(folder: StudyFolder, kind: minima.Kind, settings: minima.LandscapeSe
     tasks = minima.landscape_tasks(folder, kind, minima.best_runs(folder, repeats=1), settings)
     missing, failures = minima.missing(folder, tasks), list[str]()
     study = folder.study()
-    minima.compute(
-        folder, study, datasets.load(study.dataset), missing, lambda task: None, lambda t, e: failures.append(e)
-    )
+    minima.compute(folder, study, datasets.load_all(study), missing, lambda task: None, lambda t, e: failures.append(e))
     assert failures == []
     return missing
 

@@ -45,7 +45,7 @@ def test_a_sound_machine(joined: None, tmp_path: Path, monkeypatch, capsys):
 
 def test_what_a_run_checks_passes_here(joined: None, tmp_path: Path):
     study = tiny_study()
-    plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
+    plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
     assert [finding.name for finding in doctor.before_a_run(plan, tmp_path)] == ["State API", "storage"]
     doctor.require(doctor.before_a_run(plan, tmp_path))
 
@@ -139,7 +139,7 @@ def test_storage(tmp_path: Path):
 
 def test_plan_of_the_disk_grows_with_the_study():
     study = tiny_study()
-    dataset = datasets.load(study.dataset)
+    dataset = datasets.load_all(study)
     planned = doctor.planned_bytes(study, dataset, lanes=2)
     assert 1e6 < planned < 1e7
     assert doctor.planned_bytes(tiny_study(model="resnet18"), dataset, lanes=2) > 100 * planned

@@ -223,7 +223,7 @@ def test_record_that_cannot_be_written_ends_the_study_which_then_goes_on(
         search={"learning_rate": {"log_uniform": [0.01, 0.1]}}, tuning={"trials": 4, "pruner": "none"},
     )  # fmt: skip
     folder = StudyFolder.create(tmp_path / "tiny", study)
-    plan = tuner.plan(study, datasets.load(study.dataset), tuner.cluster_nodes())
+    plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
     monkeypatch.setattr(os, "fsync", sync)
     with pytest.raises(OSError, match="No space left on device"):
         tuner.tune_study(folder, plan, lambda record: None, print)

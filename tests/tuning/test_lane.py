@@ -18,10 +18,9 @@ DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 
 @pytest.fixture(scope="module")
 def lane(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
-    dataset = ray.put(datasets.load(DIGITS))
-    lane = Lane(
-        Resources(gpus_per_worker=0), dataset, ray.put(Code()), str(tmp_path_factory.mktemp("lane")), "test-lane"
-    )
+    data = {datasets.source(DIGITS): ray.put(datasets.load(DIGITS))}
+    storage = str(tmp_path_factory.mktemp("lane"))
+    lane = Lane(Resources(gpus_per_worker=0), data, ray.put(Code()), storage, "test-lane")
     yield lane
     lane.end()
 

@@ -9,8 +9,9 @@ import pytest
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.spec import Cell
+from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
-from lbstudy.tuning.search import Past, StudyPruner, StudySearch
+from lbstudy.tuning.search import Past, StudySearch
 from tests.conftest import tiny_study
 
 CELL = Cell("sgd", 32, "none")

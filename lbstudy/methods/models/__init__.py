@@ -54,8 +54,8 @@ def find(name: str) -> Model:
     if colon and origin and rest:
         return OTHERS[origin](rest) if origin in OTHERS else elsewhere.from_users(name)
     raise MethodError(
-        f"{declaration.unknown('model', name, names())}; there are {', '.join(names())}, resnet{{6n+2}}, "
-        "torchvision:NAME, timm:NAME, and functions (shape, classes) of your own as module:function"
+        f"{declaration.unknown('model', name, names())}; or resnet{{6n+2}}, torchvision:NAME, timm:NAME, or a function "
+        "(shape, classes) of your own as module:function"
     )
 
 

@@ -93,7 +93,7 @@ def test_json_markdown_and_latex(folder: StudyFolder):
 def test_unequal_budgets_are_said(folder: StudyFolder):
     sentence = tables.budget_sentence(folder.study(), tables.best_configs(folder))
     assert "Not a fair comparison yet" in sentence
-    assert "sgd 32 mixup+noise: 0" in sentence
+    assert "sgd-b32-mixup+noise: 0" in sentence
 
 
 def test_minimised_metric(tmp_path: Path):

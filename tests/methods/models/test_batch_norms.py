@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lbstudy.methods import models
 from lbstudy.methods.models.batch_norms import with_our_batch_norm
-from lbstudy.methods.optimizers import KFAC
+from lbstudy.methods.optimizers.kfac import KFAC
 from lbstudy.parallel.batch_norm import BatchNorm, renewed_statistics
 from lbstudy.parallel.workers import Workers
 

@@ -120,13 +120,13 @@ def test_a_block_is_the_papers_equation():
 
 
 REFUSED = [
-    ("lenet6", r"unknown model 'lenet6'; did you mean lenet5.*; there are lenet5, resnet18, .*torchvision:NAME"),
+    ("lenet6", r"there is no model 'lenet6'; did you mean lenet5.*; or resnet.*torchvision:NAME"),
     ("resnet9", r"resnet9: the CIFAR ResNets have 6n \+ 2 layers \(resnet8, resnet14"),
     ("resnet2", r"6n \+ 2 layers \(resnet8, resnet14"),
     ("resnet50", r"resnet50 could be .* take resnet44 or resnet56, the second is `torchvision:resnet50`"),
-    ("stem", r"unknown model 'stem'"),
-    ("", r"unknown model ''"),
-    (":f", r"unknown model ':f'"),
+    ("stem", r"there is no model 'stem'"),
+    ("", r"there is no model ''"),
+    (":f", r"there is no model ':f'"),
 ]
 
 

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from lbstudy.methods.optimizers.kfac import KFAC, exchange, factors
 from lbstudy.methods.optimizers.kfac.blocks import KroneckerBlock
 from lbstudy.methods.optimizers.kfac.ties import max_pool
-from lbstudy.methods.smoothing import mixed_cross_entropy
+from lbstudy.methods.smoothing import Combined, Inputs
 from lbstudy.parallel.batch_norm import BatchNorm
-from lbstudy.study.run import KfacSpec
 from lbstudy.training.train import EpochReport, Snapshot, train
 from tests.training.test_train import digits, make_run
 
@@ -159,7 +158,8 @@ def test_mixup_takes_gradients_of_the_soft_label():
     partners, coefficients = labels.flip(0), torch.rand(len(labels))
     optimizer = kfac(model)
     with optimizer.capture(len(images)):
-        (mixed_cross_entropy(model(images), labels, partners, coefficients) / len(images)).backward()
+        mixed = Inputs(images, labels, partners, coefficients)
+        (Combined([]).loss_sum(model(images), mixed) / len(images)).backward()
     take_step(optimizer)
     soft = coefficients[:, None] * F.one_hot(labels, CLASSES) + (1 - coefficients)[:, None] * F.one_hot(
         partners, CLASSES
@@ -609,7 +609,7 @@ def test_a_resumed_run_is_the_uninterrupted_one():
     for file in files[:2]:
         file.seek(0)
         assert train(run, data, resume=torch.load(file)).fingerprint == whole.fingerprint
-    other = run.model_copy(update={"kfac": KfacSpec()})
+    other = run.model_copy(update={"settings": {}})
     assert train(other, data).fingerprint != whole.fingerprint
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbstudy.methods.models import LeNet5
+from lbstudy.methods.models.lenet5 import LeNet5
 from lbstudy.methods.optimizers.muon import QUINTIC, Muon, orthogonalised
 
 

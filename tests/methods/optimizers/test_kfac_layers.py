@@ -9,9 +9,9 @@ from curvlinops import KFACInverseLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.methods.optimizers import KFAC
-from tests.methods.test_kfac import CLASSES, kfac, observe, samples, take_step
-from tests.methods.test_kfac import _float64 as _float64
+from lbstudy.methods.optimizers.kfac import KFAC
+from tests.methods.optimizers.test_kfac import CLASSES, kfac, observe, samples, take_step
+from tests.methods.optimizers.test_kfac import _float64 as _float64
 
 
 def oracle(model: nn.Module, parameters: list[nn.Parameter], inputs: Tensor, labels: Tensor) -> list[Tensor]:
