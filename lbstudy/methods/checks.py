@@ -56,13 +56,6 @@ def load_study(path: StoragePath, overrides: Mapping[str, Any] | None = None) ->
     return check_study(StudyFile(path, overrides))
 
 
-def complete(study: StudySpec) -> StudySpec:
-    """A study that was read from a study's folder, with its methods' defaults."""
-    cells = study.cells
-    study_class = configure.study_class(tuple(cells.optimizer), tuple(cells.smoothing))
-    return study_class.model_validate(study.model_dump(by_alias=True, exclude_none=True))
-
-
 def notices(study: StudySpec) -> Iterator[str]:
     """What is allowed, but may surprise: what the study itself tells, and what has no effect."""
     yield from checks.notices(study)

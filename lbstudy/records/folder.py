@@ -19,6 +19,7 @@ from lbstudy.records.code import differences, write_code
 from lbstudy.records.provenance import environment
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
+from lbstudy.study.factors import without
 from lbstudy.study.file import StudyError
 from lbstudy.study.load import read_study
 from lbstudy.study.spec import StudySpec
@@ -285,9 +286,12 @@ def _with_copy(study: StudySpec, code: Code) -> StudySpec:
 
 def _essence(study: StudySpec) -> dict[str, Any]:
     """What of a study must not change once trials exist."""
-    dump = study.model_dump(mode="json", exclude={"cells": True, "published": True, "resources": True})
+    changeable = {"cells", "published", "resources"}
+    dump = study.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=changeable)
+    for key in study.factors:  # these stand in the cells
+        dump = without(dump, key)
     for section, key in (("tuning", "trials"), ("dataset", "root"), ("dataset", "download")):
-        dump[section].pop(key)
+        dump[section].pop(key, None)
     return dump
 
 

@@ -21,6 +21,7 @@ from lbstudy.console.cli import app
 from lbstudy.console.terminal import fit_columns
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import Cell, StudySpec
+from lbstudy.tuning.confirm import plan_runs
 from tests.confirmed_runs import PARAMS, add_run, study_of
 
 MODELS, DECAYS, SEEDS, EPOCHS = ["lenet5", "vgg9"], [0, 5e-4], 3, 12
@@ -248,3 +249,12 @@ def test_a_narrow_terminal_repeats_the_factors_in_every_block(folder: StudyFolde
     blocks = fit_columns(table, 70, best.short_names(best.best_configs(folder)).values())
     assert len(blocks) > 1
     assert all({"model", "weight_decay", "optimizer"} <= set(block) for block in blocks)
+
+
+def test_confirming_runs_have_the_factors_of_their_cell_and_one_seed_in_all(folder: StudyFolder):
+    runs = plan_runs(folder, STUDY, SEEDS + 1, 1, False, "split", print)
+    new = [run for run in runs if run.repeat == SEEDS]
+    assert {run.cell: run.factors for run in new} == {cell.name: dict(cell.factors) for cell in STUDY.list_cells()}
+    assert all(run.run["model"] == run.factors["model"] for run in new)
+    assert all(run.run["hyper"]["weight_decay"] == run.factors["fixed.weight_decay"] for run in new)
+    assert len({run.seed for run in new}) == 1

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from lbstudy.methods.checks import load_study
+from lbstudy.methods import configure
+from lbstudy.methods.checks import load_study, notices
+from lbstudy.methods.configure import run_spec
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import StudyFolder, TrialRecord
-from lbstudy.study.checks import notices
 from lbstudy.study.factors import in_words, labels, suffix, value_text
 from lbstudy.study.file import StudyError
 from lbstudy.study.space import Condition
@@ -72,7 +73,8 @@ def test_a_study_without_further_factors_has_the_names_and_seeds_it_had():
 
 def test_a_variant_is_the_study_as_the_cell_sees_it(study: StudySpec):
     part = study.variant(CELL)
-    assert (part.model, part.budget.epochs, part.dataset.augment, part.fixed.weight_decay) == ("vgg9", 2, ("crop",), 0)
+    assert (part.model.name, part.budget.epochs, part.dataset.augment) == ("vgg9", 2, ("crop",))
+    assert part.fixed.numbers["weight_decay"] == 0
     assert [cell.name for cell in part.list_cells()] == [
         f"sgd-b{size}-{smoothing}-vgg9-crop-short-weight_decay=0"
         for size in (32, 128)
@@ -87,11 +89,12 @@ def test_a_variant_is_the_study_as_the_cell_sees_it(study: StudySpec):
 
 def test_a_run_has_the_values_of_its_cell(study: StudySpec):
     for cell in study.list_cells():
-        run, factors = study.run_spec(cell, {"learning_rate": 0.1, "mixup_alpha": 0.3}, 0), dict(cell.factors)
-        assert run.model == factors["model"]
+        params = {"learning_rate": 0.1} | ({"mixup_alpha": 0.3} if cell.smoothing == "mixup" else {})
+        run, factors = run_spec(study, cell, params, 0), dict(cell.factors)
+        assert run.model.name == factors["model"]
         assert run.budget.epochs == {"short": 2, "long": 9}[str(factors["budget"])]
         assert run.dataset.augment == (("crop",) if factors["dataset.augment"] == "crop" else ())
-        assert run.hyper.weight_decay == factors["fixed.weight_decay"]
+        assert run.hyper["weight_decay"] == factors["fixed.weight_decay"]
         assert run.dataset.validation_size == 0.2
 
 
@@ -127,7 +130,10 @@ def test_null_and_parts_of_a_mapping_are_named_values_and_come_back(tmp_path: Pa
     text = FILE.replace("  model: [lenet5", "  fixed.gradient_clip: {free: null, clipped: 0.1}\n  model: [lenet5")
     text = text.replace("  model: [lenet5", "  fixed.noise: {once: {copies: 1}, twice: {copies: 2}}\n  model: [lenet5")
     again = load_study(write(tmp_path, load_study(write(tmp_path, text)).to_yaml()))
-    assert {part.fixed.noise.copies for part in again.variants()} == {1, 2}  # of a mapping with other keys, too
+    assert {part.fixed.settings["noise"]["copies"] for part in again.variants()} == {
+        1,
+        2,
+    }  # of a mapping with other keys, too
     assert {part.fixed.gradient_clip for part in again.variants()} == {None, 0.1}
 
 
@@ -196,12 +202,13 @@ def test_one_mistake_in_the_data_is_told_once_at_the_factor():
     (problem,) = raised.value.problems
     assert problem.keys == ("cells", "batch_size")
     assert problem.message.startswith("128 is more than the 51 training samples")
-    assert problem.message.endswith("(with samples 64 and precision fp32 and 1 more)")
+    assert problem.message.endswith("(with samples 64 and precision fp32; 1 more like it)")
 
 
 def test_factors_without_effect_are_said(study: StudySpec):
     cells: dict[str, Any] = {**TINY_STUDY["cells"], "optimizer": ["sgd", "kfac"], "fixed.damping": [0.1, 1]}  # type: ignore[dict-item]
-    (notice,) = notices(tiny_study(cells=cells))
+    study_class = configure.study_class(("sgd", "kfac"), ("none", "mixup+noise"))
+    (notice,) = notices(study_class.model_validate({**TINY_STUDY, "cells": cells}))
     assert notice.startswith("cells.fixed.damping: has no effect in sgd-b32-none-damping=0.1 and 7 more cells")
     assert list(notices(study)) == []
 

@@ -86,8 +86,8 @@ class TestTorchvision:
         assert seen == [32]
 
     REFUSED = [
-        ("torchvision:resnet", {}, "torchvision has no classification network 'resnet'; did you mean "),
-        ("torchvision:fcn_resnet50", {}, "torchvision has no classification network"),
+        ("torchvision:resnet", {}, "there is no classification network 'resnet' in torchvision; did you mean "),
+        ("torchvision:fcn_resnet50", {}, "there is no classification network 'fcn_resnet50' in torchvision"),
         ("torchvision:resnet18", {"weights": "DEFAULT"}, "`weights` asks for trained weights, but a study starts from"),
         ("torchvision:resnet18", {"stem": "tiny"}, "`stem` must be `small` or left out, but got 'tiny'"),
         ("torchvision:resnet18", {"depth": 3}, "classes, depth=3: .*unexpected keyword argument 'depth'"),
@@ -131,8 +131,8 @@ class TestTimm:
         assert sides == [32]
 
     REFUSED = [
-        ("timm:resnt18", {}, "timm has no network 'resnt18'; did you mean resnet18"),
-        ("timm:resnet18.a1_in1k", {}, "timm has no network 'resnet18.a1_in1k'; did you mean resnet18"),
+        ("timm:resnt18", {}, "there is no network 'resnt18' in timm; did you mean resnet18"),
+        ("timm:resnet18.a1_in1k", {}, "there is no network 'resnet18.a1_in1k' in timm; did you mean resnet18"),
         ("timm:resnet18", {"pretrained": True}, "`pretrained` asks for trained weights"),
         ("timm:resnet18", {"nonsense": 1}, "nonsense=1: .*unexpected keyword argument 'nonsense'"),
         ("timm:tf_efficientnet_b0", SMALL, r"its first convolution, conv_stem, is a Conv2dSame"),
@@ -187,17 +187,17 @@ class TestOnesOwn:
 
     def test_an_exception_while_importing_is_the_cause(self, write: Write):
         name = write("1 / 0\n")
-        with pytest.raises(ValueError, match=rf"cannot import {name}, .*ZeroDivisionError: division by zero") as caught:
+        with pytest.raises(ValueError, match=rf"module {name} cannot be imported: ZeroDivisionError") as caught:
             models.find(f"{name}:f")
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
     def test_a_module_that_is_not_there(self):
-        with pytest.raises(ValueError, match="cannot import no_such_module, .*No module named"):
+        with pytest.raises(ValueError, match="there is no module no_such_module"):
             models.find("no_such_module:f")
 
     WRONG = [
-        ("network", "def netwerk(shape, classes): ...", "network does not exist; did you mean netwerk"),
-        ("f", "f = 3", "f is no function"),
+        ("network", "def netwerk(shape, classes): ...", "there is no attribute 'network' in .*; did you mean netwerk"),
+        ("f", "f = 3", "f is a int, not a function"),
         ("f", "def f(): ...", r"f must take \(shape, classes\) and settings by name after these, but takes \(\)"),
         ("f", "def f(shape): ...", r"but takes \(shape\)"),
         ("f", "def f(shape, *, classes): ...", r"but takes \(shape, classes\)"),

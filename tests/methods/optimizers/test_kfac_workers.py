@@ -32,13 +32,24 @@ def kfac_runs(samples: int | None, model: str, batch_size: int, **keys: object) 
 Case = tuple[int | None, str, str]
 
 
+class Columns(nn.Module):
+    """Layers without a block, one of them uncalled, and one that is called at 18 positions of a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.called, self.uncalled = nn.Conv2d(3, 3, 1, groups=3), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.linear(self.called(self.depthwise(images)), self.uncalled.weight, self.uncalled.bias)
+
+
 def small_trajectory(ghost: int | None, fisher: str, form: str) -> Tensor:
     """Parameters after some steps of a small network with batch norm, on however many workers there are."""
     torch.manual_seed(1)
     workers = Workers.current()
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), BatchNorm(3, ghost), nn.ReLU(), BatchNorm(3, ghost, affine=False), nn.Flatten(),
-        nn.Linear(108, 3), BatchNorm(3, ghost),
+        nn.Conv2d(2, 3, 3), BatchNorm(3, ghost), nn.ReLU(), BatchNorm(3, ghost, affine=False), Columns(),
+        nn.Flatten(), nn.Linear(108, 3), BatchNorm(3, ghost),
     ).double()  # fmt: skip
     network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if workers.size > 1 else model
     optimizer = KFAC(model, lr=0.01, inverse_interval=2, fisher=fisher, damping_form=form)  # type: ignore[arg-type]
