@@ -11,8 +11,8 @@ import os
 import sys
 import tempfile
 import traceback
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from uuid import uuid4
 
 import torch
@@ -37,8 +37,8 @@ def activate(code: Code) -> None:
     global _active, _folder
     if code.digest != _active.digest:
         if _folder is not None:
-            sys.path.remove(str(_folder))
-            for name in [name for name, module in sys.modules.items() if _lies_in(module, _folder)]:
+            sys.path[:] = [path for path in sys.path if path != str(_folder)]
+            for name in [name for name, module in list(sys.modules.items()) if _lies_in(module, _folder)]:
                 del sys.modules[name]
         forget()
         _folder = _laid_down(code) if code else None
@@ -70,10 +70,13 @@ def told(error: BaseException) -> str:
     return f"{error}\n{trace}" if trace else str(error)
 
 
-def _lies_in(module: ModuleType, folder: Path) -> bool:
+def _lies_in(module: object, folder: Path) -> bool:
     """Whether a module, or a package without a file of its own, comes from a folder."""
-    places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ())]
-    return any(isinstance(place, str) and _is_below(place, folder) for place in places)
+    spec = getattr(module, "__dict__", {}).get("__spec__")  # asked so, a module that loads others at need loads none
+    if not isinstance(spec, ModuleSpec):
+        return False
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    return any(place is not None and _is_below(place, folder) for place in places)
 
 
 def _is_below(file: str, folder: Path) -> bool:
