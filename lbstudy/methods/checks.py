@@ -85,17 +85,17 @@ FINDERS: dict[str, Callable[[str], Any]] = {
 
 def _named(content: dict[str, Any]) -> Iterator[tuple[str, Keys, str]]:
     """The methods and functions that a study names: kind, the keys where it stands, name."""
+    for kind, key in (("model", "model"), ("model", "model.name"), ("dataset", "dataset"), ("dataset", "dataset.name")):
+        for keys, value in _values(content, key):
+            name = value.get("name") if isinstance(value, dict) else value
+            if isinstance(name, str):
+                yield kind, keys, name
     cells = content.get("cells")
     for kind in ("optimizer", "smoothing"):
         names = cells.get(kind) if isinstance(cells, dict) else None
         for place, name in enumerate(names if isinstance(names, list) else []):
             if isinstance(name, str):
                 yield kind, ("cells", kind, place), name
-    for kind, key in (("model", "model"), ("model", "model.name"), ("dataset", "dataset"), ("dataset", "dataset.name")):
-        for keys, value in _values(content, key):
-            name = value.get("name") if isinstance(value, dict) else value
-            if isinstance(name, str):
-                yield kind, keys, name
 
 
 def _values(content: dict[str, Any], key: str) -> Iterator[tuple[Keys, Any]]:

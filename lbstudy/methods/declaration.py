@@ -103,13 +103,19 @@ def attribute(kind: str, name: str) -> Any:
             raise MethodError(f"{kind} {name}: there is no module {error.name}, in `code` or installed") from None
         raise MethodError(f"{kind} {name}: module {module_name} needs {error.name}, which is not installed") from error
     except Exception as error:  # whatever the user's module does wrong is the user's to read
-        raise MethodError(f"{kind} {name}: module {module_name} cannot be imported: {error!r}") from error
+        raise MethodError(f"{kind} {name}: module {module_name} cannot be imported: {named(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_")]
             raise MethodError(f"{kind} {name}: " + unknown("attribute", part, names, f" in {module_name}"))
         found = getattr(found, part)
     return found
+
+
+def named(error: BaseException) -> str:
+    """An exception's class and what it says, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:

@@ -20,8 +20,8 @@ import torch
 from lbstudy.methods.declaration import MethodError, forget
 from lbstudy.study.code import Code
 
-PACKAGES = tuple(str(Path(module.__path__[0])) for module in (sys.modules["lbstudy"], torch))
-"""Whose lines a user need not read."""
+OURS = tuple(str(Path(module.__path__[0])) for module in (sys.modules["lbstudy"], torch))
+PYTHONS = str(Path(os.__file__).parent)
 
 _active = Code()
 _folder: Path | None = None
@@ -53,7 +53,7 @@ def traceback_of(error: BaseException) -> str:
     error that no code of the user's has raised."""
     while isinstance(error, MethodError) and error.__cause__ is not None:
         error = error.__cause__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", *PACKAGES))]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_a_users(frame.filename)]
     if _folder is not None and any(_is_below(frame.filename, _folder) for frame in frames):
         frames = [frame for frame in frames if _is_below(frame.filename, _folder)]
     if isinstance(error, MethodError) or not (frames or isinstance(error, SyntaxError)):
@@ -68,6 +68,12 @@ def told(error: BaseException) -> str:
     """What an error says, with the user's traceback below it."""
     trace = traceback_of(error)
     return f"{error}\n{trace}" if trace else str(error)
+
+
+def _is_a_users(file: str) -> bool:
+    """Whether a file is neither ours nor torch's nor Python's."""
+    of_python = file.startswith(("<", PYTHONS)) and "site-packages" not in file
+    return not of_python and not file.startswith(OURS)
 
 
 def _lies_in(module: object, folder: Path) -> bool:

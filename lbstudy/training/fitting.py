@@ -13,7 +13,7 @@ from torch import nn
 
 from lbstudy.methods import configure, models, smoothing
 from lbstudy.methods.checks import batch_norm_problems
-from lbstudy.methods.declaration import MethodError
+from lbstudy.methods.declaration import MethodError, named
 from lbstudy.methods.user_code import told, traceback_of
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.study.factor_checks import said_once
@@ -197,8 +197,6 @@ def _run(study: StudySpec, cell: Cell, data: ImageData) -> Iterator[Problem]:
 
 
 def _failed(name: str, what: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, MethodError):
-        reason = f"{name} {what}: {type(error).__name__}: {reason}"
+    reason = str(error) if isinstance(error, MethodError) else f"{name} {what}: {named(error)}"
     trace = traceback_of(error)
     return f"{reason}\n{trace}" if trace else reason

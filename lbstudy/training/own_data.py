@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lbstudy.methods.declaration import MethodError, attribute
+from lbstudy.methods.declaration import MethodError, attribute, named
 from lbstudy.methods.user_code import told, traceback_of
 from lbstudy.study.file import KeyProblems, Problem
 from lbstudy.study.run import DatasetSpec
@@ -70,8 +70,7 @@ def _returned(name: str, root: str | None) -> Any:
     try:
         return function(**arguments)
     except Exception as error:  # whatever the user's function does wrong is the user's to read
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise _Wrong(f"fails: {reason}\n{traceback_of(error)}".rstrip()) from error
+        raise _Wrong(f"fails: {named(error)}\n{traceback_of(error)}".rstrip()) from error
 
 
 def _named(returned: Any) -> dict[str, Any]:

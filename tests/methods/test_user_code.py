@@ -71,7 +71,7 @@ def test_the_traceback_is_the_users_own_and_no_more():
     text = "import torch\n\n\ndef deep():\n    return torch.zeros(2) @ torch.zeros(3)\n\n\ndeep()\n"
     user_code.activate(code(text))
     headline, *lines = told_of("mine:x").splitlines()
-    assert headline.startswith("optimizer mine:x: module mine cannot be imported: RuntimeError(")
+    assert headline.startswith("optimizer mine:x: module mine cannot be imported: RuntimeError: ")
     shown = [line for line in lines if line.startswith("  File") or line.startswith("    File")]
     assert [line.split(", ")[0].strip() for line in shown] == 2 * ['File "/home/me/mine.py"']
     assert [line.split(", ")[1] for line in shown] == ["line 8", "line 5"]

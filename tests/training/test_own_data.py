@@ -129,7 +129,7 @@ def test_wrong_data_is_one_error(case: str, monkeypatch: pytest.MonkeyPatch):
         ("def data(path): pass", "mine:data must take nothing, or `root`, but takes (path)"),
         ("data = 3", "mine:data is a int, not a function that returns arrays"),
         ("def date(): pass", "there is no attribute 'data' in mine; did you mean date?"),
-        ("def data():\n    return 1 / 0", "mine:data fails: division by zero\n"),
+        ("def data():\n    return 1 / 0", "mine:data fails: ZeroDivisionError: division by zero\n"),
     ],
 )
 def test_wrong_functions_are_one_error(text: str, message: str):
