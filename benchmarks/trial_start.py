@@ -33,6 +33,7 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run` Ray would st
 from lbstudy.methods.checks import load_study
 from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.code import Code
 from lbstudy.study.load import find_study
 from lbstudy.study.spec import Resources, StudySpec
 from lbstudy.training import datasets
@@ -72,7 +73,8 @@ def one_step_runs(trials: int) -> list[dict[str, Any]]:
 def time_lane(trials: int, dataset: ray.ObjectRef, storage: str) -> list[float]:
     """When each trial in a lane ended, as the driver learns it; the first is the lane's start."""
     times = [time.time()]
-    lane = Lane(RESOURCES, {datasets.source(one_step_study(1).dataset): dataset}, storage, name="benchmark")
+    data = {datasets.source(one_step_study(1).dataset): dataset}
+    lane = Lane(RESOURCES, data, ray.put(Code()), storage, name="benchmark")
     for number, run in enumerate(one_step_runs(trials)):
         lane.begin(Job(str(number), run, rungs=[]))
         report = lane.next_report()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lbstudy.analysis.minima.landscape import Points
+    from lbstudy.study.code import Code
     from lbstudy.training.data import ImageData
 
 Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness"]
@@ -195,6 +196,7 @@ def compute(
 
     import ray
 
+    from lbstudy.methods.user_code import active
     from lbstudy.tuning.resources import with_gpus
     from lbstudy.tuning.tuner import cluster_nodes
 
@@ -203,6 +205,7 @@ def compute(
         num_cpus=resources.cpus_per_worker, num_gpus=float(resources.gpus_per_worker), max_retries=3
     )
     images = {name: ray.put(dataset) for name, dataset in data.items()}
+    code = ray.put(active())
     states: dict[tuple[str, str], ray.ObjectRef] = {}
 
     def state(run: TrialRecord, name: str) -> ray.ObjectRef:
@@ -216,7 +219,8 @@ def compute(
 
     def start(task: Task) -> ray.ObjectRef:
         of_run = images[source(RunSpec.model_validate(task.run).dataset)]
-        return remote.remote(task.kind, task.run, task.settings, task.part, of_run, *(state(*s) for s in task.states))
+        of_states = (state(*s) for s in task.states)
+        return remote.remote(task.kind, task.run, task.settings, task.part, of_run, code, *of_states)
 
     waiting = {start(task): task for task in tasks}
     while waiting:
@@ -235,16 +239,19 @@ def compute(
 
 
 def _compute(
-    kind: Kind, run: dict[str, Any], settings: dict[str, Any], part: int, dataset: Dataset, *states: bytes
+    kind: Kind, run: dict[str, Any], settings: dict[str, Any], part: int, dataset: Dataset, code: Code, *states: bytes
 ) -> dict[str, bytes]:
     """On a worker: the files of a task by name; the one without a name is the result."""
     import torch
 
+    from lbstudy.methods import user_code
     from lbstudy.training.data import place
 
+    user_code.activate(code)
     spec = RunSpec.model_validate(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = spec.model_dump_json(include={"dataset", "split_seed", "train_on", "model", "precision"})
+    key += code.digest
     data = _keep("data", key, lambda: place(dataset, spec.dataset, spec.split_seed, device, spec.train_on))
     loaded = [_load(state, device) for state in states]
     model = _network(spec, data, loaded[-1])

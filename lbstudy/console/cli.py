@@ -15,14 +15,17 @@ from rich.markup import escape
 from lbstudy import __version__
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
+    code_in_use,
     compute_tasks,
     confirm_runs,
     ended_in_order,
     err,
     exit_with,
+    fit,
     load_data,
     notice,
     on_ray,
+    read_data,
     require_room,
     resolve,
     run_study,
@@ -55,6 +58,9 @@ class LandscapeKind(StrEnum):
     interpolate = "interpolate"
     trajectory = "trajectory"
 
+
+IMPORTING = ("plan", "doctor", "run", "confirm", "landscape", "sharpness")
+"""Commands that need the methods of a study, and so import a user's code."""
 
 DEMO = {
     "cells.smoothing": ["none", "mixup"],
@@ -89,8 +95,8 @@ def main() -> None:
     try:
         app()
     except (StudyError, StorageError) as error:
-        for line in str(error).splitlines():
-            err.print(f"error: {line}", markup=False)
+        for line in str(error).splitlines():  # an indented one belongs to the error above it
+            err.print(line if line.startswith(" ") else f"error: {line}", markup=False)
         sys.exit(2)
 
 
@@ -310,14 +316,20 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
     from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 
     names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
+    images: datasets.Datasets = {}
+    fits = True
     try:
-        images: datasets.Datasets | None = load_data(study, source)
+        images = read_data(study, source)
+        fit(study, source, images)
     except StudyError as error:
+        own_data = any(part.dataset.function for part in study.variants())
+        if own_data or (study.code and images):  # the user's to mend, and not this machine's
+            raise
         err.print(f"the study cannot run here: {error}", markup=False)
-        images = None
+        fits = False
     rows, parts = [], study.variants()
     for part in parts:
-        samples = images and datasets.training_samples(part.dataset, images[datasets.source(part.dataset)])
+        samples = datasets.training_samples(part.dataset, images[datasets.source(part.dataset)]) if fits else None
         for cell in part.list_cells():
             ranges = part.ranges(cell)
             steps = str(part.steps_per_epoch(cell, samples)) if samples else "?"
@@ -346,4 +358,7 @@ def _print_plan(study: StudySpec, source: StudyFile) -> None:
     out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
     varied = {key.removeprefix("fixed.") for key in study.factors}
     fixed = study.fixed.model_dump(exclude_none=True, exclude={"mixup", "noise"})
+    if study.code:
+        out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
+        out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
     out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))

@@ -29,6 +29,7 @@ from lbstudy.tuning.confirm import as_study
 
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
+    from lbstudy.study.code import Code
     from lbstudy.training.datasets import Datasets
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -54,6 +55,13 @@ def resolve(
     return check_study(source, written_by_hand=not locate(file).is_dir()), source
 
 
+def code_in_use() -> Code:
+    """The user's code of the study that `resolve` has found."""
+    from lbstudy.methods.user_code import active  # imports torch
+
+    return active()
+
+
 def set_address(address: str | None) -> None:
     """Before Ray is imported: it decides on authentication then."""
     if address is not None:
@@ -61,15 +69,36 @@ def set_address(address: str | None) -> None:
 
 
 def load_data(study: StudySpec, source: StudyFile) -> Datasets:
-    """Read a study's data and make sure that they fit each other."""
-    from lbstudy.training import datasets
+    """Read a study's data and make sure that they, its methods and its mini-batches fit each other."""
+    data = read_data(study, source)
+    fit(study, source, data)
+    return data
 
+
+def read_data(study: StudySpec, source: StudyFile) -> Datasets:
+    """Read a study's data."""
+    from lbstudy.training import datasets, own_data
+
+    with _placed(source):
+        return datasets.load_all(study, _track, own_data.load)
+
+
+def fit(study: StudySpec, source: StudyFile, data: Datasets) -> None:
+    """Make sure that a study's methods, data and mini-batches fit each other; those that are not ours are tried."""
+    from lbstudy.training import fitting
+
+    with _placed(source):
+        fitting.check(study, data)
+        fitting.try_on(study, data)
+
+
+@contextmanager
+def _placed(source: StudyFile) -> Iterator[None]:
+    """Problems within it get the file and the lines."""
     try:
-        data = datasets.load_all(study, _track)
-        datasets.check(study, data)
+        yield
     except KeyProblems as error:
         raise source.error(error.problems) from error
-    return data
 
 
 def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, verbose: bool) -> None:
@@ -81,7 +110,7 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     with ended_in_order(path, f"lbstudy run {path}"):
-        StudyFolder.check(path, study)
+        StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
         data = load_data(study, source)
         with DriverLock(path, notice):
@@ -142,7 +171,7 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
 
     planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
-    folder = StudyFolder.create(path, planned.study)
+    folder = StudyFolder.create(path, planned.study, code_in_use())
     cells = len(planned.epochs)
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from math import isfinite
 from typing import Any
 
-from lbstudy.methods import configure, models, optimizers, smoothing
-from lbstudy.methods.declaration import MethodError
+from lbstudy.methods import configure, models, optimizers, smoothing, user_code
+from lbstudy.methods.declaration import MethodError, attribute
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.storage import StoragePath
 from lbstudy.study import checks, load
 from lbstudy.study.checks import Checks
-from lbstudy.study.file import Keys, Problem, StudyFile, nearest
+from lbstudy.study.code import read_code
+from lbstudy.study.factors import of_cells
+from lbstudy.study.file import KeyProblems, Keys, Problem, StudyFile, nearest
 from lbstudy.study.run import GhostBatchNorm
 from lbstudy.study.spec import Cell, StudySpec
 
@@ -28,14 +30,22 @@ def check_study(file: StudyFile, written_by_hand: bool = False) -> StudySpec:
     Raises:
         StudyError: all problems found, one a line, each with file, line, key and what is allowed.
     """
-    sound: dict[str, list[str]] = {"optimizer": [], "smoothing": []}
-    problems = []
-    for keys, name in _named(file.content):
+    try:
+        user_code.activate(read_code(file))
+    except KeyProblems as error:
+        raise file.error(error.problems) from error
+    sound: dict[str, list[str]] = {kind: [] for kind in FINDERS}
+    problems: list[Problem] = []
+    traces: set[str] = set()
+    for kind, keys, name in _named(file.content):
         try:
-            (optimizers.get if keys[1] == "optimizer" else smoothing.parts_of)(name)
-            sound[str(keys[1])].append(name)
+            FINDERS[kind](name)
+            sound[kind].append(name)
         except MethodError as error:
-            problems.append(Problem(keys, str(error)))
+            trace = user_code.traceback_of(error)
+            if not trace or trace not in traces:  # a module that cannot be imported is told once, not for each method
+                problems.append(Problem(keys, user_code.told(error)))
+            traces.add(trace)
     study_class = configure.study_class(tuple(sound["optimizer"]), tuple(sound["smoothing"]))
     further = () if problems else CHECKS
     study = load.check_study(file, written_by_hand, study_class, further, problems)
@@ -71,14 +81,37 @@ def notices(study: StudySpec) -> Iterator[str]:
             yield f"fixed.{name}: has no effect, for no cell has such a method"
 
 
-def _named(content: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
-    """The methods that a study's cells name, with the keys where each stands."""
+FINDERS: dict[str, Callable[[str], Any]] = {
+    "optimizer": optimizers.get,
+    "smoothing": smoothing.parts_of,
+    "model": models.find,
+    "dataset": lambda name: attribute("dataset", name) if ":" in name else None,
+}
+
+
+def _named(content: dict[str, Any]) -> Iterator[tuple[str, Keys, str]]:
+    """The methods and functions that a study names: kind, the keys where it stands, name."""
+    for kind, key in (("model", "model"), ("model", "model.name"), ("dataset", "dataset"), ("dataset", "dataset.name")):
+        for keys, value in _values(content, key):
+            name = value.get("name") if isinstance(value, dict) else value
+            if isinstance(name, str):
+                yield kind, keys, name
     cells = content.get("cells")
     for kind in ("optimizer", "smoothing"):
         names = cells.get(kind) if isinstance(cells, dict) else None
         for place, name in enumerate(names if isinstance(names, list) else []):
             if isinstance(name, str):
-                yield ("cells", kind, place), name
+                yield kind, ("cells", kind, place), name
+
+
+def _values(content: dict[str, Any], key: str) -> Iterator[tuple[Keys, Any]]:
+    """What stands at a dotted key of a study file, or else as its values among the factors of the cells."""
+    factors = of_cells(content.get("cells"))
+    if isinstance(values := factors.get(key), list | dict):
+        for place, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield ("cells", key, place), value
+    elif "." not in key:
+        yield (key,), content.get(key)
 
 
 def _ranges(study: StudySpec) -> Iterator[Problem]:
@@ -132,6 +165,15 @@ def _combinations(study: StudySpec) -> Iterator[Problem]:
 
 
 def _batch_norm(study: StudySpec) -> Iterator[Problem]:
+    """`batch_norm_problems`, for models that can be built without knowing the images."""
+    try:
+        network = models.build(study.model.name, (3, 64, 64), 10, None, study.model.settings)
+    except MethodError:  # of a user's own, for other images: it is looked at once these are there
+        return
+    yield from batch_norm_problems(study, has_batch_norm(network))
+
+
+def batch_norm_problems(study: StudySpec, with_batch_norm: bool) -> Iterator[Problem]:
     """Parts of the mini-batch that would change what batch norm means, and ghosts larger than it."""
     for name, settings in study.fixed.settings.items():
         ghost = settings.get("ghost")
@@ -140,9 +182,9 @@ def _batch_norm(study: StudySpec) -> Iterator[Problem]:
             continue
         if ghost > min(sizes):
             yield Problem(("fixed", name, "ghost"), _too_large(ghost, sizes))
-        if with_batch_norm(study) and (problem := _torn(study, f"fixed.{name}.ghost", ghost)):
+        if with_batch_norm and (problem := _torn(study, f"fixed.{name}.ghost", ghost)):
             yield Problem(("batch_norm",), problem)
-    if not with_batch_norm(study):
+    if not with_batch_norm:
         return
     micro = study.resources.micro_batch_size
     if micro is not None and (problem := _torn(study, "micro_batch_size", micro)):
@@ -170,11 +212,6 @@ def _torn(study: StudySpec, key: str, samples: int) -> str | None:
     if samples % study.batch_norm.ghost:
         return f"`{key}` = {samples} must be a multiple of batch_norm.ghost = {study.batch_norm.ghost}"
     return None
-
-
-def with_batch_norm(study: StudySpec) -> bool:
-    """Whether the study's model has batch norm."""
-    return has_batch_norm(models.build(study.model.name, (3, 64, 64), 10, None, study.model.settings))
 
 
 CHECKS: Checks = (

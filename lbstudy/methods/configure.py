@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from lbstudy.methods import optimizers, smoothing
-from lbstudy.methods.declaration import Declaration, MethodError, RunNumbers
+from lbstudy.methods.declaration import Declaration, MethodError, RunNumbers, remembered
 from lbstudy.study.file import nearest
 from lbstudy.study.run import Number, RunSpec
 from lbstudy.study.spec import Cell, Fixed, StudySpec
@@ -108,7 +107,7 @@ def value_problem(field: FieldInfo, value: Number) -> str | None:
     return None
 
 
-@cache
+@remembered
 def study_class(optimizer_names: tuple[str, ...], smoothing_names: tuple[str, ...]) -> type[StudySpec]:
     """`StudySpec` whose `fixed` knows the numbers and settings of these methods, and those of all built-in ones, for a
     study may be narrowed to fewer methods than its `fixed` is for.

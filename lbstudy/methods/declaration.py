@@ -14,11 +14,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import Field, create_model
 
 from lbstudy.study.run import Spec
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_remembering: list[Any] = []
+
+
+def remembered(function: Function) -> Function:
+    """`functools.cache` until `forget`, for what depends on a user's modules, which may give way to others."""
+    cached = cache(function)
+    _remembering.append(cached)
+    return cast(Function, cached)
+
+
+def forget() -> None:
+    """Ask all `remembered` functions afresh."""
+    for cached in _remembering:
+        cached.cache_clear()
 
 
 class MethodError(ValueError):
@@ -74,7 +90,7 @@ def find(kind: str, name: str, room: ModuleType) -> Any:
     return method
 
 
-@cache
+@remembered
 def attribute(kind: str, name: str) -> Any:
     """What a dotted name, `module:attribute`, stands for. Raises MethodError where there is no such thing."""
     module_name, _, path = name.partition(":")
@@ -87,13 +103,19 @@ def attribute(kind: str, name: str) -> Any:
             raise MethodError(f"{kind} {name}: there is no module {error.name}, in `code` or installed") from None
         raise MethodError(f"{kind} {name}: module {module_name} needs {error.name}, which is not installed") from error
     except Exception as error:  # whatever the user's module does wrong is the user's to read
-        raise MethodError(f"{kind} {name}: module {module_name} cannot be imported: {error!r}") from error
+        raise MethodError(f"{kind} {name}: module {module_name} cannot be imported: {named(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_")]
             raise MethodError(f"{kind} {name}: " + unknown("attribute", part, names, f" in {module_name}"))
         found = getattr(found, part)
     return found
+
+
+def named(error: BaseException) -> str:
+    """An exception's class and what it says, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:

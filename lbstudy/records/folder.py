@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lbstudy import storage
+from lbstudy.records.code import differences, write_code
 from lbstudy.records.provenance import environment
 from lbstudy.storage import StoragePath
+from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
 from lbstudy.study.load import read_study
 from lbstudy.study.spec import StudySpec
@@ -57,6 +59,7 @@ class TrialRecord:
         return int(self.metrics.get("epoch", 0))
 
 
+NO_CODE = Code()
 LOCK = "driver.lock"
 CONFIRMATION = "confirm"
 
@@ -72,8 +75,8 @@ class StudyFolder:
         self.path = path
 
     @classmethod
-    def check(cls, path: StoragePath, study: StudySpec) -> None:
-        """Make sure that a study can begin, or go on, in this folder; leaves nothing behind.
+    def check(cls, path: StoragePath, study: StudySpec, code: Code = NO_CODE) -> None:
+        """Make sure that a study can begin, or go on, with this code in this folder; leaves nothing behind.
 
         Raises:
             StudyError: the folder holds something else, or a study of which `study` is no extension, or cannot be
@@ -81,7 +84,7 @@ class StudyFolder:
         """
         try:
             if (path / "study.yaml").is_file():
-                cls(path).require_extension(study)
+                cls(path).require_extension(study, code)
             elif path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
                 raise StudyError(f"{path} is not empty and holds no study; choose another --storage or --name")
             storage.require_writable(path)
@@ -89,17 +92,19 @@ class StudyFolder:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     @classmethod
-    def create(cls, path: StoragePath, study: StudySpec) -> StudyFolder:
-        """Begin a study in a new or empty folder, or take up the one that lies there.
+    def create(cls, path: StoragePath, study: StudySpec, code: Code = NO_CODE) -> StudyFolder:
+        """Begin a study in a new or empty folder, or take up the one that lies there. Its code is copied there.
 
         Raises:
             StudyError: the folder cannot be used, or holds a study that differs in more than `study` may extend.
         """
-        cls.check(path, study)
+        cls.check(path, study, code)
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            storage.write(path / "study.yaml", study.to_yaml().encode())
+            storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
+            if code:
+                write_code(path, code)
             storage.write(path / "environment.json", json.dumps(environment(), indent=2).encode())
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -135,13 +140,18 @@ class StudyFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def require_extension(self, study: StudySpec) -> None:
+    def require_extension(self, study: StudySpec, code: Code = NO_CODE) -> None:
         """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.
 
         Raises:
-            StudyError: with a diff of the two.
+            StudyError: with a diff of the two, or of the checksums of their code.
         """
-        old = self.study()
+        old, study = self.study(), _with_copy(study, code)
+        if code and (changed := differences(self.path, code)):
+            raise StudyError(
+                f"{self.path} holds a study that ran with other code. Choose another --name, or take back:\n"
+                + "\n".join(changed)
+            )
         shrunk = set(old.list_cells()) - set(study.list_cells()) or study.tuning.trials < old.tuning.trials
         one_each = {cell.factors: cell for cell in old.list_cells()}.values()
         if not shrunk and all(_essence(old.variant(cell)) == _essence(study.variant(cell)) for cell in one_each):
@@ -266,6 +276,11 @@ def set_aside(path: StoragePath) -> StoragePath:
     aside = path.with_name(path.name + ".damaged")
     path.replace(aside)  # type: ignore[arg-type]  # of the same kind
     return aside
+
+
+def _with_copy(study: StudySpec, code: Code) -> StudySpec:
+    """The study, which finds its code in the copy."""
+    return study.model_copy(update={"code": code.names}) if code else study
 
 
 def _essence(study: StudySpec) -> dict[str, Any]:

@@ -6,12 +6,21 @@ without the study around it. This module imports neither torch nor ray.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from math import ceil, cos, pi
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "synthetic"]
+DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "synthetic")
 
 TrainOn = Literal["split", "all"]
 DecayOf = Literal["all", "weights"]
@@ -29,7 +38,10 @@ class Spec(BaseModel):
 class DatasetSpec(Spec):
     """Which images, how many of them validate, and how training images are augmented."""
 
-    name: DatasetName
+    name: str = Field(
+        description="or a function of your own, module:function",
+        json_schema_extra={"anyOf": [{"enum": list(DATASETS)}, {"pattern": "^[^:]+:[^:]+$"}]},
+    )
     root: str | None = Field(None, description="folder of the files; default: the user's cache folder")
     validation_size: int | float = Field(
         0.1, gt=0, description="samples taken from the training set, or a fraction below 1; stratified"
@@ -43,6 +55,21 @@ class DatasetSpec(Spec):
         None, gt=0, description="image_folder: resize every image to this many pixels square"
     )
     samples: int = Field(2048, gt=1, description="synthetic: number of training samples")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in DATASETS and ":" not in name:
+            meant = get_close_matches(name, DATASETS, n=1)
+            hint = f"; did you mean {meant[0]!r}?" if meant else ""
+            known = ", ".join(map(repr, DATASETS))
+            raise ValueError(f"input should be {known} or a function as module:function; got {name!r}{hint}")
+        return name
+
+    @property
+    def function(self) -> str | None:
+        """The name of the user's function that gives the images, if one does."""
+        return self.name if ":" in self.name else None
 
 
 class Budget(Spec):

@@ -215,6 +215,7 @@ class StudySpec(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     source: str = Field("", description="citation of what the study follows")
+    code: list[str] = Field([], description="files and folders of your own, beside this file: modules of methods, data")
     model: ModelSpec
     dataset: DatasetSpec
     budget: Budget

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbstudy.parallel.randomness import stream
-from lbstudy.study.factor_checks import said_once
 from lbstudy.study.file import KeyProblems, Keys, Problem
-from lbstudy.study.run import DatasetSpec, GhostBatchNorm
+from lbstudy.study.run import DatasetSpec
 from lbstudy.study.spec import StudySpec
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
@@ -35,12 +34,6 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
     "mnist": ("MNIST", 10, (1, 28, 28), ["MNIST/raw"]),
     "fashion_mnist": ("FashionMNIST", 10, (1, 28, 28), ["FashionMNIST/raw"]),
 }
-
-SMALLEST_IMAGE = {"lenet5": 16}
-"""Pixels a side that a model needs: LeNet-5's two unpadded 5x5 convolutions, each followed by a pool, eat up less."""
-
-NORMALISES_VECTORS = {"vgg9"}
-"""Models with batch norm after a linear layer: a (ghost) batch of one sample has no variance there."""
 
 ROOT: Keys = ("dataset", "root")
 
@@ -68,16 +61,6 @@ def source(spec: DatasetSpec) -> str:
     return spec.model_dump_json(include={"name", "root", "image_size", "samples"})
 
 
-def load_all(study: StudySpec, track: Track | None = None) -> Datasets:
-    """Read the datasets of a study's cells, each once: several where `dataset` or a part of it is a factor.
-
-    Raises:
-        StudyError: see `load`.
-    """
-    specs = {source(part.dataset): part.dataset for part in study.variants()}
-    return {name: load(spec, track) for name, spec in specs.items()}
-
-
 def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
     """Read a dataset.
 
@@ -86,12 +69,16 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
         track: shows progress while an image tree is decoded for the first time.
 
     Raises:
-        StudyError: files are missing, unreadable, or not what the dataset should be.
+        StudyError: files are missing, unreadable, or not what the dataset should be; or it is a user's own, see
+            `own_data`.
     """
     if spec.name == "digits":
         return _digits()
     if spec.name == "synthetic":
         return _synthetic(spec.samples)
+    if spec.function is not None:
+        reason = f"{spec.function} is a function of the user's own, which only commands that train import"
+        raise KeyProblems(Problem(("dataset", "name"), reason))
     root = Path(spec.root).expanduser() if spec.root else DEFAULT_ROOT
     try:
         if not _is_tree(root):
@@ -106,6 +93,23 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
         raise _wrong(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
     _check_labels(root, dataset)
     return dataset
+
+
+def load_all(
+    study: StudySpec, track: Track | None = None, read: Callable[[DatasetSpec, Track | None], Dataset] = load
+) -> Datasets:
+    """Read the datasets of a study's cells, each once: several where `dataset` or a part of it is a factor.
+
+    Args:
+        study: the study.
+        track: see `load`.
+        read: reads one of them.
+
+    Raises:
+        StudyError: see `load`.
+    """
+    specs = {source(part.dataset): part.dataset for part in study.variants()}
+    return {name: read(spec, track) for name, spec in specs.items()}
 
 
 def _wrong(message: str) -> KeyProblems:
@@ -132,25 +136,14 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
     return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
 
 
-def check(study: StudySpec, data: Datasets) -> None:
-    """Make sure that a study's cells and models can work with their data.
-
-    Raises:
-        KeyProblems: a batch size is larger than the training split, a split too small for its classes, or the images
-            too small for the model.
-    """
-    found = [(part, _problems(part, data[source(part.dataset)])) for part in study.variants()]
-    if problems := list(said_once(found, study)):
-        raise KeyProblems(*problems)
-
-
-def _problems(study: StudySpec, dataset: Dataset) -> list[Problem]:
-    """What is wrong between a variant of a study and its data."""
-    problems: list[Problem] = []
+def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
+    """What is wrong between a variant of a study and its data: batch sizes larger than the training split, and splits
+    that are too small for their classes, or leave nothing on one side."""
     try:
         validation_samples(study.dataset, len(dataset.train_labels))
     except KeyProblems as error:
-        return list(error.problems)
+        yield from error.problems
+        return
     samples = training_samples(study.dataset, dataset)
     validating = len(dataset.train_labels) - samples
     if min(samples, validating) < dataset.classes:
@@ -158,34 +151,13 @@ def _problems(study: StudySpec, dataset: Dataset) -> list[Problem]:
             f"leaves {samples} samples to train and {validating} to validate; a stratified split needs at least one "
             f"of each of the {dataset.classes} classes on both sides; got {study.dataset.validation_size}"
         )
-        problems.append(Problem(("dataset", "validation_size"), reason))
+        yield Problem(("dataset", "validation_size"), reason)
     if large := sorted({cell.batch_size for cell in study.list_cells() if cell.batch_size > samples}):
         reason = (
             f"{', '.join(map(str, large))} is more than the {samples} training samples "
             f"that dataset {study.dataset.name} has beside its validation samples"
         )
-        problems.append(Problem(("cells", "batch_size"), reason))
-    height, width = dataset.train_images.shape[2:]
-    smallest = SMALLEST_IMAGE.get(study.model.name, 1)
-    if min(height, width) < smallest:
-        reason = f"{study.model} needs images of at least {smallest}x{smallest} pixels, but these are {height}x{width}"
-        problems.append(Problem(("model",), reason))
-    if study.model.name in NORMALISES_VECTORS:
-        problems += _lone_samples(study, samples)
-    return problems
-
-
-def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:
-    """Mini-batches, or ghost batches of them, of a single sample."""
-    ghost = study.batch_norm.ghost if isinstance(study.batch_norm, GhostBatchNorm) else None
-    for size in sorted({cell.batch_size for cell in study.list_cells()}):
-        last = 0 if study.dataset.drop_last else samples % size
-        for whole, name in ((size, "a"), (last, "the last")):
-            if whole and (whole % ghost if ghost else whole) == 1:
-                part = f"{name} mini-batch of {whole}" + (f" leaves a ghost batch of {ghost} with" if ghost else " has")
-                reason = f"{size}: {part} one sample, which batch norm cannot normalise after a linear layer"
-                hint = "" if whole == size else "; `dataset.drop_last: true` leaves it out"
-                yield Problem(("cells", "batch_size"), reason + hint)
+        yield Problem(("cells", "batch_size"), reason)
 
 
 def _digits() -> Dataset:

@@ -4,7 +4,7 @@ Starting a Ray Train worker group takes tens of seconds (processes, imports, pro
 a lane starts one `TorchTrainer` and feeds it trial after trial. The workers run `_serve`: take the next job, train
 it, post a report per epoch. Nothing of a trial survives in the workers but the data on the device; a trial in a
 warm lane equals the same trial in a fresh process. The data set comes from the object store: the driver has read it,
-so no worker needs its files.
+so no worker needs its files; and so does a user's own code.
 
 Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
 the workers wait for a verdict there and nowhere else. This is the only file that imports ray.train.
@@ -125,12 +125,15 @@ class Lane:
     Args:
         resources: workers of the group, and what each occupies; `gpus_per_worker` decided.
         data: the `Dataset` of each source of its trials (`datasets.source`), in the object store.
+        code: the user's `Code` that they need, likewise.
         storage: folder for Ray Train's own bookkeeping; as no Ray checkpoint is reported, only the node of the lane
             itself uses it.
         name: of the group in Ray's logs.
     """
 
-    def __init__(self, resources: Resources, data: Mapping[str, ray.ObjectRef], storage: str, name: str):
+    def __init__(
+        self, resources: Resources, data: Mapping[str, ray.ObjectRef], code: ray.ObjectRef, storage: str, name: str
+    ):
         from ray.train import LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer  # imports torch: seconds that the driver need not spend
 
@@ -145,7 +148,12 @@ class Lane:
         per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
         trainer = TorchTrainer(
             _serve,
-            train_loop_config={"mailbox": self._mailbox, "sources": list(data), "data": list(data.values())},
+            train_loop_config={
+                "mailbox": self._mailbox,
+                "sources": list(data),
+                "data": list(data.values()),
+                "code": [code],
+            },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=gpus > 0,
@@ -227,8 +235,10 @@ def _serve(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from lbstudy.methods import user_code
     from lbstudy.training import data, datasets
 
+    user_code.activate(ray.get(config["code"][0]))
     mailbox, device = config["mailbox"], ray.train.torch.get_device()
     found = dict(zip(config["sources"], config["data"], strict=True))
 

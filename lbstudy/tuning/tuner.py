@@ -142,7 +142,8 @@ class TrialActor(tune.Trainable):
         if self._lane is None or not self._lane.is_alive():
             setup = new_config["lane"]
             data = dict(zip(setup["sources"], setup["data"], strict=True))
-            self._lane = Lane(self._resources, data, setup["storage"], name=f"lane-{uuid4().hex[:8]}")
+            name = f"lane-{uuid4().hex[:8]}"
+            self._lane = Lane(self._resources, data, setup["code"][0], setup["storage"], name)
         job = Job(
             key=f"{next(self._jobs)} {new_config['cell']} {new_config['number']}",
             run=new_config["run"],
@@ -250,6 +251,8 @@ def confirm_runs(
 
 
 def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool) -> None:
+    from lbstudy.methods.user_code import active  # imports torch
+
     study = plan.study
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
         lane = {
@@ -258,6 +261,7 @@ def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder
             "storage": scratch,
             "sources": list(plan.data),
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
+            "code": [ray.put(active())],
         }
         try:
             tune.Tuner(

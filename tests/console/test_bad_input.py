@@ -241,8 +241,8 @@ TREES: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "one class": (only_one_class, "", ["needs a folder for each of two classes or more; got cat"]),
     "class without images": (empty_class, "", ["class dog has no images in"]),
     "no images": (no_images, "", ["no images in"]),
-    "images too small for the model": (small_images, "", ["study.yaml:2: model: lenet5 needs images of at least 16x16 pixels, but these are 20x15"]),
-    "images made too small": (lambda root: None, "image_size: 12, ", ["model: lenet5 needs images of at least 16x16 pixels, but these are 12x12"]),
+    "images too small for the model": (small_images, "", ["study.yaml:2: model: lenet5 cannot be built for images of 3x20x15 and 2 classes: "]),
+    "images made too small": (lambda root: None, "image_size: 12, ", ["model: lenet5 cannot be built for images of 3x12x12 and 2 classes: "]),
     "not the data set it should be": (lambda root: None, "name: mnist, ", ["is not mnist: it has 2 classes of 3x20x20, not 10 of 1x28x28"]),
 }  # fmt: skip
 

@@ -177,7 +177,7 @@ def test_rungs_follow_the_budget_of_the_cell(study: StudySpec):
 
 
 def test_data_sets_are_read_once_each_and_told_apart():
-    from lbstudy.training import datasets
+    from lbstudy.training import datasets, fitting
 
     cells: dict[str, Any] = {**TINY_STUDY["cells"], "smoothing": ["none"]}  # type: ignore[dict-item]
     cells |= {"dataset.name": ["digits", "synthetic"], "dataset.validation_size": [0.2, 0.1]}
@@ -188,17 +188,17 @@ def test_data_sets_are_read_once_each_and_told_apart():
         part.dataset.name: data[datasets.source(part.dataset)].train_images.shape[1:] for part in study.variants()
     }
     assert shapes == {"digits": (1, 32, 32), "synthetic": (3, 32, 32)}
-    datasets.check(study, data)
+    fitting.check(study, data)
 
 
 def test_one_mistake_in_the_data_is_told_once_at_the_factor():
     from lbstudy.study.file import KeyProblems
-    from lbstudy.training import datasets
+    from lbstudy.training import datasets, fitting
 
     cells: dict[str, Any] = {**TINY_STUDY["cells"], "dataset.samples": [64, 640], "precision": ["fp32", "bf16"]}  # type: ignore[dict-item]
     study = tiny_study(cells=cells, dataset={"name": "synthetic", "validation_size": 0.2})
     with pytest.raises(KeyProblems) as raised:
-        datasets.check(study, datasets.load_all(study))
+        fitting.check(study, datasets.load_all(study))
     (problem,) = raised.value.problems
     assert problem.keys == ("cells", "batch_size")
     assert problem.message.startswith("128 is more than the 51 training samples")

@@ -242,6 +242,7 @@ def test_schema_names_every_key():
         [
             "name",
             "source",
+            "code",
             "model",
             "dataset",
             "budget",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from lbstudy.study.code import Code
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
@@ -18,7 +19,8 @@ DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 @pytest.fixture(scope="module")
 def lane(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
     data = {datasets.source(DIGITS): ray.put(datasets.load(DIGITS))}
-    lane = Lane(Resources(gpus_per_worker=0), data, str(tmp_path_factory.mktemp("lane")), "test-lane")
+    storage = str(tmp_path_factory.mktemp("lane"))
+    lane = Lane(Resources(gpus_per_worker=0), data, ray.put(Code()), storage, "test-lane")
     yield lane
     lane.end()
 

@@ -25,7 +25,7 @@ from lbstudy.methods.models.cifar_resnet import of_depth
 from lbstudy.methods.models.model import Model, Shape
 from lbstudy.methods.models.trial import normalises_vectors, try_out
 
-__all__ = ["Model", "build", "check", "find", "names", "normalises_vectors"]
+__all__ = ["Model", "build", "check", "find", "names", "normalises_vectors", "of_users"]
 
 OTHERS: dict[str, Callable[[str], Model]] = {"torchvision": elsewhere.from_torchvision, "timm": elsewhere.from_timm}
 
@@ -33,6 +33,11 @@ OTHERS: dict[str, Callable[[str], Model]] = {"torchvision": elsewhere.from_torch
 def names() -> list[str]:
     """The built-in models."""
     return built_in(sys.modules[__name__])
+
+
+def of_users(name: str) -> bool:
+    """Whether the model is a user's own."""
+    return ":" in name and name.partition(":")[0] not in OTHERS
 
 
 def find(name: str) -> Model:

@@ -12,13 +12,12 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from lbstudy.methods.declaration import Declaration, MethodError, built_in, find, numbers_of
+from lbstudy.methods.declaration import Declaration, MethodError, built_in, find, numbers_of, remembered
 from lbstudy.study.run import RunSpec, Spec
 
 Course = Callable[[Any, Any, int, int], dict[str, Any]]
@@ -67,7 +66,7 @@ def names() -> list[str]:
     return built_in(sys.modules[__name__])
 
 
-@cache
+@remembered
 def get(name: str) -> Optimizer:
     """The optimizer of this name: built in, or by dotted name a declaration, or a torch optimizer of anyone's.
 

@@ -11,14 +11,13 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbstudy.methods.declaration import Declaration, MethodError, built_in, find
+from lbstudy.methods.declaration import Declaration, MethodError, built_in, find, remembered
 from lbstudy.study.run import RunSpec, Spec
 
 NONE = "none"
@@ -176,7 +175,7 @@ def names() -> list[str]:
     return [NONE, *built_in(sys.modules[__name__])]
 
 
-@cache
+@remembered
 def get(name: str) -> type[Smoothing]:
     """The smoothing of this name, one without `+`.
 
@@ -195,7 +194,7 @@ def split(name: str) -> list[str]:
     return [] if name == NONE else name.split("+")
 
 
-@cache
+@remembered
 def parts_of(name: str) -> dict[str, type[Smoothing]]:
     """The smoothings that a name combines.
 

@@ -216,6 +216,7 @@ def test_a_share_counts_its_own_seeds_where_a_smoothed_cell_has_none(tmp_path: P
     table = gaps.gap_table(SGD, load.confirmed(folder))
     row = table[(table["smoothing"] == "mixup") & (table["large_batch"] == 512)].iloc[0].to_dict()
     assert (row["n"], row["closed_n"], row["narrowed_n"]) == (0, 5, None)
+    row = sentences.worded(row, SGD)
     assert "of SGD’s large-batch gap (n = 5)." in sentences.closed_sentence([row])
     assert "(n = 5); sgd-b32-mixup has no completed confirmed run" in sentences.share_sentence(row)
     assert "narrowed SGD’s large-batch gap by" in sentences.share_sentence(
