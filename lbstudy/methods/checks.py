@@ -116,7 +116,8 @@ def _values(content: dict[str, Any], key: str) -> Iterator[tuple[Keys, Any]]:
 
 def _ranges(study: StudySpec) -> Iterator[Problem]:
     """Names and bounds of what is searched."""
-    known = [(cell, configure.numbers_of(cell.optimizer, cell.smoothing)) for cell in _sound_cells(study)]
+    course = configure.schedule_numbers(study)
+    known = [(cell, course | configure.numbers_of(cell.optimizer, cell.smoothing)) for cell in _sound_cells(study)]
     names = dict.fromkeys([*(name for _, numbers in known for name in numbers), *type(study.fixed).model_fields])
     for name, entries in study.search.items():
         if name not in names:

@@ -11,8 +11,11 @@ from pydantic.fields import FieldInfo
 from lbstudy.methods import optimizers, smoothing
 from lbstudy.methods.declaration import Declaration, MethodError, RunNumbers, remembered
 from lbstudy.study.file import nearest
-from lbstudy.study.run import Number, RunSpec
+from lbstudy.study.run import Number, RunSpec, Schedule
 from lbstudy.study.spec import Cell, Fixed, StudySpec
+
+SCHEDULE = "schedule."
+"""What names of tuned numbers begin with that are the schedule's."""
 
 
 def methods_of(optimizer: str, smoothings: str) -> dict[str, Declaration]:
@@ -43,6 +46,7 @@ def numbers_of(optimizer: str, smoothings: str) -> dict[str, FieldInfo]:
 def run_spec(study: StudySpec, cell: Cell, params: Mapping[str, float], seed: int) -> RunSpec:
     """The training run of a cell with these tuned values."""
     study = study.variant(cell)
+    course = {name.removeprefix(SCHEDULE): value for name, value in params.items() if name.startswith(SCHEDULE)}
     given: dict[str, Any] = {**study.fixed.numbers, **params}
     hyper = {}
     for name, field in numbers_of(cell.optimizer, cell.smoothing).items():
@@ -63,7 +67,7 @@ def run_spec(study: StudySpec, cell: Cell, params: Mapping[str, float], seed: in
         settings={name: values for name, values in settings.items() if values},
         weight_decay_of=study.fixed.weight_decay_of,
         budget=study.budget,
-        schedule=study.schedule,
+        schedule=Schedule.model_validate(study.schedule.model_dump() | course),
         batch_norm=study.batch_norm,
         precision=study.precision,
         micro_batch_size=study.resources.micro_batch_size,
@@ -134,6 +138,17 @@ def study_class(optimizer_names: tuple[str, ...], smoothing_names: tuple[str, ..
             fields[name] = (method.settings | None, default)
     strict = create_model("Fixed", __base__=Fixed, __cls_kwargs__={"extra": "forbid"}, **fields)
     return create_model("StudySpec", __base__=StudySpec, fixed=(strict, strict()))
+
+
+def full_study_class() -> type[StudySpec]:
+    """`StudySpec` that knows the numbers and settings of all built-in methods, with their defaults."""
+    return study_class(tuple(optimizers.names()), tuple(smoothing.names()))
+
+
+def schedule_numbers(study: StudySpec) -> dict[str, FieldInfo]:
+    """What of a study's schedule can be tuned: its warm-up, and the length and the end of its decay."""
+    names = ("warmup",) if study.schedule.decay is None else ("warmup", "decay", "end_factor")
+    return {f"{SCHEDULE}{name}": Schedule.model_fields[name] for name in names}
 
 
 def _all_numbers(methods: Iterable[Declaration]) -> Iterator[tuple[str, FieldInfo]]:

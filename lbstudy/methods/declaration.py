@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -71,13 +71,14 @@ def built_in(room: ModuleType) -> list[str]:
     return [name for name in _modules(room) if hasattr(_import(f"{room.__name__}.{name}"), "METHOD")]
 
 
-def find(kind: str, name: str, room: ModuleType) -> Any:
+def find(kind: str, name: str, room: ModuleType, others: Sequence[str] = ()) -> Any:
     """The built-in method of this name, or what a dotted name stands for.
 
     Args:
         kind: "optimizer" or the like, for the errors.
         name: a module of the room, or `module:attribute`.
         room: package of the built-in ones.
+        others: names that are no methods, but may have been meant.
 
     Raises:
         MethodError: there is none, or its module cannot be imported; then that error is its cause.
@@ -86,7 +87,7 @@ def find(kind: str, name: str, room: ModuleType) -> Any:
         return attribute(kind, name)
     method = getattr(_import(f"{room.__name__}.{name}"), "METHOD", None) if name in _modules(room) else None
     if method is None:
-        raise MethodError(unknown(kind, name, built_in(room)) + "; one of your own is named `module:name`")
+        raise MethodError(unknown(kind, name, [*others, *built_in(room)]) + "; one of your own is named `module:name`")
     return method
 
 

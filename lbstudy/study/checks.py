@@ -118,6 +118,9 @@ def _warmup(study: StudySpec) -> Iterator[Problem]:
             ("schedule", "warmup"),
             f"must be no longer than the budget of {length} {unit}; got {study.schedule.warmup:g}",
         )
+    longest = max((entry.bounds[1] for entry in study.search.get("schedule.warmup", [])), default=0)
+    if longest > length:
+        yield Problem(("search", "schedule.warmup"), f"must be no longer than the budget of {length}; got {longest:g}")
 
 
 def _published(study: StudySpec) -> Iterator[Problem]:
@@ -162,7 +165,7 @@ def _room_for_published(study: StudySpec) -> Iterator[Problem]:
 CHECKS: Checks = (
     (_no_cells, ("cells",)),
     (_workers, ("cells", "resources")),
-    (_warmup, ("schedule", "budget")),
+    (_warmup, ("schedule", "budget", "search")),
     (_published, ("cells", "search", "published")),
     (_rate_rule, ("cells", "search", "tuning")),
     (_room_for_published, ("cells", "published", "tuning")),

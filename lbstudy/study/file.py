@@ -25,6 +25,8 @@ Keys = tuple[str | int, ...]
 
 # What these keys allow, in words; for the others it follows from their types.
 ALLOWED = {
+    ("cells", "optimizer"): "a list of names",
+    ("cells", "smoothing"): "a list of names",
     ("batch_norm",): "'sync', or {ghost: N} with N at least 2",
     ("tuning", "pruner"): "'none', or {name: asha, grace_period: EPOCHS, reduction_factor: R}",
     ("resources", "gpus_per_worker"): "'auto', or a number from 0 up",
@@ -79,7 +81,7 @@ class StudyFile:
         self._raw = _read_yaml(path)
         if not isinstance(self._raw, dict):
             found = "it is empty" if self._raw is None else f"this is {show(self._raw)}"
-            raise StudyError(f"{path}: a study file is a mapping of keys, such as `model: lenet5`, but {found}")
+            raise StudyError(f"{path}: a study file is a mapping of keys, such as `name: my_study`, but {found}")
         self._overridden: set[Keys] = set()
         for key, value in (overrides or {}).items():
             self._override(key, value)
@@ -130,7 +132,8 @@ class StudyFile:
 
     def _override(self, key: str, value: Any) -> None:
         section, _, rest = key.partition(".")
-        *parents, last = [section, rest] if section == "cells" and rest else key.split(".")  # a factor's key is one key
+        one_key = section == "cells" or key.startswith("search.schedule.")  # of a factor, and of a schedule's number
+        *parents, last = [section, rest] if one_key and rest else key.split(".")
         node: Any = self._raw
         for depth, part in enumerate(parents):
             if not isinstance(node.get(part, {}), dict):

@@ -98,10 +98,10 @@ def check_study(
 # For required sections that are broken, so that the sound ones can be checked; no check looks at these.
 STAND_INS: dict[str, Any] = {
     "name": "broken",
-    "model": "lenet5",
+    "model": "broken",
     "dataset": {"name": "digits"},
     "budget": {"epochs": 1},
-    "cells": {"optimizer": ["sgd"], "batch_size": [1], "smoothing": ["none"]},
+    "cells": {"optimizer": ["broken"], "batch_size": [1], "smoothing": ["none"]},
     "search": {"learning_rate": [{"uniform": [1, 2]}]},
     "tuning": {"trials": 1},
 }

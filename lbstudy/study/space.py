@@ -26,9 +26,7 @@ class Condition(Spec):
 
     optimizer: list[str] = []
     batch_size: list[int] = []
-    smoothing: list[str] = Field(
-        [], description="a smoothing, or one of its parts: `mixup` matches `mixup` and `mixup+noise`"
-    )
+    smoothing: list[str] = Field([], description="a smoothing, or one of its parts: `a` matches `a` and `a+b`")
 
     @model_validator(mode="before")
     @classmethod

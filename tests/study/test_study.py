@@ -259,3 +259,21 @@ def test_schema_names_every_key():
             "labels",
         ]
     )
+
+
+def test_numbers_of_the_schedule_are_tuned(tmp_path: Path):
+    course = {"schedule": {"name": "linear", "decay": 0.5}, "budget.epochs": 10}
+    entry = {"schedule.decay": {"uniform": [0.2, 1]}, "schedule.warmup": {"uniform": [0, 5]}}
+    path = write(tmp_path, GOOD)
+    study = load_study(path, {**course, **{f"search.{name}": value for name, value in entry.items()}})
+    cell = study.list_cells()[0]
+    run = run_spec(study, cell, {"learning_rate": 0.1, "schedule.decay": 0.25, "schedule.warmup": 2}, seed=0)
+    assert (run.schedule.decay, run.schedule.warmup) == (0.25, 2)
+    assert run.schedule.rate_factor(0, run.budget, 1) == 0.5
+    assert run.schedule.rate_factor(6, run.budget, 1) == 1
+    with pytest.raises(StudyError, match="search.schedule.warmup: must be no longer than the budget of 10; got 50"):
+        load_study(path, {**course, "search.schedule.warmup": {"uniform": [0, 50]}})
+    with pytest.raises(StudyError, match="search.schedule.decay: not a hyper-parameter"):
+        load_study(path, {"search.schedule.decay": {"uniform": [0.2, 1]}})
+    with pytest.raises(StudyError, match="search.schedule.decay.* is not allowed"):
+        load_study(path, {**course, "search.schedule.decay": {"uniform": [0.2, 2]}})

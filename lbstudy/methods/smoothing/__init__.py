@@ -182,7 +182,7 @@ def get(name: str) -> type[Smoothing]:
     Raises:
         MethodError: there is none, or it is no smoothing.
     """
-    found = find("smoothing", name, sys.modules[__name__])
+    found = find("smoothing", name, sys.modules[__name__], [NONE])
     if not (inspect.isclass(found) and issubclass(found, Smoothing)):
         kind = found.__name__ if inspect.isclass(found) else f"a {type(found).__name__}"
         raise MethodError(f"smoothing {name} is {kind}, not a subclass of lbstudy.methods.smoothing.Smoothing")

@@ -1,0 +1,69 @@
+"""What `lbstudy plan` says: the cells of a study, what each tunes, and what it would take here."""
+
+from __future__ import annotations
+
+from lbstudy.console.session import code_in_use, err, fit, read_data
+from lbstudy.console.terminal import out, print_table
+from lbstudy.study.file import StudyError, StudyFile, show
+from lbstudy.study.spec import StudySpec
+
+IMPORTING = ("plan", "doctor", "run", "confirm", "landscape", "sharpness")
+"""Commands that need the methods of a study, and so import a user's code."""
+
+
+def print_plan(study: StudySpec, source: StudyFile) -> None:
+    """Print it; what cannot run here is said, and is no error."""
+    import pandas as pd
+
+    from lbstudy.training import datasets
+    from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
+
+    names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
+    images: datasets.Datasets = {}
+    fits = True
+    try:
+        images = read_data(study, source)
+        fit(study, source, images)
+    except StudyError as error:
+        own_data = any(part.dataset.function for part in study.variants())
+        if own_data or (study.code and images):  # the user's to mend, and not this machine's
+            raise
+        err.print(f"the study cannot run here: {error}", markup=False)
+        fits = False
+    rows, parts = [], study.variants()
+    for part in parts:
+        samples = datasets.training_samples(part.dataset, images[datasets.source(part.dataset)]) if fits else None
+        for cell in part.list_cells():
+            ranges = part.ranges(cell)
+            steps = str(part.steps_per_epoch(cell, samples)) if samples else "?"
+            published = str(len(part.published_params(cell)) or "-")
+            rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
+    frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *names, "published"])
+    models, sets = dict.fromkeys(str(part.model) for part in parts), dict.fromkeys(part.dataset.name for part in parts)
+    print_table(frame, title=f"{study.name}: {' and '.join(models)} on {' and '.join(sets)}")
+    if left_out := study.left_out():
+        out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    tuning, resources, cells = study.tuning, study.resources, len(rows)
+    lengths = " or ".join(dict.fromkeys(part.budget.in_words for part in parts))
+    pruner = "no pruner" if tuning.pruner == "none" else (
+        f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
+    )  # fmt: skip
+    out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {lengths}; {tuning.sampler}, {pruner}")
+    machine = this_machine()
+    resources = with_gpus(resources, [machine])
+    each = f"{resources.cpus_per_worker:g} CPU" + (
+        f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    )
+    try:
+        lanes = f"{min(count_lanes(resources, [machine]), cells * tuning.trials)} lanes on this machine"
+    except StudyError as error:
+        lanes = f"not on this machine: {error}"
+    out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
+    varied = {key.removeprefix("fixed.") for key in study.factors}
+    used = {part for cell in study.list_cells() for part in (cell.optimizer, *cell.smoothing.split("+"))}
+    settings = {f"{m}.{k}": v for m, entry in study.fixed.settings.items() if m in used for k, v in entry.items()}
+    fixed = study.fixed.numbers | {key: show(value) for key, value in settings.items() if value not in (None, [])}
+    if study.code:
+        out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
+        out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
+    out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))
