@@ -270,7 +270,7 @@ def test_numbers_of_the_schedule_are_tuned(tmp_path: Path):
     run = run_spec(study, cell, {"learning_rate": 0.1, "schedule.decay": 0.25, "schedule.warmup": 2}, seed=0)
     assert (run.schedule.decay, run.schedule.warmup) == (0.25, 2)
     assert run.schedule.rate_factor(0, run.budget, 1) == 0.5
-    assert run.schedule.rate_factor(6, run.budget, 1) == 1
+    assert run.schedule.rate_factor(6, run.budget, 1) == 0  # it has come to its end after a quarter
     with pytest.raises(StudyError, match="search.schedule.warmup: must be no longer than the budget of 10; got 50"):
         load_study(path, {**course, "search.schedule.warmup": {"uniform": [0, 50]}})
     with pytest.raises(StudyError, match="search.schedule.decay: not a hyper-parameter"):
