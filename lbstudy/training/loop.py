@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbstudy.methods import optimizers, smoothing
+from lbstudy.methods.smoothing import Inputs
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
@@ -113,7 +114,7 @@ class Loop(NamedTuple):
 
     def outputs(
         self, network: nn.Module, batch: MiniBatch, positions: slice, copy: int = 0
-    ) -> tuple[Tensor, smoothing.Inputs]:
+    ) -> tuple[Tensor, Inputs]:
         """Logits of these samples from a pass of the network, in its mode, and what was put in.
 
         What a network draws itself, for dropout or stochastic depth, it draws from torch's global generator; here that

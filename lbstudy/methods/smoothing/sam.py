@@ -57,7 +57,7 @@ class SAM(Smoothing):
     def __init__(self, model: nn.Module, numbers: Any, settings: Any, seed: int):
         super().__init__(model, numbers, settings, seed)
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._parameters = [p for _, p in trained]
+        self._parameters: list[Tensor] = [p for _, p in trained]
         self._scaled = [settings.adaptive and "weight" in name for name, _ in trained]
         self.ghost = settings.ghost
 
