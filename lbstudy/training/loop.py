@@ -112,9 +112,7 @@ class Loop(NamedTuple):
             loss_sum += loss.detach()
         return loss_sum
 
-    def outputs(
-        self, network: nn.Module, batch: MiniBatch, positions: slice, copy: int = 0
-    ) -> tuple[Tensor, Inputs]:
+    def outputs(self, network: nn.Module, batch: MiniBatch, positions: slice, copy: int = 0) -> tuple[Tensor, Inputs]:
         """Logits of these samples from a pass of the network, in its mode, and what was put in.
 
         What a network draws itself, for dropout or stochastic depth, it draws from torch's global generator; here that
