@@ -6,13 +6,14 @@ All runs of a kind go into one pair of processes, for these take seconds to star
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import combinations
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lbstudy.methods import models, optimizers, smoothing
+from lbstudy.methods import configure, models, optimizers, smoothing
 from lbstudy.methods.declaration import MethodError
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.study.run import GhostBatchNorm, RunSpec
@@ -150,13 +151,27 @@ def problems(one: dict[str, Result], two: dict[str, Result], draws_itself: Itera
     return found
 
 
+DROPPING_RUNS = {f"dropout {name}": ("kfac", name) for name in (smoothing.NONE, LARGEST[-1])}
+
+
+def others() -> dict[str, RunSpec]:
+    """Networks and optimizers from elsewhere, as far as they are installed."""
+    runs = {name: run_of(*methods, model=DROPPING) for name, methods in DROPPING_RUNS.items()}
+    if find_spec("timm"):
+        model = {"name": "timm:test_resnet", "stem": "small"}
+        runs["timm"] = run_of("sgd", LARGEST[-1], model=model, budget={"steps": 4})
+    if find_spec("schedulefree"):
+        runs |= {f"schedule-free {name}": run_of(FREE, name) for name in (smoothing.NONE, "mixup+sam")}
+    return runs
+
+
 @pytest.fixture(scope="module")
 def one() -> dict[str, Result]:
-    return results(few())
+    return results(few() | others())
 
 
 def test_workers_and_interruptions_change_nothing(one: dict[str, Result]):
-    assert problems(one, run_workers(2, results, few())) == []
+    assert problems(one, run_workers(2, results, few() | others()), draws_itself=DROPPING_RUNS) == []
 
 
 @pytest.mark.slow
@@ -169,7 +184,7 @@ def test_workers_and_interruptions_change_nothing_for_resnet18():
 @pytest.mark.slow
 def test_workers_and_interruptions_change_nothing_for_any_two_smoothings():
     runs = all_of_them()
-    assert problems(results(runs), run_workers(2, results, runs)) == []
+    assert problems(results(runs), run_workers(3, results, runs)) == []
 
 
 def test_micro_batches_change_nothing(one: dict[str, Result]):
@@ -177,18 +192,6 @@ def test_micro_batches_change_nothing(one: dict[str, Result]):
     assert len(parts) > len(optimizers.names())
     several = results(parts)
     assert problems({name: one[name] for name in parts}, several) == []
-
-
-def test_networks_and_optimizers_of_others():
-    pytest.importorskip("timm")
-    pytest.importorskip("schedulefree")
-    runs = {
-        "timm": run_of("sgd", LARGEST[-1], model={"name": "timm:test_resnet", "stem": "small"}, budget={"steps": 4})
-    }
-    runs |= {f"schedule-free {name}": run_of(FREE, name) for name in (smoothing.NONE, "mixup+sam")}
-    dropping = {f"dropout {name}": run_of("kfac", name, model=DROPPING) for name in (smoothing.NONE, LARGEST[-1])}
-    runs |= dropping
-    assert problems(results(runs), run_workers(2, results, runs), draws_itself=dropping) == []
 
 
 def test_evaluated_model_of_a_schedule_free_optimizer_is_its_average():
@@ -260,3 +263,36 @@ def test_a_number_without_an_example_says_where_to_put_one(monkeypatch: pytest.M
 def test_combinations_are_found():
     assert {"mixup+noise", "label_smoothing+mixup", "cutmix+sam", "ema+sam"} <= set(PAIRS)
     assert all(any(set(smoothing.split(p)) <= set(smoothing.split(name)) for name in LARGEST) for p in PAIRS)
+
+
+ONCE = [(optimizer, smoothing.NONE) for optimizer in optimizers.names()] + [("sgd", name) for name in SINGLE]
+REST = [(o, name) for o in optimizers.names() for name in SINGLE if o != "sgd"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"), [*ONCE, *(pytest.param(*methods, marks=pytest.mark.slow) for methods in REST)]
+)
+def test_learns_and_repeats(optimizer: str, name: str):
+    """The digits in six epochs, in fp32, with Nesterov's momentum where there is one."""
+    dataset, data = digits(augment=["crop"])
+    known = configure.numbers_of(optimizer, name)
+    hyper = examples.hyper(optimizer, name) | ({"nesterov": True} if "nesterov" in known else {})
+    run = make_run(
+        dataset, optimizer=optimizer, smoothing=name, budget={"epochs": 6}, batch_size=32, hyper=hyper,
+        schedule={"name": "cosine", "warmup": 1},
+    )  # fmt: skip
+    snapshots: list[Snapshot] = []
+
+    def keep(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
+        snapshots.append(through_a_file(snapshot()))
+        return False
+
+    whole = train(run, data, on_epoch=keep)
+    assert whole.last.val_accuracy > 0.8
+    assert train(run, data, resume=snapshots[1]).fingerprint == whole.fingerprint  # and so repeats it
+
+
+def test_another_seed_is_another_run():
+    _, data = digits(SAMPLES)
+    run = run_of("sgd", LARGEST[0], budget={"epochs": 1})
+    assert train(run, data).fingerprint != train(run.model_copy(update={"seed": 4}), data).fingerprint

@@ -13,7 +13,7 @@ from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training.data import EpochImages, ImageData, place
 from lbstudy.training.datasets import Dataset, load
-from lbstudy.training.train import EpochReport, Outcome, Snapshot, evaluate, train
+from lbstudy.training.train import Outcome, evaluate, train
 from tests.methods import examples
 from tests.parallel import run_workers
 
@@ -100,40 +100,6 @@ def test_micro_batches_change_nothing(model: str, batch_norm: object, smoothing:
     torch.testing.assert_close(result["parts"], result["whole"], rtol=0, atol=1e-9)
 
 
-def final_fingerprints(runs: dict[str, RunSpec], samples: int) -> dict[str, tuple[str, str]]:
-    """Fingerprints of each run: uninterrupted, and resumed after its first epoch."""
-    _, data = digits(samples)
-    found = {}
-    for name, run in runs.items():
-        snapshots: list[object] = []
-
-        def keep(report: EpochReport, snapshot: Callable[[], Snapshot], kept: list[object] = snapshots) -> bool:
-            kept.append(_copy(snapshot()))
-            return False
-
-        whole = train(run, data, on_epoch=keep).fingerprint
-        found[name] = (whole, train(run, data, resume=snapshots[0]).fingerprint)  # type: ignore[arg-type]
-    return found
-
-
-@pytest.mark.parametrize(
-    "workers", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
-)
-def test_a_resumed_run_equals_the_uninterrupted_one_on_several_workers(workers: int):
-    dataset, _ = digits(200)
-    rates = {"sgd": 0.05, "lars": 3, "adamw": 3e-3, "kfac": 3e-3}
-    runs = {
-        f"{optimizer} {smoothing}": make_run(
-            dataset, optimizer=optimizer, smoothing=smoothing, budget={"epochs": 2}, hyper={"learning_rate": rate}
-        )
-        for optimizer, rate in rates.items()
-        for smoothing in SMOOTHINGS
-    }  # fmt: skip
-    runs["vgg9"] = make_run(dataset, model="vgg9", batch_norm={"ghost": 8}, smoothing="noise", budget={"epochs": 2})
-    for name, (whole, resumed) in run_workers(workers, final_fingerprints, runs, 200).items():
-        assert resumed == whole, name
-
-
 def test_statistics_are_those_of_the_evaluated_weights(monkeypatch: pytest.MonkeyPatch):
     dataset, data = digits(100, augment=["crop"])
     keys = {"model": "vgg9", "batch_norm": {"ghost": 8}, "batch_size": 32, "precision": "fp64", "seed": 5}
@@ -176,49 +142,10 @@ def _average_statistics(model: nn.Module, batches: list[torch.Tensor]) -> dict[s
     return {name: torch.stack(values).mean(0) for name, values in seen.items()}
 
 
-@pytest.mark.parametrize("smoothing", SMOOTHINGS)
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "kfac"])
-class TestBattery:
-    """What every optimizer must do with every smoothing."""
-
-    def test_repeats_resumes_and_learns(self, optimizer: str, smoothing: str):
-        dataset, data = digits(augment=["crop"])
-        run = make_run(
-            dataset, optimizer=optimizer, smoothing=smoothing, budget={"epochs": 6}, nesterov=True, batch_size=32,
-            schedule={"name": "cosine", "warmup": 1}, hyper={"learning_rate": {"sgd": 0.05, "lars": 3, "adamw": 3e-3, "kfac": 3e-3}[optimizer]},
-        )  # fmt: skip
-        epochs: list[int] = []
-        snapshots = []
-
-        def all_epochs(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
-            epochs.append(report.epoch)
-            return False
-
-        def two_epochs(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
-            snapshots.append(_copy(snapshot()))
-            return report.epoch == 2
-
-        whole = train(run, data, on_epoch=all_epochs)
-        assert whole.last.val_accuracy > 0.8
-        assert epochs == [1, 2, 3, 4, 5, 6]
-        part = train(run, data, on_epoch=two_epochs)
-        assert train(run, data, resume=snapshots[1]).fingerprint == whole.fingerprint  # both parts repeat the whole
-        other = train(run.model_copy(update={"seed": 4}), data, on_epoch=two_epochs)
-        assert other.fingerprint != part.fingerprint
-
-    def test_budget_in_steps_ends_within_an_epoch(self, optimizer: str, smoothing: str):
-        dataset, data = digits(300)  # 240 training samples: 4 steps an epoch
-        run = make_run(dataset, optimizer=optimizer, smoothing=smoothing, budget={"steps": 6})
-        last = train(run, data).last
-        assert (last.epoch, last.step) == (2, 6)
-
-
-def _copy(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {k: _copy(v) for k, v in value.items()}
-    return [_copy(v) for v in value] if isinstance(value, list) else value
+def test_budget_in_steps_ends_within_an_epoch():
+    dataset, data = digits(300)  # 240 training samples: 4 steps an epoch
+    last = train(make_run(dataset, budget={"steps": 6}), data).last
+    assert (last.epoch, last.step) == (2, 6)
 
 
 def test_copies_average_the_gradients_of_perturbed_weights():

@@ -38,7 +38,7 @@ class SAM(Smoothing):
     """The gradient at w + e, where e climbs from the present weights w as steeply as it can (eq. 2 of the paper).
 
     e = rho g / ||g||, with g the gradient of the mini-batch's loss without weight decay and the norm over all
-    parameters together; a zero gradient gives no ascent. Adaptive (Kwon et al. 2021, eq. 8 with p = 2):
+    parameters together; a zero gradient gives no ascent. Adaptive (Kwon et al. 2021, p = 2):
     e = rho T^2 g / ||T g||, T = |w| + 0.01 for each entry of the parameters named `weight`, in convolutions, linear
     layers and norms, and T = 1 for all others, such as biases: the authors' rule.
 
