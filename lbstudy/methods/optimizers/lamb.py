@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -11,21 +11,13 @@ from torch import Tensor
 
 from lbstudy.methods.optimizers import Optimizer, Recipe
 from lbstudy.methods.optimizers.adam import AdamNumbers, adam_directions
-from lbstudy.study.run import Spec
+from lbstudy.methods.optimizers.numbers import TrustSettings
 
 
 class Numbers(AdamNumbers):
     """LAMB's hyper-parameters: Adam's, with the paper's epsilon."""
 
     epsilon: float = Field(1e-6, gt=0, description="added to the root of the mean square")
-
-
-class Settings(Spec):
-    """LAMB beyond its numbers."""
-
-    one_dimensional: Literal["plain", "trust"] = Field(
-        "plain", description="rate of biases and batch norm; plain: the learning rate; trust: scaled like all (paper)"
-    )
 
 
 class LAMB(torch.optim.Optimizer):
@@ -105,4 +97,4 @@ def _build(recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-METHOD = Optimizer(label="LAMB", source="You et al. 2020", numbers=Numbers, settings=Settings, build=_build)
+METHOD = Optimizer(label="LAMB", source="You et al. 2020", numbers=Numbers, settings=TrustSettings, build=_build)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from lbstudy.methods.optimizers import Optimizer, Recipe, velocity
-from lbstudy.methods.optimizers.numbers import Momentum
-from lbstudy.study.run import Spec
+from lbstudy.methods.optimizers.numbers import Momentum, TrustSettings
 
 
 class Numbers(Momentum):
     """LARS' hyper-parameters."""
 
     trust_coefficient: float = Field(1e-3, gt=0, description="eta in You et al. 2017")
-
-
-class Settings(Spec):
-    """LARS beyond its numbers."""
-
-    one_dimensional: Literal["plain", "trust"] = Field(
-        "plain", description="rate of biases and batch norm; plain: the learning rate; trust: scaled like all (paper)"
-    )
 
 
 class LARS(torch.optim.Optimizer):
@@ -91,7 +82,7 @@ METHOD = Optimizer(
     label="LARS",
     source="You, Gitman & Ginsburg 2017",
     numbers=Numbers,
-    settings=Settings,
+    settings=TrustSettings,
     build=_build,
     remembers=velocity,
 )

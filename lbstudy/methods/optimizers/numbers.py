@@ -1,6 +1,8 @@
-"""Hyper-parameters that several optimizers have, with the same meaning and the same default."""
+"""Hyper-parameters and settings that several optimizers have, with the same meaning and the same default."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,3 +25,11 @@ class NesterovMomentum(Momentum):
     """Momentum, of which the look-ahead may be taken (Nesterov), and weight decay."""
 
     nesterov: bool = Field(False, description="Nesterov's momentum, as in torch's SGD")
+
+
+class TrustSettings(Spec):
+    """Of optimizers that scale the rate of each layer, LARS and LAMB."""
+
+    one_dimensional: Literal["plain", "trust"] = Field(
+        "plain", description="rate of biases and batch norm; plain: the learning rate; trust: scaled like all (paper)"
+    )
