@@ -4,7 +4,7 @@ Starting a Ray Train worker group takes tens of seconds (processes, imports, pro
 a lane starts one `TorchTrainer` and feeds it trial after trial. The workers run `_serve`: take the next job, train
 it, post a report per epoch. Nothing of a trial survives in the workers but the data on the device; a trial in a
 warm lane equals the same trial in a fresh process. The data set comes from the object store: the driver has read it,
-so no worker needs its files; and so does a user's own code.
+so no worker needs its files. A user's own code comes the same way.
 
 Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
 the workers wait for a verdict there and nowhere else. This is the only file that imports ray.train.

@@ -64,10 +64,10 @@ def test_tuned_confirmed_and_measured_by_the_users_code(ray_session: None, tmp_p
     assert len(tasks) == 3
     assert all((folder.path / task.result).is_file() for task in tasks)
 
-    run = RunSpec.model_validate(folder.trials()[-1].run)  # the last with the user's smoothing, in this process
+    smoothed = next(trial for trial in folder.trials() if trial.smoothing == "mine:SoftLabels")
+    run = RunSpec.model_validate(smoothed.run)
     alone = train(run, place(datasets.load(run.dataset), run.dataset, run.split_seed))
-    assert run.smoothing == "mine:SoftLabels"
-    assert alone.fingerprint == folder.trials()[-1].fingerprint
+    assert alone.fingerprint == smoothed.fingerprint
 
 
 def lbstudy(*arguments: str, here: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
