@@ -232,7 +232,7 @@ def test_colour_is_optimizer_line_is_batch_size_marker_is_smoothing():
         assert shown == [(look["color"], look["marker"]) for look in expected]
         assert len({str(line._dash_pattern) for line in axes.get_lines()}) == 3
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["sgd", "kfac", "batch 32", "batch 128", "batch 512", "none", "mixup"]
+    assert labels == ["SGD", "K-FAC", "batch 32", "batch 128", "batch 512", "no smoothing", "Mixup"]
 
 
 def test_learning_curves_are_means_over_seeds_of_the_best_configuration():
@@ -503,7 +503,7 @@ def test_embedded_svg_is_sound_takes_the_colour_of_the_page_and_leaks_nothing():
     assert set(links) <= set(ids)
     assert "currentColor" in svg
     assert style.INK not in svg
-    assert style.COLOURS["kfac"].lower() in svg
+    assert style.COLOURS[1].lower() in svg
     for foreign in ("<style", "<script", "<!--", "<?xml", "<i>", "<metadata"):
         assert foreign not in svg
 
