@@ -73,7 +73,12 @@ def assert_workers_agree(runs: dict[str, RunSpec], samples: int | None, workers:
 
 def test_one_worker_and_two_give_the_same_parameters():
     # 40 training samples in mini-batches of 16: the last one of 8 leaves the second worker no ghost batch of its own
-    assert_workers_agree(model_by_smoothing(list(MODELS), 50, 16), 50)
+    assert_workers_agree(model_by_smoothing(["lenet5"], 50, 16), 50)
+
+
+@pytest.mark.slow
+def test_one_worker_and_two_agree_on_vgg9():
+    assert_workers_agree(model_by_smoothing(["vgg9-sync", "vgg9-ghost"], 50, 16), 50)
 
 
 @pytest.mark.slow

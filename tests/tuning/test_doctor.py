@@ -61,8 +61,8 @@ def test_impossible_resources_are_answered_before_ray_starts(tmp_path: Path):
         assert ran.returncode == 2
         assert ran.stderr.startswith(f"error: resources: a worker needs {wanted}, but the most that a node has is ")
         assert len(ran.stderr.splitlines()) == 1
-        # of the processor, not of a clock that a busy machine makes run ahead
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+        # of the processor, not of a clock that a busy machine makes run ahead; most of it is the import of torch
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
     assert not list(tmp_path.iterdir())
 
 

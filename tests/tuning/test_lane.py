@@ -1,10 +1,12 @@
 """A lane by itself, without Tune."""
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import pytest
 import ray
 
+from lbstudy.methods import optimizers, smoothing
 from lbstudy.study.code import Code
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.study.spec import Resources
@@ -12,6 +14,7 @@ from lbstudy.training import datasets
 from lbstudy.training.data import place
 from lbstudy.training.train import train
 from lbstudy.tuning.lane import Job, Lane
+from tests.methods import examples
 
 DIGITS = DatasetSpec(name="digits", validation_size=0.2)
 
@@ -57,10 +60,17 @@ def test_same_job_twice_is_the_same_to_the_bit(lane: Lane):
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 
 
-@pytest.mark.parametrize("smoothing", ["none", "mixup+noise"])
-def test_kfac_in_a_warm_lane_is_kfac_in_a_fresh_process(lane: Lane, smoothing: str):
-    hyper = {"learning_rate": 0.01, "damping": 0.1, "mixup_alpha": 0.5, "noise_magnitude": 1e-3}
-    spec = job(f"kfac {smoothing}", optimizer="kfac", smoothing=smoothing, hyper=hyper, batch_size=256)
+def every_method_once() -> list[tuple[str, str]]:
+    """Each built-in optimizer with a smoothing, until each of both has had its turn."""
+    count = max(len(optimizers.names()), len(smoothing.names()))
+    pairs = zip(range(count), cycle(optimizers.names()), cycle(smoothing.names()), strict=False)
+    return [("kfac", "mixup+noise"), *((optimizer, name) for _, optimizer, name in pairs)]
+
+
+@pytest.mark.parametrize(("optimizer", "smoothing"), every_method_once())
+def test_a_job_in_a_warm_lane_is_that_in_a_fresh_process(lane: Lane, optimizer: str, smoothing: str):
+    hyper = examples.hyper(optimizer, smoothing)
+    spec = job(f"{optimizer} {smoothing}", optimizer=optimizer, smoothing=smoothing, hyper=hyper, batch_size=256)
     lane.begin(spec)
     run = RunSpec.model_validate(spec.run)
     fresh = train(run, place(datasets.load(DIGITS), run.dataset, run.split_seed))
