@@ -175,7 +175,7 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
         ("tuning_curves", "Expected best validation accuracy after k trials",
          lambda: figures_tuning.draw_tuning_curves(figures_tuning.tuning_curves_info(study, trials))),
         *((f"sensitivity_{name}", f"Validation accuracy of every trial against {name.replace('_', ' ')}",
-           sensitivity(name)) for name in figures_tuning.tuned_parameters(study)),
+           sensitivity(name)) for name in study.tuned()),
         ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
          lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),
         ("mixup_samples", "Training images mixed by Mixup", samples),

@@ -53,18 +53,13 @@ class Sensitivity(NamedTuple):
     bounds: tuple[float, float]  # the ends of the widest range, and what lies beyond
 
 
-def tuned_parameters(study: StudySpec) -> list[str]:
-    """What at least one cell tunes, in the order of the tables."""
-    return study.tuned()
-
-
 def sensitivity_info(study: StudySpec, trials: pd.DataFrame, parameter: str) -> Sensitivity:
     """Collect the trials of all cells that tune `parameter`.
 
     Args:
         study: the study.
         trials: as from `load.trials`.
-        parameter: one of `tuned_parameters(study)`.
+        parameter: one of `study.tuned()`.
 
     Raises:
         NothingToDraw: no trial has ended.

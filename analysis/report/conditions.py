@@ -102,9 +102,8 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
             {n: value for n, value in study.fixed.numbers.items() if n not in study.search and n not in varied}
         ),
     }
-    used_methods = {part for cell in study.list_cells() for part in (cell.optimizer, *cell.smoothing.split("+"))}
     for method, settings in study.fixed.settings.items():
-        if method in used_methods:
+        if method in study.methods:
             fixed[study.label(method)] = _words(settings)
     if study.published:
         fixed["published"] = f"{len(study.published)} configurations from the literature are among the trials"

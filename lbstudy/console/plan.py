@@ -18,7 +18,7 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
     from lbstudy.training import datasets
     from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 
-    names = list(dict.fromkeys(name for cell in study.list_cells() for name in study.ranges(cell)))
+    names = study.tuned()
     images: datasets.Datasets = {}
     fits = True
     try:
@@ -60,7 +60,7 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
         lanes = f"not on this machine: {error}"
     out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
     varied = {key.removeprefix("fixed.") for key in study.factors}
-    used = {part for cell in study.list_cells() for part in (cell.optimizer, *cell.smoothing.split("+"))}
+    used = study.methods
     settings = {f"{m}.{k}": v for m, entry in study.fixed.settings.items() if m in used for k, v in entry.items()}
     fixed = study.fixed.numbers | {key: show(value) for key, value in settings.items() if value not in (None, [])}
     if study.code:

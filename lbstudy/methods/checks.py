@@ -7,6 +7,8 @@ from contextlib import suppress
 from math import isfinite
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from lbstudy.methods import configure, models, optimizers, smoothing, user_code
 from lbstudy.methods.declaration import MethodError, attribute
 from lbstudy.parallel.batch_norm import has_batch_norm
@@ -117,7 +119,7 @@ def _values(content: dict[str, Any], key: str) -> Iterator[tuple[Keys, Any]]:
 def _ranges(study: StudySpec) -> Iterator[Problem]:
     """Names and bounds of what is searched."""
     course = configure.schedule_numbers(study)
-    known = [(cell, course | configure.numbers_of(cell.optimizer, cell.smoothing)) for cell in _sound_cells(study)]
+    known = [(cell, course | numbers) for cell, numbers in _sound_cells(study)]
     names = dict.fromkeys([*(name for _, numbers in known for name in numbers), *type(study.fixed).model_fields])
     for name, entries in study.search.items():
         if name not in names:
@@ -137,12 +139,11 @@ def _fixed_values(study: StudySpec) -> Iterator[Problem]:
             yield Problem(("fixed", name), f"input should be a finite number; got {value}")
 
 
-def _sound_cells(study: StudySpec) -> Iterator[Cell]:
-    """Cells whose methods go together."""
+def _sound_cells(study: StudySpec) -> Iterator[tuple[Cell, dict[str, FieldInfo]]]:
+    """Cells whose methods go together, with their numbers."""
     for cell in study.list_cells():
         with suppress(MethodError):
-            configure.numbers_of(cell.optimizer, cell.smoothing)
-            yield cell
+            yield cell, configure.numbers_of(cell.optimizer, cell.smoothing)
 
 
 def _combinations(study: StudySpec) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import Field, create_model
 
-from lbstudy.study.run import Spec
+from lbstudy.study.run import RunSpec, Spec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _remembering: list[Any] = []
@@ -64,6 +64,11 @@ class Declaration:
     source: str
     numbers: type[Spec] = Spec
     settings: type[Spec] = Spec
+
+    def own(self, run: RunSpec, name: str) -> tuple[Any, Any]:
+        """The method's numbers and settings in a run that names it so."""
+        numbers = {number: run.hyper[number] for number in self.numbers.model_fields if number in run.hyper}
+        return self.numbers.model_validate(numbers), self.settings.model_validate(run.settings.get(name, {}))
 
 
 def built_in(room: ModuleType) -> list[str]:

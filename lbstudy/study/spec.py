@@ -49,6 +49,11 @@ class Cell:
         }
         return own | dict(self.factors)
 
+    @property
+    def methods(self) -> list[str]:
+        """The names of its optimizer and of the parts of its smoothing."""
+        return [self.optimizer, *self.smoothing.split("+")]
+
     def but(self, **changes: Any) -> Cell:
         """The cell with another optimizer, batch size or smoothing, all other factors equal."""
         return replace(self, **changes)
@@ -296,6 +301,11 @@ class StudySpec(Spec):
         """Of a variant, the values of its further factors: `vgg9 and weight decay 0.0005`; else empty."""
         cells = self.list_cells()
         return in_words(cells[0].factors) if len({cell.factors for cell in cells}) == 1 else ""
+
+    @property
+    def methods(self) -> set[str]:
+        """The names of all optimizers and smoothings in its cells, combined ones by their parts."""
+        return {method for cell in self.list_cells() for method in cell.methods}
 
     def label(self, method: str) -> str:
         """What sentences and figures call an optimizer or a smoothing."""

@@ -55,12 +55,11 @@ def _model(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
         return
     yield from batch_norm_problems(study, has_batch_norm(network))
     if models.normalises_vectors(network, shape):
-        yield from _lone_samples(study, training_samples(study.dataset, dataset))
+        yield from _lone_samples(study, ghost, training_samples(study.dataset, dataset))
 
 
-def _lone_samples(study: StudySpec, samples: int) -> Iterable[Problem]:
+def _lone_samples(study: StudySpec, ghost: int | None, samples: int) -> Iterable[Problem]:
     """Mini-batches, or ghost batches of them, of a single sample."""
-    ghost = study.batch_norm.ghost if isinstance(study.batch_norm, GhostBatchNorm) else None
     for size in sorted({cell.batch_size for cell in study.list_cells()}):
         last = 0 if study.dataset.drop_last else samples % size
         for whole, name in ((size, "a"), (last, "the last")):
@@ -85,7 +84,7 @@ def try_on(study: StudySpec, data: Datasets) -> None:
 def _tried(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
     """What is wrong with the methods of others in a variant of a study, each once."""
     combinations = {(cell.optimizer, cell.smoothing): cell for cell in study.list_cells()}
-    foreign = [cell for cell in combinations.values() if any(map(_is_foreign, _methods(cell)))]
+    foreign = [cell for cell in combinations.values() if any(map(_is_foreign, cell.methods))]
     if models.of_users(study.model.name) and not foreign:
         foreign = list(combinations.values())[:1]
     if not foreign:
@@ -106,10 +105,6 @@ def _tried(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
 
 def _is_foreign(name: str) -> bool:
     return ":" in name
-
-
-def _methods(cell: Cell) -> list[str]:
-    return [cell.optimizer, *smoothing.split(cell.smoothing)]
 
 
 def _images(dataset: Dataset) -> ImageData:

@@ -44,6 +44,7 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
     "number as key": ("tuning:", "3: x\ntuning:", ["3: unknown key"]),
     # values
     "unknown model": ("lenet5", "lenet6", [":2: model: there is no model 'lenet6'; did you mean lenet5 or resnet8?"]),
+    "depth of no network": ("lenet5", "resnet9", [":2: model: resnet9: the CIFAR ResNets have 6n + 2 layers (resnet8, resnet14, ...)"]),
     "unknown data set": ("name: synthetic", "name: cifar11", ["dataset.name", "'cifar10'", "got 'cifar11'"]),
     "unknown optimizer": ("[sgd]", "[sdg]", [":5: cells.optimizer.0: there is no optimizer 'sdg'; did you mean sgd?"]),
     "no of YAML 1.1": ("[none, mixup, noise]", "[no, mixup, noise]", ["cells.smoothing.0: there is no smoothing 'no'; did you mean none"]),

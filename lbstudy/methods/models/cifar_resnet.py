@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lbstudy.methods.declaration import MethodError
 from lbstudy.methods.models.model import Model, Shape
 
 WIDTHS = (16, 32, 64)
@@ -70,17 +71,17 @@ def of_depth(depth: int, source: str = "He et al. 2016") -> Model:
     """The CIFAR ResNet of a depth.
 
     Raises:
-        ValueError: the depth is not 6n + 2 with n of 1 or more, or one of ImageNet's networks has it too.
+        MethodError: the depth is not 6n + 2 with n of 1 or more, or one of ImageNet's networks has it too.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         below = max(6 * blocks + 2, 8)
-        raise ValueError(
+        raise MethodError(
             f"resnet{depth}: the CIFAR ResNets have 6n + 2 layers (resnet{below}, resnet{below + 6}, ...); "
             f"ImageNet's are `torchvision:resnet{{18, 34, 50, 101, 152}}`"
         )
     if depth in (50, 152):
-        raise ValueError(
+        raise MethodError(
             f"resnet{depth} could be CIFAR's network of 6n + 2 layers or ImageNet's; for the first take "
             f"resnet{depth - 6} or resnet{depth + 6}, the second is `torchvision:resnet{depth}`"
         )

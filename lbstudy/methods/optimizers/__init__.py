@@ -122,7 +122,7 @@ def build(run: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     if run.weight_decay_of == "weights" and "weight_decay" in declaration.numbers.model_fields:
         groups = [{"params": [p for p in parameters if p.ndim > 1]}]
         groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
-    numbers, settings = _own(declaration, run)
+    numbers, settings = declaration.own(run, run.optimizer)
     rate = float(run.hyper["learning_rate"])
     recipe = Recipe(model=model, groups=groups, learning_rate=rate, numbers=numbers, settings=settings, run=run)
     return declaration.build(recipe)
@@ -140,7 +140,7 @@ class RunCourse:
     def __init__(self, optimizer: torch.optim.Optimizer, run: RunSpec, steps_per_epoch: int):
         self._optimizer, self._run, self._steps_per_epoch = optimizer, run, steps_per_epoch
         self._declaration = get(run.optimizer)
-        self._own = _own(self._declaration, run)
+        self._own = self._declaration.own(run, run.optimizer)
 
     def set(self, step: int) -> float:
         """Prepare optimizer step `step`, counted from 0. Returns the learning rate; a group's may be a multiple,
@@ -152,10 +152,3 @@ class RunCourse:
             group["lr"] = rate * group.get("lr_scale", 1.0)
             group.update(changes)
         return rate
-
-
-def _own(declaration: Declaration, run: RunSpec) -> tuple[Any, Any]:
-    """A method's numbers and settings in a run."""
-    numbers = {name: run.hyper[name] for name in declaration.numbers.model_fields if name in run.hyper}
-    settings = run.settings.get(run.optimizer, {})
-    return declaration.numbers.model_validate(numbers), declaration.settings.model_validate(settings)

@@ -225,9 +225,5 @@ def declarations(name: str) -> dict[str, Declaration]:
 
 def build(run: RunSpec, model: nn.Module) -> Combined:
     """The run's smoothing."""
-    made = []
-    for name, smoothing in parts_of(run.smoothing).items():
-        numbers = {n: run.hyper[n] for n in smoothing.Numbers.model_fields if n in run.hyper}
-        settings = smoothing.Settings.model_validate(run.settings.get(name, {}))
-        made.append(smoothing(model, smoothing.Numbers.model_validate(numbers), settings, run.seed))
-    return Combined(made)
+    own = {name: declaration.own(run, name) for name, declaration in declarations(run.smoothing).items()}
+    return Combined([part(model, *own[name], run.seed) for name, part in parts_of(run.smoothing).items()])
