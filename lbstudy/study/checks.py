@@ -144,7 +144,7 @@ def _published(study: StudySpec) -> Iterator[Problem]:
 
 def _rate_rule(study: StudySpec) -> Iterator[Problem]:
     rule = study.tuning.learning_rate_rule
-    if rule is None:
+    if rule is None or study.splits:  # cells that split a gap take their rate from those of the gap
         return
     keys: Keys = ("tuning", "learning_rate_rule", "from")
     sizes = sorted({cell.batch_size for cell in study.list_cells()})

@@ -17,10 +17,22 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_v
 from ruamel.yaml import YAML
 
 from lbstudy.parallel.randomness import derive_seed
+from lbstudy.study import split
 from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, short, suffix, without
 from lbstudy.study.file import Keys, paths, show
 from lbstudy.study.old import LABELS
-from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Number, Schedule, Spec
+from lbstudy.study.run import (
+    BatchNormSpec,
+    Budget,
+    DatasetSpec,
+    DecayOf,
+    Extent,
+    ModelSpec,
+    Number,
+    Schedule,
+    Spec,
+    steps_per_pass,
+)
 from lbstudy.study.space import Condition, Range
 
 
@@ -185,16 +197,17 @@ class Tuning(Spec):
             raise ValueError(f"`direction` of metric {self.metric} must be {right}, but got {self.direction}")
         return self
 
-    def rungs(self, epochs: int) -> list[int]:
-        """Epochs at which the pruner may end a trial of `epochs` epochs."""
+    def rungs(self, epochs: int, pace: float = 1) -> list[int]:
+        """Epochs, which are passes over the data, at which the pruner may end a trial of `epochs` of them; its own
+        epochs are those of the budget, each of so many passes (`Budget.pace`)."""
         if self.pruner == "none":
             return []
         rungs: list[int] = []
-        rung: float = self.pruner.grace_period
+        rung = self.pruner.grace_period * pace
         while rung < epochs:
             rungs.append(int(-(-rung // 1)))  # a result counts for a rung from the first whole epoch at or past it
             rung *= self.pruner.reduction_factor
-        return rungs
+        return list(dict.fromkeys(rungs))
 
 
 class Resources(Spec):
@@ -239,7 +252,7 @@ class StudySpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _factors_fill_their_keys(cls, content: Any) -> Any:
-        return filled(content)
+        return filled(split.expanded(content))
 
     @field_validator("search", mode="before")
     @classmethod
@@ -258,13 +271,15 @@ class StudySpec(Spec):
         return {key: named(further[key]) for key in sorted(further, key=_place)}
 
     def all_cells(self) -> list[Cell]:
-        """The full product, in the order of the lists; the further factors change last."""
+        """The full product, in the order of the lists; the further factors change last. Of budgets that split a gap
+        only those are there that make a run of its own (`split.exists`)."""
         lists, keys = self.cells, list(self.factors)
-        return [
+        cells = [
             Cell(*parts, tuple(zip(keys, values, strict=True)))
             for values in product(*self.factors.values())
             for parts in product(lists.optimizer, lists.batch_size, lists.smoothing)
         ]
+        return [c for c in cells if split.exists(dict(c.factors).get(split.KEY, ""), c.batch_size, lists.batch_size)]
 
     def list_cells(self) -> list[Cell]:
         """The cells of the study."""
@@ -295,6 +310,15 @@ class StudySpec(Spec):
         batch size and smoothing alone, so that these are what is compared."""
         first = {cell.factors: cell for cell in reversed(self.list_cells())}
         return [self.variant(cell) for cell in reversed(first.values())] or [self]
+
+    def compared(self) -> list[StudySpec]:
+        """The variants but those that split the gaps of others: see `split`."""
+        return [part for part in self.variants() if part.splits is None] or [self]
+
+    @property
+    def splits(self) -> str | None:
+        """Of a variant, which part of another one's gaps its cells are for (`split.PARTS`), if they are."""
+        return next((split.part_of(cell.factors) for cell in self.list_cells()), None)
 
     @property
     def in_words(self) -> str:
@@ -332,8 +356,16 @@ class StudySpec(Spec):
 
     def steps_per_epoch(self, cell: Cell, samples: int) -> int:
         """Optimizer steps that an epoch of `samples` training samples takes in a cell."""
-        whole = samples // cell.batch_size
-        return whole if self.variant(cell).dataset.drop_last and whole else -(-samples // cell.batch_size)
+        return steps_per_pass(samples, cell.batch_size, self.variant(cell).dataset.drop_last)
+
+    def extent(self, cell: Cell, samples: int) -> Extent:
+        """How long a run of a cell over so many training samples is."""
+        part = self.variant(cell)
+        return part.budget.extent(samples, cell.batch_size, part.dataset.drop_last)
+
+    def rungs(self, cell: Cell, epochs: int) -> list[int]:
+        """Epochs at which the pruner may end a trial of a cell, of so many epochs (`Tuning.rungs`)."""
+        return self.tuning.rungs(epochs, self.variant(cell).budget.pace(cell.batch_size))
 
     def trial_seed(self, cell: Cell, number: int) -> int:
         """The seed of a cell's trial; another one for each."""

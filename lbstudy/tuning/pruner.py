@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class StudyPruner(FIFOScheduler):
-    """An ASHA per cell, its rungs counted in epochs; trials run in the order they were suggested.
+    """An ASHA per cell, its rungs counted in the epochs of its budget; trials run in the order they were suggested.
 
     Args:
         study: the study.
@@ -35,13 +35,14 @@ class StudyPruner(FIFOScheduler):
         pruner = study.tuning.pruner
         self._cells: dict[str, AsyncHyperBandScheduler] = {}
         if isinstance(pruner, Asha):
-            for name, longest in epochs.items():
-                self._cells[name] = AsyncHyperBandScheduler(
+            for cell in (cell for cell in study.list_cells() if cell.name in epochs):
+                longest, pace = epochs[cell.name], study.variant(cell).budget.pace(cell.batch_size)
+                self._cells[cell.name] = AsyncHyperBandScheduler(
                     time_attr="epoch",
                     metric=OBJECTIVE,
                     mode=study.tuning.direction[:3],
                     max_t=longest,
-                    grace_period=min(pruner.grace_period, longest),
+                    grace_period=min(pruner.grace_period * pace, longest),
                     reduction_factor=pruner.reduction_factor,
                 )
         for trial in past:

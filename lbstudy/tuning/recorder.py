@@ -183,7 +183,7 @@ class Recorder(tune.Callback):
             "cell": cell.name,
             "number": number,
             "run": record.run,
-            "rungs": self._study.tuning.rungs(self._epochs[cell.name]),
+            "rungs": self._study.rungs(cell, self._epochs[cell.name]),
             "resume": [ray.put(checkpoint[1])] if checkpoint else [],
             "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
         }
