@@ -28,15 +28,17 @@ from lbstudy.analysis.figures import runs as figures_runs
 from lbstudy.analysis.figures import sharpness as figures_sharpness
 from lbstudy.analysis.figures import style
 from lbstudy.analysis.figures import tuning as figures_tuning
+from lbstudy.analysis.figures.split import draw_split, split_info
 from lbstudy.analysis.figures.style import NothingToDraw
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.analysis.tables import targets
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study.factors import suffix
+from lbstudy.study.factors import in_words, suffix
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
+from lbstudy.study.split import without_budget
 from lbstudy.training import datasets
 
 
@@ -87,6 +89,8 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
         cache(lambda kind: results.landscape(folder, kind, trials)), cache(lambda: results.sharpness(folder, trials)),
     )  # fmt: skip
     variants = study.variants()
+    if any(part.splits for part in variants):
+        yield from _draw_splits(study, frames.runs)
     if len(variants) == 1:
         parts = [(figures_of(folder, frames, reached), "", "")]
     else:
@@ -105,6 +109,22 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
                 yield Drawing(name + end, caption, draw())
             except NothingToDraw as nothing:
                 yield Drawing(name + end, caption, None, str(nothing))
+
+
+def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
+    """The gaps and their parts, which are of several variants: a figure for each whose gaps are split."""
+    for part in study.compared():
+        factors = without_budget(part.list_cells()[0].factors)
+        words = f", with {in_words(factors)}" if factors else ""
+        named = part.model_copy(update={"name": f"{part.name}{words.replace(' with', '')}"})
+        name, description = (
+            f"split{suffix(factors)}",
+            f"What few updates and what less noise cost the large batch{words}",
+        )
+        try:
+            yield Drawing(name, description, draw_split(split_info(study, runs, named)))
+        except NothingToDraw as nothing:
+            yield Drawing(name, description, None, str(nothing))
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:

@@ -315,6 +315,19 @@ class StudySpec(Spec):
         """The variants but those that split the gaps of others: see `split`."""
         return [part for part in self.variants() if part.splits is None] or [self]
 
+    def ends(self, cell: Cell) -> tuple[Cell, Cell]:
+        """The small and the large batch of the gap that a cell splits."""
+        own = cell.but(factors=split.whole(cell.factors))
+        sizes = self.cells.batch_size
+        if split.part_of(cell.factors) == split.SAME_UPDATES:
+            return own.but(batch_size=min(sizes)), own
+        return own, own.but(batch_size=max(sizes))
+
+    def whole(self, part: StudySpec) -> StudySpec:
+        """The variant whose gaps a variant of the study splits; any other variant is its own."""
+        cell = part.list_cells()[0]
+        return self.variant(cell.but(factors=split.whole(cell.factors))) if part.splits else part
+
     @property
     def splits(self) -> str | None:
         """Of a variant, which part of another one's gaps its cells are for (`split.PARTS`), if they are."""
