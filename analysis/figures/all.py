@@ -81,7 +81,8 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
         folder: the study's folder.
         reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
             baseline cell.
-        at_most: variants that are drawn of each figure, the first ones; of the others the reason says how to.
+        at_most: variants that are drawn of each figure, the first ones, and none that splits gaps; of the others the
+            reason says how to.
     """
     study, trials = folder.study(), load.trials(folder)
     frames = Frames(
@@ -92,17 +93,22 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
     if any(part.splits for part in variants):
         yield from _draw_splits(study, frames.runs)
     if len(variants) == 1:
-        parts = [(figures_of(folder, frames, reached), "", "")]
+        parts = [(figures_of(folder, frames, reached), "", "", False)]
     else:
         parts = [
-            (figures_of(folder, _narrowed(frames, part), reached), suffix(part.list_cells()[0].factors), part.in_words)
+            (
+                figures_of(folder, _narrowed(frames, part), reached),
+                suffix(part.list_cells()[0].factors),
+                part.in_words,
+                part.splits is not None,
+            )
             for part in variants
         ]
-    for name in dict.fromkeys(name for figures, _, _ in parts for name in figures):
-        of_name = [(figures[name], end, words) for figures, end, words in parts if name in figures]
-        for place, ((description, draw), end, words) in enumerate(of_name):
+    for name in dict.fromkeys(name for figures, *_ in parts for name in figures):
+        of_name = [(figures[name], *others) for figures, *others in parts if name in figures]
+        for place, ((description, draw), end, words, splits) in enumerate(of_name):
             caption = f"{description}, with {words}" if words else description
-            if at_most is not None and place >= at_most:
+            if at_most is not None and (place >= at_most or splits):
                 yield Drawing(name + end, caption, None, "left to `lbstudy figures`, with so many combinations")
                 continue
             try:

@@ -30,8 +30,8 @@ class SplitGaps(NamedTuple):
 
     study: StudySpec
     bars: pd.DataFrame
-    """A row per optimizer, smoothing, way of splitting and bar: optimizer, smoothing, budget, bar (of BARS), bottom, value,
-    low and high (of the value; NaN without an interval), n (seeds)."""
+    """A row per optimizer, smoothing, way of splitting and bar: optimizer, smoothing, budget, bar (of BARS), bottom,
+    value, low and high (of the value; NaN without an interval), n (seeds)."""
     seeds: pd.DataFrame  # the same columns but low, high and n, a row per repeat
     sizes: dict[str, tuple[int, int]]  # way of splitting -> small and large batch size
 

@@ -224,15 +224,16 @@ GAP = (
     "Brackets hold 95 % intervals; accuracies and shares are fractions."
 )
 SPLIT = (
-    "Few updates: what the large batch loses because it makes fewer updates in the same epochs; less noise: what it loses "
-    "because its gradient is the mean of more samples. Budget same_updates: between the two is the large batch with as "
-    "many updates as the small one; fewer_updates: the small batch, stopped after as many as the large one makes. Each "
-    "cell is tuned for itself. Repaired: by how much less a part costs with the smoothing than without. Images: those "
-    "that a run of the gap sees; between images: those of the run between. Brackets hold 95 % intervals, paired by seed."
+    "Few updates: what the large batch loses because it makes fewer updates in the same epochs; less noise: what it "
+    "loses because its gradient is the mean of more samples. Budget same_updates: between the two is the large batch "
+    "with as many updates as the small one; fewer_updates: the small batch, stopped after as many as the large one "
+    "makes. Each cell is tuned for itself. Repaired: by how much less a part costs with the smoothing than without. "
+    "Images: those that a run of the gap sees; between images: those of the run between. Brackets hold 95 % intervals, "
+    "paired by seed; accuracies and differences are fractions."
 )
 ANSWERS = (
-    "Yes where the 95 % interval of the difference lies above zero, and so does what is to be repaired; no where it lies "
-    "below; cannot tell where it holds zero, with one seed, and where runs of the cells failed."
+    "Yes where the 95 % interval of the difference lies above zero, and so does what is to be repaired; no where it "
+    "lies below; cannot tell where it holds zero, with one seed, and where runs of the cells failed."
 )
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "

@@ -1,7 +1,7 @@
 """The split of the gap: what the large batch loses for want of updates, and what for want of noise in the gradient.
 
-With acc the test accuracy of the confirmed runs of each cell's best configuration, b the small batch and B the large one,
-the gap acc(b) - acc(B) of runs over the same epochs is taken apart by a third cell, tuned for itself as these are:
+With acc the test accuracy of the confirmed runs of each cell's best configuration, b the small batch and B the large
+one, the gap acc(b) - acc(B) of runs over the same epochs is taken apart by a third cell, tuned for itself as these are:
 
 * same_updates, B with as many updates as b: few updates = acc(B, as many updates) - acc(B), less noise =
   acc(b) - acc(B, as many updates). Hoffer et al. (NeurIPS 2017) trained so.

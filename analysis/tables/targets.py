@@ -164,7 +164,8 @@ def targets_table(
     study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame, targets: list[Target] | None = None
 ) -> pd.DataFrame:
     """A row per cell and target: the median time over the runs that ended, and how many of them `reached` it. Each
-    variant of the study has a baseline of its own, and so targets of its own; one that splits gaps has those of the gaps.
+    variant of the study has a baseline of its own, and so targets of its own; one that splits gaps has those of the
+    gaps.
 
     Args:
         study: the study.

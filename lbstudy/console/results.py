@@ -70,8 +70,8 @@ def best(
 def table(
     study: Folder,
     kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; split: how much of it is "
-                                              "fewer updates, and how much less noise; targets: time to reach a loss and "
-                                              "an accuracy; health: can the comparison be trusted; sharpness: how "
+                                              "few updates, and how much less noise; targets: time to reach a loss "
+                                              "and an accuracy; health: can the comparison be trusted; sharpness: how "
                                               "sharp the minima are, and their test accuracy; correlations: of both")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
     loss: Annotated[float | None, typer.Option(help="targets: training loss; default: the baseline's")] = None,
