@@ -105,7 +105,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
             for part in variants
         ]
     for name in dict.fromkeys(name for figures, *_ in parts for name in figures):
-        of_name = [(figures[name], *others) for figures, *others in parts if name in figures]
+        of_name = [(figures[name], end, words, splits) for figures, end, words, splits in parts if name in figures]
         for place, ((description, draw), end, words, splits) in enumerate(of_name):
             caption = f"{description}, with {words}" if words else description
             if at_most is not None and (place >= at_most or splits):

@@ -29,7 +29,7 @@ class TableKind(StrEnum):
     """What `table` shows."""
 
     gap = "gap"
-    split = "split"
+    parts = "split"  # `split` is a method of every text
     targets = "targets"
     health = "health"
     sharpness = "sharpness"
@@ -93,7 +93,7 @@ def table(
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
-    elif kind is TableKind.split:
+    elif kind is TableKind.parts:
         found = split.split_table(spec, confirmed)
     elif kind is TableKind.targets:
         goals = [
