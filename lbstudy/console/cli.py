@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from lbstudy import __version__
-from lbstudy.console.plan import print_plan
+from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
     compute_tasks,
@@ -138,7 +138,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     with ended_in_order(path, "the same command"):
         StudyFolder.check(path, study)
         require_room(study, None)
-        images = load_data(study, source)
+        images = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(work, path, verbose)
     print_best(folder, TableFormat.table)
@@ -193,7 +193,7 @@ def confirm(
     command = f"lbstudy confirm {folder.path}"
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
-        images = load_data(spec, source)
+        images = load_data(spec, source, folder.path)
         with DriverLock(folder.path, notice):
             on_ray(partial(confirm_runs, spec, folder, runs, train_on, images, verbose), folder.path, verbose)
     print_best(folder, TableFormat.table)
@@ -265,7 +265,7 @@ def _compute(
     failures: list[str] = []
     if missing := minima.missing(folder, tasks):
         require_room(spec, address, workers=1)
-        images = load_data(spec, source)
+        images = load_data(spec, source, folder.path)
         with ended_in_order(folder.path, "the same command"):
             work = partial(compute_tasks, spec, folder, missing, where, images, failures)
             on_ray(work, folder.path, verbose)
@@ -285,6 +285,8 @@ def examine(
     if file is not None:
         study, source = resolve(file, None, None, None, None, None, None)
         images = load_data(study, source)
+        for sentence in described(study, images):
+            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from lbstudy.console.session import code_in_use, err, fit, read_data
 from lbstudy.console.terminal import out, print_table
 from lbstudy.study.file import StudyError, StudyFile, show
 from lbstudy.study.spec import StudySpec
 
+if TYPE_CHECKING:
+    from lbstudy.training.datasets import Datasets
+
 IMPORTING = ("plan", "doctor", "run", "confirm", "landscape", "sharpness")
 """Commands that need the methods of a study, and so import a user's code."""
+
+
+def described(study: StudySpec, data: Datasets) -> Iterator[str]:
+    """What the data of a study are, in sentences."""
+    from lbstudy.training import datasets, summary
+
+    for key, part in {datasets.source(part.dataset): part for part in study.variants()}.items():
+        if key in data:
+            for sentence in summary.summarise(data[key]).sentences():
+                yield f"data: {sentence}" if len(data) == 1 else f"data, {part.dataset.name}: {sentence}"
 
 
 def print_plan(study: StudySpec, source: StudyFile) -> None:
@@ -43,6 +59,8 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
     print_table(frame, title=f"{study.name}: {' and '.join(models)} on {' and '.join(sets)}")
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    for sentence in described(study, images):
+        out.print(sentence, markup=False, soft_wrap=True)
     tuning, resources, cells = study.tuning, study.resources, len(rows)
     lengths = " or ".join(dict.fromkeys(part.budget.in_words for part in parts))
     pruner = "no pruner" if tuning.pruner == "none" else (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ class TrialRecord:
 NO_CODE = Code()
 LOCK = "driver.lock"
 CONFIRMATION = "confirm"
+DATA = "data.json"
 
 
 class Damaged(Exception):
@@ -162,6 +163,44 @@ class StudyFolder:
             f"{self.path} holds another study; it may get more trials, more cells and other resources, and nothing "
             "else. Choose another --name, or take back:\n" + "\n".join(line for line in diff if line[0] in "+-")
         )
+
+    def require_same_data(self, found: Mapping[str, dict[str, Any]]) -> bool:
+        """Make sure that data are those that the study has run on.
+
+        Args:
+            found: by dataset, what it is known again by (`datasets.identities`).
+
+        Returns:
+            Whether the study has kept what its data are known by, as all do since version 0.2.
+
+        Raises:
+            StudyError: says what differs.
+        """
+        try:
+            kept = json.loads(storage.read(self.path / DATA) or b"{}")
+        except ValueError:  # damaged: known again from now on
+            kept = {}
+        changed = [
+            f"{name}: {kept[key].get(name)} then, {value} now"
+            for key, facts in found.items()
+            if key in kept
+            for name, value in facts.items()
+            if kept[key].get(name) != value
+        ]
+        if changed:
+            raise StudyError(
+                f"{self.path} holds a study of other data. Point --data at those, or choose another --name:\n"
+                + "\n".join(changed)
+            )
+        return bool(kept)
+
+    def keep_data(self, found: Mapping[str, dict[str, Any]]) -> None:
+        """Keep what the data are known again by; those of cells that were there before have been found equal."""
+        try:
+            kept = json.loads(storage.read(self.path / DATA) or b"{}")
+        except ValueError:
+            kept = {}
+        storage.write(self.path / DATA, json.dumps(kept | dict(found), indent=2).encode())
 
     @property
     def journal(self) -> StoragePath:
