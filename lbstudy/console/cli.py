@@ -1,13 +1,21 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 some trials failed or are missing, 2 bad input."""
+"""The command line: parse, call, print.
+
+Exit codes: 0 done, 1 some trials failed or are missing, 2 bad input or a place that cannot be used, 3 an error that
+nobody foresaw, whose traceback lies in a file.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.markup import escape
@@ -33,6 +41,7 @@ from lbstudy.console.session import (
 from lbstudy.console.terminal import out
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
+from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StorageError, locate
 from lbstudy.study.file import StudyError, StudyFile
 from lbstudy.study.load import find_study
@@ -85,13 +94,43 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray sa
 
 
 def main() -> None:
-    """Entry point: bad input, or a storage that fails, is one message and exit code 2, never a traceback."""
+    """Entry point: whatever goes wrong is one message, never a traceback on the terminal."""
+    os.environ["MPLBACKEND"] = "agg"  # no figure is shown; a notebook leaves its own backend in the environment
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         app()
     except (StudyError, StorageError) as error:
-        for line in str(error).splitlines():  # an indented one belongs to the error above it
-            err.print(line if line.startswith(" ") else f"error: {line}", markup=False)
-        sys.exit(2)
+        _complain(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}", 2, _keep_traceback())
+    except UnicodeError as error:
+        _complain(f"a name that is no UTF-8 text cannot be used: {error}", 2, _keep_traceback())
+    except Exception as error:
+        what = " ".join(str(error).split()) or "no message"
+        _complain(f"unexpected, please report it: {type(error).__name__}: {what}", 3, _keep_traceback())
+
+
+def _complain(message: str, code: int, log: str = "") -> NoReturn:
+    """Say what is wrong and leave."""
+    for line in (message + log).splitlines():  # an indented one belongs to the error above it
+        err.print(line if line.startswith(" ") else f"error: {line}", markup=False, emoji=False)
+    sys.exit(code)
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the exception at hand into a file; returns words that say where."""
+    content = f"{utc_now()} lbstudy {__version__}: {sys.argv}\n{traceback.format_exc()}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="lbstudy-error-", suffix=".log", delete=False, errors="backslashreplace"
+        ) as log:
+            log.write(content)
+    except OSError as error:
+        return f" (its traceback could not be written: {error})"
+    return f" (traceback in {log.name})"
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lbstudy import storage
@@ -52,6 +52,23 @@ class TrialRecord:
     trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
     repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
     factors: dict[str, str | int | float | bool] = field(default_factory=dict)  # further ones of its cell, by key
+    newer: dict[str, Any] = field(default_factory=dict)  # what a newer version has written beside; stays there
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> TrialRecord:
+        """A record from its JSON.
+
+        Raises:
+            TypeError: fields are missing.
+        """
+        known = {field.name for field in fields(cls)}
+        newer = {name: value for name, value in content.items() if name not in known}
+        return cls(**{name: value for name, value in content.items() if name in known}, newer=newer)
+
+    def write(self) -> dict[str, Any]:
+        """The record as JSON."""
+        content = asdict(self)
+        return content | content.pop("newer")
 
     @property
     def epochs(self) -> int:
@@ -216,7 +233,7 @@ class StudyFolder:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
+        storage.write(folder / "trial.json", _with_checksum(json.dumps(record.write()).encode()))
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
@@ -267,7 +284,7 @@ class StudyFolder:
         paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
         for path, content in zip(paths, storage.read_all(paths), strict=True):
             try:
-                record = TrialRecord(**json.loads(_checked(content)))
+                record = TrialRecord.read(json.loads(_checked(content)))
                 if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
                     raise Damaged("a copy")
                 records.append(record)

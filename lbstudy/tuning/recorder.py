@@ -53,6 +53,8 @@ def take_up(
             f"trials here were trained by {' and '.join(map(str, others))} workers, what follows will be by "
             f"{study.resources.workers}: the same but for the rounding of sums, which training amplifies"
         )
+    if newer := sorted({name for record in records for name in record.newer}):
+        notice(f"a newer version of lbstudy has written records here: what it knows of them ({', '.join(newer)}) stays")
     past = []
     for record in records:
         series = folder.epochs(record)

@@ -38,7 +38,7 @@ from lbstudy.tuning.resources import count_lanes, with_gpus
 from lbstudy.tuning.search import OBJECTIVE, StudySearch, TrialQueue, objective
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
-BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
@@ -51,6 +51,7 @@ def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
             ask for an autoscaler's limits.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bootstrap = Path(os.path.expanduser(bootstrap))  # which leaves it alone where there is no home
     if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
         return nodes
     config = YAML(typ="safe", pure=True).load(bootstrap.read_text(encoding="utf-8"))
