@@ -210,6 +210,11 @@ class Tuning(Spec):
         what = "what the plain small batch reaches" if self.target == "auto" else str(self.target)
         return f"{self.metric.partition('_')[0]} to {what}"
 
+    def verdicts(self, epochs: int) -> list[int]:
+        """Epochs after which a trial of `epochs` epochs may be ended from outside: at rungs, and at any where it is
+        tuned for a target, which another trial may have reached sooner."""
+        return list(range(1, epochs)) if self.goal else self.rungs(epochs)
+
     def rungs(self, epochs: int) -> list[int]:
         """Epochs at which the pruner may end a trial of `epochs` epochs."""
         if self.pruner == "none":
