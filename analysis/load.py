@@ -5,6 +5,8 @@ Files may be damaged or incomplete: what can be read is returned, and `frame.att
 
 from __future__ import annotations
 
+from math import inf
+
 import pandas as pd
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
@@ -24,13 +26,17 @@ OUTCOME = ["status", "epochs"]
 def trials(folder: StudyFolder) -> pd.DataFrame:
     """One row per trial: its cell, tuned values (as `params.NAME`), status, and the metrics of its last epoch.
 
-    In a study that is tuned for a target its time to it (NaN where it was missed) and how near it came are among these.
+    In a study that is tuned for a target its time to it is among these, infinite where it was missed and NaN where it
+    is not known, and the `nearest` that it came.
     """
     records, damaged = folder.scan()
     tuning = folder.study().tuning
     metrics = [*METRICS, *([tuning.metric, "nearest"] if tuning.target else [])]
     rows = [_key(record) | {"published": record.published} | _outcome(record, metrics) for record in records]
     frame = frame_of(rows, [*KEY, "published", *OUTCOME, *metrics, "seconds"], metrics)
+    if tuning.target:
+        missed = (frame["status"] == "completed") & frame[tuning.metric].isna()
+        frame[tuning.metric] = frame[tuning.metric].mask(missed, inf)
     frame.attrs["left_out"] = [address(folder, path) for path in damaged]
     return frame
 

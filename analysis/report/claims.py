@@ -140,13 +140,19 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
         times: `targets.winners_times` for each of the `goals`.
     """
     pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
+    soon = tuned_for_steps(study)
+    more = (
+        " Nor are steps to a target within one budget the fewest that a method can do with: neither was tuned to get "
+        "there soon."
+    )
+    more = "" if soon else more
     missing = " and ".join(study.label(name) for name in ("kfac", "sgd") if name not in optimizers)
     if pair:
         on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
         usable = [target for target in times if not (on_all and target.metric.startswith("val_"))]
         comparisons = [_steps(study, *pair, target, times[target]) for target in usable]
         why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
-        if tuned_for_steps(study) and times:
+        if soon and times:
             why = "Confirmed runs trained on the validation samples, so the target says nothing of them."
     else:
         comparisons = []
@@ -158,14 +164,8 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
         comparisons or [Comparison("cannot tell", why)],
         "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
         "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
-        "Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too."
-        + (
-            ""
-            if tuned_for_steps(study)
-            else " Nor are steps to a target within one budget the fewest that a method can do with: neither was tuned "
-            "to get there soon."
-        ),
-        "targets" if tuned_for_steps(study) else "targets-sgd" if comparisons and pair and pair[1] != baseline(study) else "targets",
+        f"Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.{more}",
+        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) and not soon else "targets",
     )
 
 
@@ -200,12 +200,13 @@ def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.Da
     where = f"At batch {kfac.batch_size}" + (f" with {study.label(kfac.smoothing)}" if kfac.smoothing != "none" else "")
     both = [times[times["cell"] == cell.name].set_index("repeat") for cell in (kfac, sgd)]
     own, other = (runs["epochs"].astype(float) for runs in both)
-    if own.empty:
-        return Comparison("cannot tell", f"No confirmed run of {kfac.name} has ended.")
+    if own.empty or other.empty:
+        return Comparison("cannot tell", f"No confirmed run of {(kfac if own.empty else sgd).name} has ended.")
     goal = f"{target}{STAGES[target.stage]}"
     reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
     if reached == [len(own), len(other)]:
-        ratio = speed_ratio(own, other, *(runs["epochs_low"] for runs in both))  # of epochs, which at one batch size have the same number of steps
+        # of epochs, which at one batch size have the same number of steps
+        ratio = speed_ratio(own, other, *(runs["epochs_low"] for runs in both))
         sentence = f"{where}, K-FAC reached {goal} in {ratio_words(ratio)} SGD’s steps ({count(ratio.n)})."
         return Comparison(decide(ratio.low, ratio.high, 1, above="contradicted"), sentence)
     p, least = _fisher(reached[0], len(own), reached[1], len(other)), _fisher(len(own), len(own), 0, len(other))

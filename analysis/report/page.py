@@ -213,8 +213,8 @@ TARGETS = (
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
 )
 TARGETS_TUNED = (
-    "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go on "
-    "past it. A run that never does has taken infinitely long (∞)."
+    "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go "
+    "on past it. A run that never does has taken infinitely long (∞)."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "

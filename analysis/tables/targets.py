@@ -37,8 +37,8 @@ LOWS = {"steps_low": "step", "epochs_low": "epochs"}
 
 
 class Target(NamedTuple):
-    """A value to reach: of a loss (`clean_train_loss`, `val_loss`) from above, of `val_accuracy` (a fraction) from below.
-    NaN: unknown."""
+    """A value to reach: of `clean_train_loss` or `val_loss` from above, of `val_accuracy` (a fraction) from below. NaN:
+    unknown."""
 
     metric: str
     value: float
