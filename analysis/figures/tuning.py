@@ -352,8 +352,9 @@ def draw_tuning_curves(info: TuningCurves) -> Figure:
     lost = "those that missed the target count with the longest time of any" if goal else (
         "diverged trials count with accuracy 0"
     )  # fmt: skip
+    what = f"fewest {unit} to {goal}" if goal else "best validation accuracy"
     figure, axes = panels(
-        info.study.name, f"expected {f'fewest {unit} to {goal}' if goal else 'best validation accuracy'} after k trials",
+        info.study.name, f"expected {what} after k trials",
         f"{info.basis}. {_span(counts, 'trial')} a cell, one seed each; {lost}.",
         encoding.optimizers, encoding.smoothings,
     )  # fmt: skip
