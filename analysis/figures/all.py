@@ -77,8 +77,8 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
 
     Args:
         folder: the study's folder.
-        reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
-            baseline cell.
+        reached: for the steps to a target; default: the target that the study was tuned for, or else the training
+            loss that `targets.choose_targets` takes from the baseline cell.
         at_most: variants that are drawn of each figure, the first ones; of the others the reason says how to.
     """
     study, trials = folder.study(), load.trials(folder)
@@ -164,6 +164,7 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
     def sensitivity(parameter: str) -> Callable[[], Figure]:
         return lambda: figures_tuning.draw_sensitivity(figures_tuning.sensitivity_info(study, trials, parameter))
 
+    what = study.tuning.metric.replace("_", " ") if study.tuning.goal else "validation accuracy"
     figures: list[tuple[str, str, Callable[[], Figure]]] = [
         ("learning_curves", "Accuracy and loss of every cell against epochs",
          lambda: figures_runs.draw_learning_curves(curves())),
@@ -172,9 +173,9 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
         ("steps_to_target", "Steps to a target against batch size, with ideal scaling", steps_to_target),
         ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
          lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
-        ("tuning_curves", "Expected best validation accuracy after k trials",
+        ("tuning_curves", f"Expected best {what} after k trials",
          lambda: figures_tuning.draw_tuning_curves(figures_tuning.tuning_curves_info(study, trials))),
-        *((f"sensitivity_{name}", f"Validation accuracy of every trial against {name.replace('_', ' ')}",
+        *((f"sensitivity_{name}", f"{what.capitalize()} of every trial against {name.replace('_', ' ')}",
            sensitivity(name)) for name in study.tuned()),
         ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
          lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),

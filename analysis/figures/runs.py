@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lbstudy.analysis import load
 from lbstudy.analysis.figures.style import (
     INK,
     Encoding,
@@ -51,8 +52,8 @@ class LearningCurves(NamedTuple):
 
     study: StudySpec
     points: pd.DataFrame
-    """A row per cell, metric and epoch: cell, optimizer, batch_size, smoothing, metric, epoch, step, mean, low and high
-    (of the seeds; NaN for one seed), n (seeds), confirmed (bool)."""
+    """A row per cell, metric and evaluation: cell, optimizer, batch_size, smoothing, metric, epoch (with a part of one
+    where it is within), step, mean, low and high (of the seeds; NaN for one seed), n (seeds), confirmed (bool)."""
     train_on: TrainOn  # what the confirmed runs trained on
     diverged: dict[str, tuple[int, int]]
     """Cell -> how many of its confirmed runs diverged, of how many; only where some did."""
@@ -80,6 +81,7 @@ def learning_curves_info(
     Raises:
         NothingToDraw: no cell has a confirmed run or a completed trial.
     """
+    epochs, confirmed_epochs = _evaluations(epochs), _evaluations(confirmed_epochs)
     best = best_trials(study, trials).set_index("cell")["number"]
     no_evidence = ["train_loss", "val_accuracy"] if train_on == "all" else ["train_loss"]
     parts, diverged, missing = [], {}, []
@@ -112,14 +114,20 @@ def learning_curves_info(
     return LearningCurves(study, points.reset_index(drop=True), train_on, diverged, missing)
 
 
+def _evaluations(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Epochs with the evaluations within them, which are at parts of epochs."""
+    return load.evaluations(epochs).assign(epoch=lambda found: found["epochs"]) if "within" in epochs else epochs
+
+
 def _of_cell(epochs: pd.DataFrame, cell: str) -> pd.DataFrame:
     return epochs if epochs.empty else epochs[epochs["cell"] == cell]
 
 
 def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     """The runs as long as the longest one, and those that diverged; and the repeats of the latter."""
-    losses = runs[[m for m in ("train_loss", "val_loss", "clean_train_loss") if m in runs]].to_numpy(float)
-    dead = sorted(runs["repeat"][~np.isfinite(losses).all(axis=1)].unique())
+    ends = runs[runs["epoch"] % 1 == 0]  # within epochs not all of them are measured
+    losses = ends[[m for m in ("train_loss", "val_loss", "clean_train_loss") if m in ends]].to_numpy(float)
+    dead = sorted(ends["repeat"][~np.isfinite(losses).all(axis=1)].unique())
     last = runs.groupby("repeat")["epoch"].transform("max")
     return runs[(last == last.max()) | runs["repeat"].isin(dead)], dead
 

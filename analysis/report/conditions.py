@@ -91,7 +91,8 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
         + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
         "budget": f"{study.budget.in_words}; {study.schedule.name} schedule, "
         + _words(study.schedule.model_dump(exclude={"name"}, exclude_none=True)),
-        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
+        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.in_words}"
+        + (f", evaluated every {study.evaluate_every} steps" if study.evaluate_every else ""),
         "ranges": "; ".join(
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
             for name, entries in study.search.items()

@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -135,8 +134,9 @@ def collect(folder: StudyFolder) -> Report:
             Shown("best", "Best configurations", _for_page(tables.lean(configs)), BEST, command("best")),
             Shown("gap", "Small against large batch", _for_page(gap_table[rows]), GAP, command("table", "gap")),
             Shown(
-                "targets", "Time to what the smallest plain batch delivers",
-                _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
+                "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
+                _for_page(targets.targets_table(study, confirmed, epochs)[rows]),
+                TARGETS_TUNED if study.tuning.goal else TARGETS,
                 command("table", "targets"),
             ),
             *_times_to_sgd(sought, confirmed, epochs, command),
@@ -173,12 +173,10 @@ class Sought(NamedTuple):
 
 
 def _sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
-    rivals = claims.rivals(part)
-    end = targets.choose_targets(part, confirmed, cell=rivals[1]) if rivals else []
-    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
-    end, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (end, halfway))
-    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *end]}
-    return Sought(part, rivals, halfway, end, times)
+    goals = claims.goals(part, confirmed, epochs)
+    halfway, end = ([goal for goal in goals if goal.stage == stage] for stage in ("half", "end"))
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+    return Sought(part, claims.rivals(part), halfway, end, times)
 
 
 def _times_to_sgd(
@@ -213,6 +211,10 @@ GAP = (
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
+)
+TARGETS_TUNED = (
+    "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go "
+    "on past it. A run that never does has taken infinitely long (∞)."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "

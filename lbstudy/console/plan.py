@@ -67,6 +67,8 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
         f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
     )  # fmt: skip
     out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {lengths}; {tuning.sampler}, {pruner}")
+    every = f", evaluated every {study.evaluate_every} steps and at the ends of epochs" if study.evaluate_every else ""
+    out.print(f"tuned for: {tuning.in_words}{every}")
     machine = this_machine()
     resources = with_gpus(resources, [machine])
     each = f"{resources.cpus_per_worker:g} CPU" + (

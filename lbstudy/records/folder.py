@@ -21,6 +21,7 @@ from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
 from lbstudy.study.load import read_study
+from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
@@ -318,8 +319,7 @@ class StudyFolder:
 def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
     """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
     completed = [record for record in records if record.status == "completed"]
-    sign = -1 if study.tuning.direction == "maximize" else 1
-    return sorted(completed, key=lambda record: (sign * record.metrics[study.tuning.metric], record.number))
+    return sorted(completed, key=lambda record: (sort_key(study.tuning, record.metrics), record.number))
 
 
 def model_name(epoch: int) -> str:

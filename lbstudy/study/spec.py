@@ -20,7 +20,7 @@ from lbstudy.parallel.randomness import derive_seed
 from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, short, suffix, without
 from lbstudy.study.file import Keys, paths, show
 from lbstudy.study.old import LABELS
-from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Number, Schedule, Spec
+from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Number, Schedule, Spec, Target
 from lbstudy.study.space import Condition, Range
 
 
@@ -165,6 +165,9 @@ class ScalingRule(Spec):
         return ratio if self.rule == "linear" else ratio**0.5
 
 
+Metric = Literal["val_accuracy", "val_loss", "steps_to_target", "epochs_to_target", "seconds_to_target"]
+
+
 class Tuning(Spec):
     """How each cell is tuned. All cells get the same number of trials."""
 
@@ -175,8 +178,16 @@ class Tuning(Spec):
     learning_rate_rule: ScalingRule | None = Field(
         None, description="first trial of every larger batch size: the best learning rate of batch `from`, scaled"
     )
-    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    direction: Literal["maximize", "minimize"] = "maximize"
+    metric: Metric = Field("val_accuracy", description="after the last epoch, or the time until the target is met")
+    direction: Literal["maximize", "minimize"] = Field(
+        default_factory=lambda known: (
+            "maximize" if known.get("metric", "val_accuracy") == "val_accuracy" else "minimize"
+        ),
+        description="follows from the metric",
+    )
+    target: Target | Literal["auto"] | None = Field(
+        None, description="what *_to_target is about; auto: what the plain small batch reaches, which is tuned first"
+    )
 
     @model_validator(mode="after")
     def _direction_fits(self) -> Tuning:
@@ -184,6 +195,25 @@ class Tuning(Spec):
         if self.direction != right:
             raise ValueError(f"`direction` of metric {self.metric} must be {right}, but got {self.direction}")
         return self
+
+    @property
+    def goal(self) -> Target | None:
+        """The target that trials are ended at; None where they are tuned for what their last epoch comes to, or where
+        the target is not known yet."""
+        return self.target if isinstance(self.target, Target) else None
+
+    @property
+    def in_words(self) -> str:
+        """What trials are compared by."""
+        if self.target is None:
+            return f"{self.metric} after the last epoch"
+        what = "what the plain small batch reaches" if self.target == "auto" else str(self.target)
+        return f"{self.metric.partition('_')[0]} to {what}"
+
+    def verdicts(self, epochs: int) -> list[int]:
+        """Epochs after which a trial of `epochs` epochs may be ended from outside: at rungs, and at any where it is
+        tuned for a target, which another trial may have reached sooner."""
+        return list(range(1, epochs)) if self.goal else self.rungs(epochs)
 
     def rungs(self, epochs: int) -> list[int]:
         """Epochs at which the pruner may end a trial of `epochs` epochs."""
@@ -233,6 +263,9 @@ class StudySpec(Spec):
     resources: Resources = Resources()
     batch_norm: BatchNormSpec = "sync"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    evaluate_every: int | None = Field(
+        None, gt=0, description="steps between evaluations within epochs; default: at the ends of epochs only"
+    )
     seed: int = Field(0, ge=0)
     labels: dict[str, str] = Field({}, description="names of methods in tables and figures; theirs where left out")
 

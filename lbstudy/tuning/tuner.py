@@ -28,14 +28,15 @@ from ruamel.yaml import YAML
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.storage import local_file
 from lbstudy.study.file import StudyError
+from lbstudy.study.objective import objective, time_so_far
 from lbstudy.study.run import TrainOn
-from lbstudy.study.spec import Resources, StudySpec
+from lbstudy.study.spec import Resources, StudySpec, Tuning
 from lbstudy.training.datasets import Datasets, source, training_samples
 from lbstudy.tuning.lane import Job, Lane, LaneNotStarted
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
 from lbstudy.tuning.resources import count_lanes, with_gpus
-from lbstudy.tuning.search import OBJECTIVE, StudySearch, TrialQueue, objective
+from lbstudy.tuning.search import ELAPSED, OBJECTIVE, StudySearch, TrialQueue
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
@@ -133,7 +134,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the worker group; it comes up while the first trial waits for its first report."""
-        self._metric, self._jobs = config["lane"]["metric"], count()
+        self._tuning, self._jobs = Tuning.model_validate(config["lane"]["tuning"]), count()
         self._resources = Resources.model_validate(config["lane"]["resources"])
         self._lane: Lane | None = None
         self.reset_config(config)
@@ -173,7 +174,9 @@ class TrialActor(tune.Trainable):
         if outcome is not None:
             result["outcome"] = outcome
         if outcome != "failed":
-            result |= {"epoch": report["epoch"], OBJECTIVE: objective(self._metric, report, outcome)}
+            result |= {"epoch": report["epoch"], OBJECTIVE: objective(self._tuning, report, outcome)}
+            if (elapsed := time_so_far(self._tuning, report)) is not None:
+                result[ELAPSED] = elapsed
         return result
 
     def cleanup(self) -> None:
@@ -258,7 +261,7 @@ def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
         lane = {
             "resources": study.resources.model_dump(),
-            "metric": study.tuning.metric,
+            "tuning": study.tuning.model_dump(by_alias=True),
             "storage": scratch,
             "sources": list(plan.data),
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
