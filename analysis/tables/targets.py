@@ -108,17 +108,21 @@ def _worst(rows: pd.DataFrame, stage: Literal["half", "end", ""]) -> list[Target
 def times_to_target(epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
     """A row per run of `load.confirmed_epochs`: `steps`, `epochs` and `seconds` until it met the target, else infinite.
 
-    `seconds` are those of the run so far, training and evaluation.
+    `seconds` are those of the run so far, training and evaluation. `steps_low` is the last evaluated step at which the
+    target was not yet met, so that the true time lies in (steps_low, steps]: 0 where the first evaluation met it, the
+    last step of the run where none did.
     """
     run = ["cell", "number"]
     series = epochs.sort_values([*run, "epoch"])
+    steps, seconds = series.groupby(run)["step"], series.groupby(run)["seconds"]
     series = series.assign(
-        steps=series["step"], epochs=series["epoch"], seconds=series.groupby(run)["seconds"].cumsum()
+        steps=series["step"], steps_low=steps.shift(fill_value=0), epochs=series["epoch"], seconds=seconds.cumsum()
     )
-    first = series[target.is_met(series[target.metric])].groupby(run)[TIMES].first().astype(float)
+    first = series[target.is_met(series[target.metric])].groupby(run)[[*TIMES, "steps_low"]].first().astype(float)
     keys = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", "rank"]
-    runs = series[keys].drop_duplicates(run).merge(first, "left", left_on=run, right_index=True)
-    return runs.fillna(dict.fromkeys(TIMES, inf))
+    runs = series[keys].assign(last=steps.transform("max")).drop_duplicates(run)
+    runs = runs.merge(first, "left", left_on=run, right_index=True).fillna(dict.fromkeys(TIMES, inf))
+    return runs.assign(steps_low=runs["steps_low"].fillna(runs["last"])).drop(columns="last")
 
 
 def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
@@ -128,7 +132,7 @@ def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target)
         runs["status"].isin(["completed", "diverged"]),
         ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat"],
     ]
-    times = times_to_target(epochs, target)[["cell", "number", *TIMES]]
+    times = times_to_target(epochs, target)[["cell", "number", *TIMES, "steps_low"]]
     return ended.merge(times)  # runs whose epochs are damaged have no times
 
 
