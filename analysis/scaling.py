@@ -272,7 +272,9 @@ def _most_likely(
 
     bounds = [(None, None)] * len(first) + [(log(least), log(WIDEST_SD))]
     start = np.append(first, log(max(least, 0.2)))
-    found = scipy.optimize.minimize(surprise, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    found = scipy.optimize.minimize(
+        surprise, start, jac=True, method="SLSQP", bounds=bounds, options={"ftol": 1e-11, "maxiter": 200}
+    )
     return np.asarray(found.x[:-1])
 
 
