@@ -38,8 +38,11 @@ EXCESS = 1.2
 BETWEEN = 64
 """Points that are looked at between one batch size and the next."""
 
-WIDEST_SD = 10.0
-"""Of log T; only a bound for the search."""
+LEAST_SD, MOST_SD = 0.01, 10.0
+"""Bounds of the standard deviation of log T; seeds differ by a hundredth and more."""
+
+FAR = 10.0
+"""Levels of log S are looked for within so much of a first guess."""
 
 
 class Estimate(NamedTuple):
@@ -257,7 +260,7 @@ def _most_likely(
     """
     with np.errstate(divide="ignore"):
         low, high = np.log(runs.low), np.log(runs.high)
-    least = sqrt(float(np.mean(runs.unknown**2)))
+    least = max(LEAST_SD, sqrt(float(np.mean(runs.unknown**2))))
 
     def surprise(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """Minus the log-likelihood, and its derivatives; the last parameter is the logarithm of the deviation."""
@@ -270,7 +273,7 @@ def _most_likely(
         by_log_sd = np.where(runs.hit, above, 0) * at_high - np.where(np.isfinite(below), below, 0) * at_low
         return -float(chance.sum()), np.append(by_level @ slopes[runs.cell], by_log_sd.sum())
 
-    bounds = [(None, None)] * len(first) + [(log(least), log(WIDEST_SD))]
+    bounds = [*((level - FAR, level + FAR) for level in first), (log(least), log(MOST_SD))]
     start = np.append(first, log(max(least, 0.2)))
     found = scipy.optimize.minimize(
         surprise, start, jac=True, method="SLSQP", bounds=bounds, options={"ftol": 1e-11, "maxiter": 200}
@@ -323,9 +326,9 @@ def perfect_until(runs: Runs) -> Estimate:
     # The level of a batch size at which one run arrives, or none, is at least what its runs have been trained for.
     missed = np.isin(runs.cell, few) & ~runs.hit
     ended = runs._replace(high=np.where(missed, runs.low, runs.high), low=np.where(missed, 0.99 * runs.low, runs.low))
-    at_most = np.where((weights[:, few] > 0).any(axis=1), inf, middle + margin(ended))
-    at_least = excess(ended) - margin(ended)
-    return Estimate(value, min(_first(at, at_most), float(sizes[-1])), _first(at, at_least))
+    width = margin(ended)
+    at_most = np.where((weights[:, few] > 0).any(axis=1), inf, middle + width)
+    return Estimate(value, min(_first(at, at_most), float(sizes[-1])), _first(at, excess(ended) - width))
 
 
 def _hit_once_or_never(runs: Runs) -> list[int]:

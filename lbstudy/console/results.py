@@ -74,7 +74,7 @@ def table(
                                               "size; health: can the comparison be trusted; sharpness: how "
                                               "sharp the minima are, and their test accuracy; correlations: of both")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
-    loss: Annotated[float | None, typer.Option(help="targets, critical: training loss; default: the baseline's")] = None,
+    loss: Annotated[float | None, typer.Option(help="targets, critical: training loss; default: baseline's")] = None,
     accuracy: Annotated[float | None, typer.Option(help="targets, critical: validation accuracy, a fraction")] = None,
 ) -> None:  # fmt: skip
     """Compare the cells of a study, by their confirmed runs."""

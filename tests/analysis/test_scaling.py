@@ -219,8 +219,8 @@ def coverage(scene: str, n: int, studies: int) -> dict[str, float]:
 
 
 def test_intervals_have_about_their_coverage():
-    found = coverage("little spread", 3, 60)
-    assert min(found.values()) > 0.95 - 3.5 * sqrt(0.95 * 0.05 / 60)
+    found = coverage("little spread", 3, 40)
+    assert min(found.values()) > 0.95 - 3.5 * sqrt(0.95 * 0.05 / 40)
 
 
 @pytest.mark.slow
