@@ -53,7 +53,7 @@ class Reached(NamedTuple):
     """When each run reached a target."""
 
     target: str  # in words: what was to be reached
-    runs: pd.DataFrame  # a row per run: optimizer, batch_size, smoothing, steps, epochs, seconds (infinite: missed)
+    runs: pd.DataFrame  # a row per run: see `figures_runs.steps_to_target_info`
 
 
 class Frames(NamedTuple):
@@ -170,7 +170,8 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
          lambda: figures_runs.draw_learning_curves(curves())),
         ("learning_curves_steps", "Accuracy and loss of every cell against optimizer steps",
          lambda: figures_runs.draw_learning_curves(curves(), "step")),
-        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", steps_to_target),
+        ("steps_to_target", "Steps to a target against batch size, with ideal scaling and critical batch sizes",
+         steps_to_target),
         ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
          lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
         ("tuning_curves", f"Expected best {what} after k trials",
