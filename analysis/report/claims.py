@@ -39,7 +39,9 @@ from lbstudy.analysis.tables.targets import (
     speed_ratio,
     tuned_target,
 )
+from lbstudy.study.factors import in_words
 from lbstudy.study.spec import Cell, StudySpec
+from lbstudy.study.split import without_budget
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
 
@@ -96,8 +98,10 @@ def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
 
 
 def led(variant: StudySpec, sentence: str) -> str:
-    """A sentence about a variant, led by the values of the further factors that its cells share."""
-    return f"With {variant.in_words}: {sentence}" if variant.in_words else sentence
+    """A sentence about a variant, led by the values of the further factors that its cells share; a study's own budget
+    goes without saying."""
+    words = in_words(without_budget(variant.list_cells()[0].factors)) if variant.in_words else ""
+    return f"With {words}: {sentence}" if words else sentence
 
 
 def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
@@ -225,7 +229,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
     comparisons = []
     for row in _at_largest_batch(gaps):
         if row["smoothing"] == "none":
-            warning = _lost(confirmed, _cells(study, row, ["none"]))
+            warning = lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             comparisons.append(
                 Comparison("cannot tell" if warning else verdict, gap_sentence(worded(row, study)) + warning)
@@ -247,7 +251,7 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
     comparisons = []
     for row in _at_largest_batch(gaps):
         if row["smoothing"] != "none":
-            warning = _lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
+            warning = lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
             verdicts = {
                 decide(row[f"{notion}_low"], row[f"{notion}_high"], HALF, above="supported")
                 for notion in ("closed", "narrowed")
@@ -360,7 +364,7 @@ def _cells(study: StudySpec, row: dict[str, Any], smoothings: Iterable[str]) -> 
     return [cell.but(batch_size=size, smoothing=smoothing).name for smoothing in smoothings for size in sizes]
 
 
-def _lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
+def lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
     """A warning where runs of these cells diverged or hardly learnt: a mean of such and others is neither's."""
     found, runs = [], winners(confirmed)
     for cell in cells:

@@ -30,7 +30,8 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     if len(sizes) > 1 and any(part.budget.epochs for part in study.variants()):
         caveats.append(
             f"The budget is in epochs, so batch {sizes[-1]} takes {sizes[-1] / sizes[0]:.3g} times fewer steps than "
-            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
+            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps"
+            + (", which its split tells apart." if any(part.splits for part in study.variants()) else ".")
         )
     resolvable = 100 * gap_table["resolvable"].dropna()
     shown = resolvable[resolvable < 100]  # more than that no accuracies can differ by

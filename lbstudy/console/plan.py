@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from lbstudy.console.session import code_in_use, err, fit, read_data
 from lbstudy.console.terminal import out, print_table
+from lbstudy.study import split
 from lbstudy.study.file import StudyError, StudyFile, show
-from lbstudy.study.spec import StudySpec
+from lbstudy.study.spec import Cell, StudySpec
 
 if TYPE_CHECKING:
     from lbstudy.training.datasets import Datasets
@@ -53,10 +54,16 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
             ranges = part.ranges(cell)
             steps = str(part.steps_per_epoch(cell, samples)) if samples else "?"
             published = str(len(part.published_params(cell)) or "-")
-            rows.append((cell.name, steps, *(str(ranges.get(name, "-")) for name in names), published))
-    frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *names, "published"])
+            costs = _costs(part, cell, samples) if split.KEY in study.factors else {}
+            rows.append((cell.name, steps, *costs.values(), *(str(ranges.get(name, "-")) for name in names), published))
+    frame = pd.DataFrame(rows, columns=["cell", "steps_per_epoch", *costs, *names, "published"])
     models, sets = dict.fromkeys(str(part.model) for part in parts), dict.fromkeys(part.dataset.name for part in parts)
     print_table(frame, title=f"{study.name}: {' and '.join(models)} on {' and '.join(sets)}")
+    if any(part.splits for part in parts):
+        sizes = study.cells.batch_size
+        twins = {split.SAME_UPDATES: min(sizes), split.FEWER_UPDATES: max(sizes)}
+        once = [f"{name} at batch {twins[name]}" for name in study.factors[split.KEY] if name in twins]
+        out.print(f"split: {' and '.join(once)} would be the run of {split.SAME_EPOCHS}, which is trained once")
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     for sentence in described(study, images):
@@ -87,3 +94,11 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
         out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
         out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
     out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))
+
+
+def _costs(part: StudySpec, cell: Cell, samples: int | None) -> dict[str, str]:
+    """What a whole run of a cell comes to, in a variant of the study; `?` where its data are not here."""
+    if samples is None:
+        return dict.fromkeys(("steps", "epochs", "images"), "?")
+    extent = part.extent(cell, samples)
+    return {"steps": str(extent.steps), "epochs": str(extent.epochs), "images": str(extent.images())}

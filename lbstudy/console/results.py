@@ -29,6 +29,7 @@ class TableKind(StrEnum):
     """What `table` shows."""
 
     gap = "gap"
+    split = "split"
     targets = "targets"
     critical = "critical"
     health = "health"
@@ -69,8 +70,9 @@ def best(
 @results.command()
 def table(
     study: Folder,
-    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; targets: time to reach a loss and "
-                                              "an accuracy; critical: how far these fall with the batch "
+    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; split: how much of it is "
+                                              "few updates, and how much less noise; targets: time to reach a loss "
+                                              "and an accuracy; critical: how far these fall with the batch "
                                               "size; health: can the comparison be trusted; sharpness: how "
                                               "sharp the minima are, and their test accuracy; correlations: of both")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
@@ -85,7 +87,7 @@ def table(
     from lbstudy.analysis import load
     from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
-    from lbstudy.analysis.tables import critical, gaps, health, targets
+    from lbstudy.analysis.tables import critical, gaps, health, split, targets
     from lbstudy.analysis.tables import minima as minima_table
 
     folder = StudyFolder.open(study)
@@ -93,8 +95,12 @@ def table(
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
+    elif kind is TableKind.split:
+        found = split.split_table(spec, confirmed)
     elif kind in (TableKind.targets, TableKind.critical):
-        goals = [(part, targets.choose_targets(part, confirmed, loss, accuracy)) for part in spec.variants()]
+        goals = [
+            (part, targets.choose_targets(spec.whole(part), confirmed, loss, accuracy)) for part in spec.variants()
+        ]
         if kind is TableKind.targets:
             parts = [targets.targets_table(part, confirmed, epochs, of_part) for part, of_part in goals]
         else:

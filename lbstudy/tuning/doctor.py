@@ -228,7 +228,7 @@ def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
         model = models.check(part.model.name, dataset.train_images.shape[1:], dataset.classes, part.model.settings)
         element = 8 if part.precision == "fp64" else 4
         samples = len(dataset.train_labels)
-        epochs = max(part.budget.total_epochs(part.steps_per_epoch(cell, samples)) for cell in cells)
+        epochs = max(part.extent(cell, samples).epochs for cell in cells)
         records += len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
         remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
         checkpoint = max(checkpoint, *(sizes.checkpoint_bytes(model, state, element) for state in remembered))

@@ -272,10 +272,10 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     import torch
     from ray.train import get_context
 
-    from lbstudy.training.train import Snapshot, minibatch_starts, train
+    from lbstudy.training.train import Snapshot, train
 
     rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.train.images.device
-    epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
+    epochs = run.extent(len(data.train)).epochs
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}
     posted, saved = 0, time.monotonic()

@@ -187,7 +187,7 @@ class Recorder(tune.Callback):
             "cell": cell.name,
             "number": number,
             "run": record.run,
-            "rungs": self._study.tuning.verdicts(self._epochs[cell.name]),
+            "rungs": self._study.verdicts(cell, self._epochs[cell.name]),
             "resume": [ray.put(checkpoint[1])] if checkpoint else [],
             "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
         }

@@ -123,8 +123,7 @@ def plan(study: StudySpec, data: Datasets, nodes: Sequence[dict[str, float]], tr
     for part in study.variants():
         dataset = data[source(part.dataset)]
         samples = training_samples(part.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
-        steps = {cell.name: part.steps_per_epoch(cell, samples) for cell in part.list_cells()}
-        epochs |= {name: part.budget.total_epochs(count) for name, count in steps.items()}
+        epochs |= {cell.name: part.extent(cell, samples).epochs for cell in part.list_cells()}
     lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
     return Plan(study, data, epochs, lanes)
 
