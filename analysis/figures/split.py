@@ -95,6 +95,7 @@ def draw_split(info: SplitGaps) -> Figure:
         for column, smoothing in enumerate(encoding.smoothings):
             panel = axes[row, column]
             here = [f[(f["budget"] == way) & (f["smoothing"] == smoothing)] for f in (info.bars, info.seeds)]
+            panel.grid(visible=False, axis="x")
             panel.axhline(0, color=INK, lw=0.6)
             for place, optimizer in enumerate(encoding.optimizers):
                 for offset, bar in enumerate(BARS):

@@ -7,16 +7,19 @@ intervals that it is about lie on one side of zero; where they hold it, or a run
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from lbstudy.analysis import stats
 from lbstudy.analysis.report.claims import led, lost
-from lbstudy.analysis.report.sentences import count, points
+from lbstudy.analysis.report.sentences import capitalise, count, points
 from lbstudy.analysis.tables.split import PARTS_OF_GAP, Part, Split, images, list_splits, saved
 from lbstudy.study.spec import StudySpec
 from lbstudy.study.split import SAME_UPDATES, part_of, without_budget
+
+Verdict = Literal["yes", "no", "cannot tell"]
 
 MISSING: dict[Part, str] = {"few_updates": "the missing updates", "less_noise": "the missing noise"}
 """What a part of the gap is the price of."""
@@ -26,8 +29,9 @@ class Answer(NamedTuple):
     """A question about the parts of a gap, and what the study says."""
 
     question: str
-    verdict: Literal["yes", "no", "cannot tell"]
-    sentence: str
+    split: str  # in which way: between the ends of the gap lies this run
+    verdict: Verdict
+    answer: str
 
 
 def gap_sentences(study: StudySpec, confirmed: pd.DataFrame) -> list[str]:
@@ -49,26 +53,28 @@ def gap_sentences(study: StudySpec, confirmed: pd.DataFrame) -> list[str]:
 
 def split_sentence(study: StudySpec, split: Split, confirmed: pd.DataFrame) -> str:
     """A gap, its parts, and what it took to tell them apart."""
-    more = part_of(split.between.factors) == SAME_UPDATES
-    small, large = split.small.batch_size, split.large.batch_size
-    parts = {part: split.cost(part) for part in PARTS_OF_GAP}
-    n = split.gap.n
-    unknown = "" if n > 1 else f" ({count(n)})"
-    run = f"batch {large} with as many updates as batch {small}" if more else f"batch {small} stopped at as many"
-    run += "" if more else f" updates as batch {large}"
     times = images(confirmed, split.between) / images(confirmed, split.large)
-    cost = f", which sees {times:.3g} times the images" if times == times else ""
+    cost = f", at {times:.3g} times the images" if times == times else ""
+    who = f"{study.label(split.large.optimizer)} {_smoothed(study, split)}"
     return _led(study, split)(
-        f"{_who(study, split)}, batch {small} against {large}: of the gap of {_points(split.gap)}, few updates make "
-        f"{_told(parts['few_updates'])} and less noise in the gradient {_told(parts['less_noise'])}"
-        f"{unknown or f' ({count(n)})'}; the cell between is {run}{cost}."
+        f"{who}, batch {split.small.batch_size} against {split.large.batch_size}: of the gap of {_points(split.gap)}, "
+        f"few updates make {_told(split.cost('few_updates'))} and less noise in the gradient "
+        f"{_told(split.cost('less_noise'))} ({count(split.gap.n)}). Between the two is {way(split)}{cost}."
         f"{lost(confirmed, [cell.name for cell in split.cells])}"
     )
 
 
+def way(split: Split) -> str:
+    """The run between the ends of the gap, in words."""
+    small, large = split.small.batch_size, split.large.batch_size
+    if part_of(split.between.factors) == SAME_UPDATES:
+        return f"batch {large} with as many updates as batch {small}"
+    return f"batch {small} with no more updates than batch {large}"
+
+
 def answers(study: StudySpec, confirmed: pd.DataFrame) -> list[Answer]:
     """Whether smoothing repairs the missing updates or the missing noise, and whether another optimizer than SGD loses
-    less of the first part, in every way in which the study splits its gaps.
+    less for want of updates, in every way in which the study splits its gaps.
 
     Args:
         study: the study.
@@ -77,57 +83,50 @@ def answers(study: StudySpec, confirmed: pd.DataFrame) -> list[Answer]:
     splits = list_splits(study, confirmed)
     found = []
     for split in _at_largest_batch(splits):
-        label = study.label(split.large.smoothing)
-        plain = split.beside(splits, smoothing="none")
+        plain, sgd = split.beside(splits, smoothing="none"), split.beside(splits, optimizer="sgd")
         if plain and plain != split:
-            who = study.label(split.large.optimizer)
-            found += [
-                _repairs(f"Does {label} repair {MISSING[part]} of {who}?", study, plain, split, part, confirmed)
-                for part in PARTS_OF_GAP
-            ]
-        sgd = split.beside(splits, optimizer="sgd")
+            found += [_repairs(study, plain, split, part, confirmed) for part in PARTS_OF_GAP]
         if sgd and sgd != split:
             found.append(_loses_less(study, sgd, split, confirmed))
     return found
 
 
-def _repairs(question: str, study: StudySpec, plain: Split, own: Split, part: Part, confirmed: pd.DataFrame) -> Answer:
+def _repairs(study: StudySpec, plain: Split, own: Split, part: Part, confirmed: pd.DataFrame) -> Answer:
     """Yes where the part costs something without the smoothing, and less with it; no where it costs more."""
+    optimizer, label = study.label(own.large.optimizer), study.label(own.large.smoothing)
     cost, less = plain.cost(part), saved(plain, own, part)
-    label = study.label(own.large.smoothing)
     sentence = (
-        f"{_way(own)}, {PARTS_OF_GAP[part]} cost {_told(cost)} without smoothing and {_points(own.cost(part))} with "
-        f"{label}: {_points(less)} less ({count(less.n)})."
+        f"Under {optimizer} {PARTS_OF_GAP[part]} cost {_told(cost)} without smoothing and {_points(own.cost(part))} "
+        f"with {label}: {_less(less)}."
     )
-    verdict = _verdict(less) if less.low <= 0 or cost.low > 0 else "cannot tell"
+    question = f"Does {label} repair {MISSING[part]} of {optimizer}?"
+    verdict = "cannot tell" if less.low > 0 and not cost.low > 0 else _verdict(less)
     return _answer(study, question, verdict, sentence, [plain, own], confirmed)
 
 
 def _loses_less(study: StudySpec, sgd: Split, own: Split, confirmed: pd.DataFrame) -> Answer:
-    name, other = study.label(own.large.optimizer), study.label("sgd")
-    smoothing = f"with {study.label(own.large.smoothing)}".replace("with no", "without")
+    name, other, smoothed = study.label(own.large.optimizer), study.label("sgd"), _smoothed(study, own)
     less = saved(sgd, own, "few_updates")
     sentence = (
-        f"{_way(own)}, few updates cost {name} {_points(own.cost('few_updates'))} {smoothing} and {other} "
-        f"{_points(sgd.cost('few_updates'))}: {_points(less)} less ({count(less.n)})."
+        f"{capitalise(smoothed)}, few updates cost {name} {_points(own.cost('few_updates'))} and {other} "
+        f"{_points(sgd.cost('few_updates'))}: {_less(less)}."
     )
-    question = f"Does {name} lose less to few updates than {other}, {smoothing}?"
+    question = f"Does {name} lose less for want of updates than {other}, {smoothed}?"
     return _answer(study, question, _verdict(less), sentence, [sgd, own], confirmed)
 
 
 def _answer(
-    study: StudySpec, question: str, verdict: Literal["yes", "no", "cannot tell"], sentence: str, splits: list[Split],
-    confirmed: pd.DataFrame,
-) -> Answer:  # fmt: skip
-    say = _led(study, splits[0])
+    study: StudySpec, question: str, verdict: Verdict, sentence: str, splits: list[Split], confirmed: pd.DataFrame
+) -> Answer:
+    say, in_which_way = _led(study, splits[0]), way(splits[0])
     if missing := [cell.name for split in splits if split.accuracies.empty for cell in split.cells]:
         names = ", ".join(dict.fromkeys(missing))
-        return Answer(question, "cannot tell", say(f"{_way(splits[0])}, no repeat of all of these completed: {names}."))
+        return Answer(question, in_which_way, "cannot tell", say(f"No repeat was completed by all of {names}."))
     warning = lost(confirmed, dict.fromkeys(cell.name for split in splits for cell in split.cells))
-    return Answer(question, "cannot tell" if warning else verdict, say(sentence + warning))
+    return Answer(question, in_which_way, "cannot tell" if warning else verdict, say(sentence + warning))
 
 
-def _verdict(less: stats.Mean) -> Literal["yes", "no", "cannot tell"]:
+def _verdict(less: stats.Mean) -> Verdict:
     if less.low > 0:
         return "yes"
     return "no" if less.high < 0 else "cannot tell"  # so it is without an interval
@@ -141,16 +140,8 @@ def _at_largest_batch(splits: list[Split]) -> list[Split]:
     return [split for split in splits if split.large.batch_size == largest[split.large.optimizer]]
 
 
-def _way(split: Split) -> str:
-    """In which way a gap is split, to begin a sentence with."""
-    if part_of(split.between.factors) == SAME_UPDATES:
-        return f"By batch {split.large.batch_size} with as many updates as batch {split.small.batch_size}"
-    return f"By batch {split.small.batch_size} with no more updates than batch {split.large.batch_size}"
-
-
-def _who(study: StudySpec, split: Split) -> str:
-    smoothing = f"with {study.label(split.large.smoothing)}".replace("with no", "without")
-    return f"{study.label(split.large.optimizer)} {smoothing}"
+def _smoothed(study: StudySpec, split: Split) -> str:
+    return f"with {study.label(split.large.smoothing)}".replace("with no", "without")
 
 
 def _led(study: StudySpec, split: Split) -> Callable[[str], str]:
@@ -159,11 +150,19 @@ def _led(study: StudySpec, split: Split) -> Callable[[str], str]:
 
 
 def _points(estimate: stats.Mean) -> str:
-    interval = "" if estimate.low != estimate.low else f" [{points(estimate.low)}, {points(estimate.high)}]"
+    interval = "" if isnan(estimate.low) else f" [{points(estimate.low)}, {points(estimate.high)}]"
     return f"{points(estimate.value)} points{interval}"
 
 
 def _told(estimate: stats.Mean) -> str:
     """A cost, and whether it can be told from nothing."""
-    unclear = estimate.low == estimate.low and not stats.excludes_zero(estimate)
+    unclear = not isnan(estimate.low) and not stats.excludes_zero(estimate)
     return _points(estimate) + (" (not to be told from nothing)" if unclear else "")
+
+
+def _less(saved: stats.Mean) -> str:
+    """By how much less, or more, in words."""
+    if saved.value < 0:
+        more = saved._replace(value=-saved.value, low=-saved.high, high=-saved.low)
+        return f"{_points(more)} more ({count(saved.n)})"
+    return f"{_points(saved)} less ({count(saved.n)})"
