@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lbstudy.analysis import load
+from lbstudy.analysis.figures import accuracy as figures_accuracy
+from lbstudy.analysis.figures import gaps as figures_gaps
 from lbstudy.analysis.figures import landscape as figures_landscape
 from lbstudy.analysis.figures import mixup as figures_mixup
 from lbstudy.analysis.figures import planes as figures_planes
@@ -30,8 +32,8 @@ from lbstudy.analysis.figures import style
 from lbstudy.analysis.figures import tuning as figures_tuning
 from lbstudy.analysis.figures.style import NothingToDraw
 from lbstudy.analysis.minima import results
+from lbstudy.analysis.tables import gaps, targets
 from lbstudy.analysis.tables import minima as minima_table
-from lbstudy.analysis.tables import targets
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
 from lbstudy.study.factors import suffix
@@ -47,6 +49,7 @@ class Drawing(NamedTuple):
     description: str
     figure: Figure | None
     reason: str = ""  # where there is no figure
+    kind: str = ""  # the name without that of the variant
 
 
 class Reached(NamedTuple):
@@ -94,17 +97,24 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
             (figures_of(folder, _narrowed(frames, part), reached), suffix(part.list_cells()[0].factors), part.in_words)
             for part in variants
         ]
+    for name, (description, draw) in figures_of_all(frames, at_most).items():
+        yield _drawn(name, name, description, draw)
     for name in dict.fromkeys(name for figures, _, _ in parts for name in figures):
         of_name = [(figures[name], end, words) for figures, end, words in parts if name in figures]
         for place, ((description, draw), end, words) in enumerate(of_name):
             caption = f"{description}, with {words}" if words else description
             if at_most is not None and place >= at_most:
-                yield Drawing(name + end, caption, None, "left to `lbstudy figures`, with so many combinations")
-                continue
-            try:
-                yield Drawing(name + end, caption, draw())
-            except NothingToDraw as nothing:
-                yield Drawing(name + end, caption, None, str(nothing))
+                reason = "left to `lbstudy figures`, with so many combinations"
+                yield Drawing(name + end, caption, None, reason, name)
+            else:
+                yield _drawn(name, name + end, caption, draw)
+
+
+def _drawn(kind: str, name: str, description: str, draw: Callable[[], Figure]) -> Drawing:
+    try:
+        return Drawing(name, description, draw(), kind=kind)
+    except NothingToDraw as nothing:
+        return Drawing(name, description, None, str(nothing), kind)
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:
@@ -118,6 +128,26 @@ def _narrowed(frames: Frames, part: StudySpec) -> Frames:
         landscape=lambda kind: load.of_variant(frames.landscape(kind), part),
         sharpness=lambda: load.of_variant(frames.sharpness(), part),
     )
+
+
+def figures_of_all(frames: Frames, at_most: int | None = None) -> Figures:
+    """The figures that show all variants of a study at once; of so many of them at most."""
+    study, trials, runs = frames.study, frames.trials, frames.runs
+    table = cache(lambda: gaps.gap_table(study, runs))
+    return {
+        "accuracy": (
+            "Test accuracy against batch size",
+            lambda: figures_accuracy.draw_accuracy(figures_accuracy.accuracy_info(study, trials, runs), at_most),
+        ),
+        "gap": (
+            "What the largest batch size loses against the smallest",
+            lambda: figures_gaps.draw_gaps(figures_gaps.gaps_info(study, table()), at_most),
+        ),
+        "gap_closed": (
+            "How much of that loss each smoothing takes away",
+            lambda: figures_gaps.draw_shares(figures_gaps.shares_info(study, table()), at_most),
+        ),
+    }
 
 
 def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> Figures:

@@ -21,11 +21,9 @@ import pandas as pd
 
 from lbstudy.analysis import stats
 from lbstudy.analysis.report.sentences import (
-    closed_sentence,
     count,
     gap_sentence,
     ratio_words,
-    selected_sentence,
     share_sentence,
     worded,
 )
@@ -44,10 +42,12 @@ LEVEL = 1 - stats.LEVEL
 
 
 class Comparison(NamedTuple):
-    """What one pair of cells says about a claim."""
+    """What one pair of cells says about a claim, or another thing that a study found."""
 
-    verdict: Verdict
+    verdict: Verdict | None  # None: no claim is at stake
     sentence: str
+    need: str = ""  # what it would take to tell, in a sentence
+    of: tuple[str, ...] = ()  # the combinations of further factors that it is about, in words; none: all
 
 
 class Claim(NamedTuple):
@@ -63,8 +63,13 @@ class Claim(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         """What all comparisons say; where they differ, or one cannot tell, neither can they together."""
-        found = {comparison.verdict for comparison in self.comparisons}
-        return found.pop() if len(found) == 1 else "cannot tell"
+        return agreed(self.comparisons) or "cannot tell"
+
+
+def agreed(comparisons: Iterable[Comparison]) -> Verdict | None:
+    """The verdict of all comparisons, open where they differ; None where no claim is at stake."""
+    found = {comparison.verdict for comparison in comparisons}
+    return found.pop() if len(found) == 1 else "cannot tell"
 
 
 DECISIVE = ("eigenvalue_1", "width_1")
@@ -80,17 +85,15 @@ def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict
 
 
 def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
-    """What all variants of a study say about a claim, each of which says it about itself; all must agree."""
-    (_, first), *others = claims
-    if not others:
-        return first
-    found = [Comparison(c.verdict, led(part, c.sentence)) for part, claim in claims for c in claim.comparisons]
-    return first._replace(comparisons=found)
-
-
-def led(variant: StudySpec, sentence: str) -> str:
-    """A sentence about a variant, led by the values of the further factors that its cells share."""
-    return f"With {variant.in_words}: {sentence}" if variant.in_words else sentence
+    """What all variants of a study say about a claim, each of which says it about itself; all must agree. What several
+    say in the same words stands once."""
+    said: dict[tuple[Comparison, ...], list[str]] = {}
+    for part, claim in claims:
+        said.setdefault(tuple(claim.comparisons), []).append(part.in_words)
+    if len(said) == 1:
+        return claims[0][1]
+    found = [c._replace(of=tuple(words)) for comparisons, words in said.items() for c in comparisons]
+    return claims[0][1]._replace(comparisons=found)
 
 
 def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
@@ -166,7 +169,7 @@ def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.Da
 def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
     """A large batch generalises worse. `gaps`: `gaps.gap_table`."""
     comparisons = []
-    for row in _at_largest_batch(gaps):
+    for row in at_largest_batch(gaps):
         if row["smoothing"] == "none":
             warning = _lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
@@ -188,7 +191,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
 def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
     """Smoothing cuts the loss of accuracy to less than half. `gaps`: `gaps.gap_table`."""
     comparisons = []
-    for row in _at_largest_batch(gaps):
+    for row in at_largest_batch(gaps):
         if row["smoothing"] != "none":
             warning = _lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
             verdicts = {
@@ -264,25 +267,6 @@ def _minima(
     return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
 
 
-def answer(study: StudySpec, gaps: pd.DataFrame, steps: Claim, configs: pd.DataFrame) -> list[tuple[str, str]]:
-    """What a study found at its largest batch sizes: sentences, each with the table that holds its numbers.
-
-    Args:
-        study: the study.
-        gaps: `gaps.gap_table`.
-        steps: `fewer_steps`.
-        configs: `tables.best_configs`.
-    """
-    rows, sentences = _at_largest_batch(gaps), []
-    for plain in (row for row in rows if row["smoothing"] == "none" and not isnan(row["gap"])):
-        shares = [row for row in rows if row["optimizer"] == plain["optimizer"] and not isnan(row["closed"])]
-        shares = [worded(row, study) for row in sorted(shares, key=lambda row: -row["closed"])]
-        parts = [gap_sentence(worded(plain, study)), *([closed_sentence(shares)] if shares else [])]
-        sentences.append((" ".join(parts), "gap"))
-    sentences += [(c.sentence, steps.table) for c in steps.comparisons if c.verdict != "cannot tell"]
-    return sentences + [(sentence, "best") for sentence in [selected_sentence(study, configs)] if sentence]
-
-
 def _no_gap(study: StudySpec) -> Comparison:
     """Why there is no gap table to judge by."""
     if len({cell.batch_size for cell in study.list_cells()}) == 1:
@@ -290,7 +274,7 @@ def _no_gap(study: StudySpec) -> Comparison:
     return Comparison("cannot tell", "The study has no cell without smoothing to compare with.")
 
 
-def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+def at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the gap table at each optimizer's largest batch size."""
     largest = gaps.groupby("optimizer", sort=False)["large_batch"].transform("max")
     rows = gaps[gaps["large_batch"] == largest]

@@ -13,6 +13,7 @@ import pandas as pd
 from lbstudy.analysis import stats
 from lbstudy.analysis.tables.best import FAILED_SHARE
 from lbstudy.analysis.tables.gaps import WEAK_NOTE
+from lbstudy.study.factors import labels
 from lbstudy.study.spec import StudySpec
 
 
@@ -21,8 +22,8 @@ def worded(row: dict[str, Any], study: StudySpec) -> dict[str, Any]:
     return row | {name: study.label(row[name]) for name in ("optimizer", "smoothing")}
 
 
-def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
-    """The cell that validation prefers at the largest batch size, and its test accuracy."""
+def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> str:
+    """The cell that validation prefers at the largest batch size, and its test accuracy; `of`: which variant it is."""
     metric = study.tuning.metric
     largest = configs[configs["batch_size"].eq(configs["batch_size"].max()) & configs[metric].notna()]
     if largest.empty:
@@ -31,9 +32,10 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
     row = best_first.iloc[0]
     value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
     smoothing = f"with {study.label(row['smoothing'])}"
+    who = study.label(row["optimizer"]) + (f" ({of})" if of else "")
     sentence = (
-        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
-        f"{study.label(row['optimizer'])}: {metric.replace('val_', 'validation ')} {value} in one trial"
+        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under {who}: "
+        f"{metric.replace('val_', 'validation ')} {value} in one trial"
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
         return f"{sentence}; its test accuracy is not known."
@@ -62,6 +64,18 @@ def gap_sentence(row: dict[str, Any]) -> str:
         missed = f"a gap below {points(row['resolvable'])} points" if row["resolvable"] < 1 else "any gap"
         sentence += f", which cannot be told from nothing: {missed} is likely to be missed"
     return f"{sentence}."
+
+
+def gaps_sentence(rows: list[dict[str, Any]], study: StudySpec) -> str:
+    """What a larger batch costs an optimizer under several combinations of further factors, a row of the gap table
+    each."""
+    first = rows[0]
+    low, high = (points(end(row["gap"] for row in rows)) for end in (min, max))
+    keys = [name.replace("_", " ").replace(".", " ") for name in labels(study.factors).values()]
+    return (
+        f"From batch {first['small_batch']} to {first['large_batch']}, {first['optimizer']} without smoothing lost "
+        f"{low} to {high} points of test accuracy in {len(rows)} combinations of {' and '.join(keys)}."
+    )
 
 
 def closed_sentence(rows: list[dict[str, Any]]) -> str:
