@@ -7,6 +7,7 @@ each combination. Where nothing has been confirmed, it is the validation accurac
 
 from __future__ import annotations
 
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,12 @@ from lbstudy.analysis.figures.style import (
 )
 from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
 from lbstudy.study.spec import StudySpec
+
+WIDTH = 6.6
+"""Of all panels together at least, in inches: the figure leads a page."""
+
+MOST_NAMED = 3
+"""Cells with diverged runs are named if they are so few."""
 
 
 class Accuracy(NamedTuple):
@@ -88,10 +95,12 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
     every = list(dict.fromkeys(info.cells["of"]))
     rows = every[:at_most]
     metric = "test accuracy" if info.confirmed else "validation accuracy"
+    height = {1: 2.2, 2: 1.6}.get(len(rows), 1.1)
     figure, axes = panels(
-        info.study.name, f"{metric} against batch size", _note(info, len(every) - len(rows)), rows,
+        info.study.name, f"{metric} against batch size", _note(info, len(every) - len(rows)),
+        [textwrap.fill(row, int(15 * height)) for row in rows],
         [encoding.study.label(smoothing) for smoothing in encoding.smoothings],
-        width=2.0, height=2.2 if len(rows) == 1 else 1.6, sharey="row",
+        width=max(1.7, WIDTH / len(encoding.smoothings)), height=height, sharey="row",
     )  # fmt: skip
     for row, of in enumerate(rows):
         for column, smoothing in enumerate(encoding.smoothings):
@@ -143,8 +152,9 @@ def _note(info: Accuracy, left_out: int) -> str:
         bars = ", bars: 95 % intervals of the mean" if info.cells["low"].notna().any() else ""
         sentences = [f"Best configuration of each cell, mean of n = {seeds} seed{'' if high == 1 else 's'}{bars}."]
     if info.lost:
-        listed = ", ".join(f"{cell} {count} of {of}" for cell, (count, of) in info.lost.items())
-        sentences.append(f"Diverged, and in no mean: {listed}.")
+        runs = f"{sum(count for count, _ in info.lost.values())} of {sum(of for _, of in info.lost.values())} runs"
+        cells = f"{len(info.lost)} cells" if len(info.lost) > MOST_NAMED else ", ".join(info.lost)
+        sentences.append(f"Diverged, and in no mean: {runs} of {cells}.")
     if left_out:
         sentences.append(f"{left_out} more combinations are in the file that `lbstudy figures` writes.")
     return " ".join(sentences)

@@ -75,7 +75,9 @@ Figures = dict[str, tuple[str, Callable[[], Figure]]]
 """Name -> description, and what draws it."""
 
 
-def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int | None = None) -> Iterator[Drawing]:
+def draw_all(
+    folder: StudyFolder, reached: Reached | None = None, at_most: int | None = None, rows: int | None = None
+) -> Iterator[Drawing]:
     """Draw the figures of a study, in the order of a report; of each, one per variant of the study.
 
     Args:
@@ -83,6 +85,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
         reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
             baseline cell.
         at_most: variants that are drawn of each figure, the first ones; of the others the reason says how to.
+        rows: variants that a figure of all of them shows at most.
     """
     study, trials = folder.study(), load.trials(folder)
     frames = Frames(
@@ -97,7 +100,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
             (figures_of(folder, _narrowed(frames, part), reached), suffix(part.list_cells()[0].factors), part.in_words)
             for part in variants
         ]
-    for name, (description, draw) in figures_of_all(frames, at_most).items():
+    for name, (description, draw) in figures_of_all(frames, rows).items():
         yield _drawn(name, name, description, draw)
     for name in dict.fromkeys(name for figures, _, _ in parts for name in figures):
         of_name = [(figures[name], end, words) for figures, end, words in parts if name in figures]
@@ -130,22 +133,22 @@ def _narrowed(frames: Frames, part: StudySpec) -> Frames:
     )
 
 
-def figures_of_all(frames: Frames, at_most: int | None = None) -> Figures:
+def figures_of_all(frames: Frames, rows: int | None = None) -> Figures:
     """The figures that show all variants of a study at once; of so many of them at most."""
     study, trials, runs = frames.study, frames.trials, frames.runs
     table = cache(lambda: gaps.gap_table(study, runs))
     return {
         "accuracy": (
             "Test accuracy against batch size",
-            lambda: figures_accuracy.draw_accuracy(figures_accuracy.accuracy_info(study, trials, runs), at_most),
+            lambda: figures_accuracy.draw_accuracy(figures_accuracy.accuracy_info(study, trials, runs), rows),
         ),
         "gap": (
             "What the largest batch size loses against the smallest",
-            lambda: figures_gaps.draw_gaps(figures_gaps.gaps_info(study, table()), at_most),
+            lambda: figures_gaps.draw_gaps(figures_gaps.gaps_info(study, table()), rows),
         ),
         "gap_closed": (
             "How much of that loss each smoothing takes away",
-            lambda: figures_gaps.draw_shares(figures_gaps.shares_info(study, table()), at_most),
+            lambda: figures_gaps.draw_shares(figures_gaps.shares_info(study, table()), rows),
         ),
     }
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from lbstudy.analysis import stats
+from lbstudy.analysis.report import power
 from lbstudy.analysis.report.sentences import (
     count,
     gap_sentence,
@@ -82,6 +83,11 @@ def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict
     if low > threshold:
         return above
     return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
+
+
+def judged(verdict: Verdict, sentence: str, need: str) -> Comparison:
+    """A comparison that says what it would take where it cannot tell."""
+    return Comparison(verdict, sentence, need if verdict == "cannot tell" else "")
 
 
 def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
@@ -154,7 +160,10 @@ def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.Da
     if reached == [len(own), len(other)]:
         ratio = speed_ratio(own, other)  # of epochs, which at one batch size have the same number of steps
         sentence = f"{where}, K-FAC reached {goal} in {ratio_words(ratio)} SGD’s steps ({count(ratio.n)})."
-        return Comparison(decide(ratio.low, ratio.high, 1, above="contradicted"), sentence)
+        return judged(
+            decide(ratio.low, ratio.high, 1, above="contradicted"), sentence,
+            power.sentence([power.in_logarithms(ratio)], 0),
+        )  # fmt: skip
     p, least = _fisher(reached[0], len(own), reached[1], len(other)), _fisher(len(own), len(own), 0, len(other))
     few = f"; so few runs cannot bring it below {least:.2g}, and four of each could" if least > LEVEL else ""
     sentence = (
@@ -162,7 +171,8 @@ def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.Da
         f"{goal.rstrip(',')} (Fisher’s exact test: p = {p:.2g}{few})."
     )
     if p > LEVEL:
-        return Comparison("cannot tell", sentence)
+        need = power.sentence_of_counts(reached[0], len(own), reached[1], len(other), LEVEL) if len(other) else ""
+        return Comparison("cannot tell", sentence, need)
     return Comparison("supported" if reached[0] / len(own) > reached[1] / len(other) else "contradicted", sentence)
 
 
@@ -173,9 +183,9 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
         if row["smoothing"] == "none":
             warning = _lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
-            comparisons.append(
-                Comparison("cannot tell" if warning else verdict, gap_sentence(worded(row, study)) + warning)
-            )
+            need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
+            sentence = gap_sentence(worded(row, study)) + warning
+            comparisons.append(judged("cannot tell" if warning else verdict, sentence, need))
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
@@ -199,7 +209,8 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
                 for notion in ("closed", "narrowed")
             }
             verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
-            comparisons.append(Comparison(verdict, share_sentence(worded(row, study)) + warning))
+            need = power.FAILING if warning else _need_of_shares(study, confirmed, row)
+            comparisons.append(judged(verdict, share_sentence(worded(row, study)) + warning, need))
     if not comparisons and gaps["smoothing"].eq("none").any():
         comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
     return Claim(
@@ -213,6 +224,28 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
         "seeds nor intervals. Wen et al. (SmoothOut, 2018) report gains at small and large batches alike.",
         "gap",
     )
+
+
+def _need_of_shares(study: StudySpec, confirmed: pd.DataFrame, row: dict[str, Any]) -> str:
+    """What it would take for both shares to lie on one side of one half.
+
+    A share r = 1 - left / gap is above one half where gap / 2 - left has a mean above zero, which is the t test that
+    Fieller's interval is made of.
+    """
+    plain_small, plain_large, small, large = (
+        accuracy_by_repeat(confirmed, cell) for cell in _cells(study, row, ["none", row["smoothing"]])
+    )
+    gap = stats.paired_difference(plain_small, plain_large)
+    if not stats.excludes_zero(gap):
+        need = power.sentence([gap], 0)
+        return f"First the gap without smoothing must be told from zero. {need}" if need else ""
+    if gap.value < 0:
+        return "More seeds would not decide it: without smoothing the large batch does not lose."
+    half = HALF * (plain_small - plain_large)
+    beyond = [stats.mean(half - left) for left in (plain_small - large, small - large)]
+    if min(b.value for b in beyond) < 0 < max(b.value for b in beyond):
+        return power.OPPOSED.format("the two shares")
+    return power.sentence(beyond, 0)
 
 
 def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
@@ -252,19 +285,26 @@ def _minima(
     plain, smoothed = (runs[runs["smoothing"] == s].set_index("repeat") for s in ("none", smoothing))
     if failed := failed_runs(plain["test_accuracy"]) + failed_runs(smoothed["test_accuracy"]):
         who = f"{study.label(optimizer)} at batch {batch} with {study.label(smoothing)} or without"
-        return Comparison("cannot tell", f"{who}: {failed} of the runs hardly learnt, and such lie flat anyway.")
-    parts, verdicts = [], set()
+        sentence = f"{who}: {failed} of the runs hardly learnt, and such lie flat anyway."
+        return Comparison("cannot tell", sentence, power.FAILING)
+    parts, verdicts, ratios = [], set(), []
     for name in present:
         measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
         above: Verdict = "supported" if measure.large_is == "flat" else "contradicted"
         verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
+        ratios.append((power.in_logarithms(ratio), above))
         known = "not measured in both" if not ratio.n else "not finite and positive in every run"
         if name == "width_1" and ratio.n and inf in {*plain[name], *smoothed[name]}:
             known = "not known, since some valley goes on beyond the line"
         words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
         parts.append(f"{measure.label} {words}")
     sentence = f"{study.label(optimizer)} at batch {batch} with {study.label(smoothing)}: {'; '.join(parts)}."
-    return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
+    sides = {(ratio.value > 0) == (above == "supported") for ratio, above in ratios}
+    need = (
+        power.sentence([ratio for ratio, _ in ratios], 0) if len(sides) == 1 else power.OPPOSED.format("the measures")
+    )
+    need = "" if any(isnan(ratio.value) for ratio, _ in ratios) else need
+    return judged(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence, need)
 
 
 def _no_gap(study: StudySpec) -> Comparison:

@@ -49,6 +49,9 @@ HEADLINE = "accuracy"
 MOST_VARIANTS = 2
 """Of each figure, so many are on the page at most, one for each combination of further factors."""
 
+MOST_ROWS = 4
+"""Of figures that show all combinations, so many are on the page at most."""
+
 LEFT_OUT = {"landscape_surface"}
 """Figures that the page has not: a surface that cannot be turned says less than its contours, which are there."""
 
@@ -198,7 +201,7 @@ def collect(folder: StudyFolder) -> Report:
 
 
 def _draw(folder: StudyFolder) -> Iterator[Picture]:
-    for drawing in figures.draw_all(folder, at_most=MOST_VARIANTS):
+    for drawing in figures.draw_all(folder, at_most=MOST_VARIANTS, rows=MOST_ROWS):
         if drawing.kind in LEFT_OUT:
             continue
         svg = None

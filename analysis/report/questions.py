@@ -67,10 +67,10 @@ class Question(NamedTuple):
 
     @property
     def tally(self) -> str:
-        """Under how many combinations the claim has which verdict, where they differ in what they say; else empty."""
+        """Under how many combinations of further factors the claim has which verdict; empty where all have the same."""
         counts = Counter(group.verdict for group in self.groups for _ in group.of if group.verdict)
         told = ", ".join(f"{verdict} in {count}" for verdict, count in counts.most_common())
-        return f"{told} of {counts.total()} combinations" if told else ""
+        return f"{told} of {counts.total()} combinations" if len(counts) > 1 else ""
 
 
 def lead(study: StudySpec, gap_table: pd.DataFrame, configs: pd.DataFrame) -> list[tuple[str, str]]:

@@ -58,6 +58,8 @@ def gap_sentence(row: dict[str, Any]) -> str:
     if isnan(row["gap_low"]):
         why = "with one seed, which has" if row["n"] == 1 else f"at each of {row['n']} seeds, which have"
         return f"{way} {verb} {size} points of test accuracy {why} no interval."
+    if row["gap_low"] <= -1 and row["gap_high"] >= 1:  # no accuracies differ by more
+        return f"{way} {verb} {size} points of test accuracy ({count(row['n'])}), with an interval that holds any gap."
     ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
     sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:

@@ -128,7 +128,7 @@ def test_a_whole_study(tmp_path: Path):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without figures, which take seconds."""
     nothing = figures.Drawing("learning_curves", "Accuracy & loss", None, "not <here>", "learning_curves")
-    monkeypatch.setattr(figures, "draw_all", lambda folder, at_most: [nothing])
+    monkeypatch.setattr(figures, "draw_all", lambda folder, **at_most: [nothing])
 
 
 def test_the_verdicts_of_a_whole_study(quick: None, tmp_path: Path):
