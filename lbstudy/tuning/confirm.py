@@ -90,8 +90,12 @@ def _new_run(
 
 
 def as_study(study: StudySpec, runs: Sequence[TrialRecord]) -> StudySpec:
-    """The study whose trials these runs are: nothing is pruned, and every final model is kept."""
-    count = 1 + max(run.number for run in runs)
+    """The study whose trials these runs are."""
+    return repeated(study, 1 + max(run.number for run in runs))
+
+
+def repeated(study: StudySpec, count: int) -> StudySpec:
+    """The study with so many runs of each cell, of which nothing is pruned, and every final model is kept."""
     tuning = study.tuning.model_copy(update={"pruner": "none", "trials": count})
     resources = study.resources.model_copy(update={"keep_best": count})
     return study.model_copy(update={"tuning": tuning, "resources": resources})

@@ -209,7 +209,7 @@ def _size(count: float) -> str:
 
 def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
-    from lbstudy.methods import models, optimizers, sizes  # only here: they import torch, which takes seconds
+    from lbstudy.methods import models, optimizers, sizes, smoothing  # only here: importing torch takes seconds
 
     records, checkpoint, kept = 0, 0, 0
     for part in study.variants():
@@ -219,7 +219,8 @@ def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
         samples = len(dataset.train_labels)
         epochs = max(part.budget.total_epochs(part.steps_per_epoch(cell, samples)) for cell in cells)
         records += len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-        remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
-        checkpoint = max(checkpoint, *(sizes.checkpoint_bytes(model, state, element) for state in remembered))
+        for optimizer, averaged in {(cell.optimizer, smoothing.averages(cell.smoothing)) for cell in cells}:
+            remembered = optimizers.get(optimizer).remembers(model)
+            checkpoint = max(checkpoint, sizes.checkpoint_bytes(model, remembered, element, averaged))
         kept += len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
     return records + 2 * lanes * checkpoint + kept
