@@ -10,7 +10,7 @@ import typer
 from lbstudy.console.interrupt import Interrupted, interruptible
 from lbstudy.console.progress import TaskProgress
 from lbstudy.console.session import code_in_use, err, fit, on_ray, read_data, require_room
-from lbstudy.console.terminal import duration, out, print_table, size
+from lbstudy.console.terminal import out, print_table
 from lbstudy.study.file import StudyError, StudyFile, show
 from lbstudy.study.spec import StudySpec
 
@@ -122,8 +122,14 @@ def print_costs(
 
 
 def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: int) -> None:
+    """Print what the study costs by what was measured, and what confirming it with so many seeds costs.
+
+    Raises:
+        StudyError: a run has failed, so that not all costs are known.
+    """
     import pandas as pd
 
+    from lbstudy.analysis.tables.cost import duration
     from lbstudy.tuning import doctor, measure
     from lbstudy.tuning.confirm import repeated
     from lbstudy.tuning.forecast import forecast
@@ -173,10 +179,10 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
     if study.tuning.pruner != "none":
         out.print(RULE)
     gpu = max(cost.device_memory for cost in costs.values())
-    on_gpu = f", {size(gpu)} of its GPU" if gpu else ""
-    out.print(f"memory: a worker takes up to {size(measured.memory)}{on_gpu}", highlight=False)
+    on_gpu = f", {doctor.size(gpu)} of its GPU" if gpu else ""
+    out.print(f"memory: a worker takes up to {doctor.size(measured.memory)}{on_gpu}", highlight=False)
     disk = doctor.planned_bytes(study, plan.data, plan.lanes)
-    out.print(f"disk: at most {size(disk)} for the tuning", highlight=False)
+    out.print(f"disk: at most {doctor.size(disk)} for the tuning", highlight=False)
 
 
 RULE = (

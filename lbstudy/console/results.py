@@ -9,6 +9,7 @@ import typer
 
 from lbstudy.console.session import err
 from lbstudy.console.terminal import out, print_table
+from lbstudy.console.watch import watch_study
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 
@@ -48,13 +49,26 @@ Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in
 
 @results.command()
 def status(study: Folder) -> None:
-    """How far each cell of a study has come."""
+    """How far each cell of a study has come, what is running, how fast, what is left, and what it has cost so far."""
     from lbstudy.analysis.tables import best as tables
+    from lbstudy.analysis.tables import cost
 
     folder = StudyFolder.open(study)
     found = tables.progress(folder)
     print_table(tables.for_reading(found), title=folder.study().name)
+    for sentence in cost.sentences(cost.standing(folder)):
+        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     _tell(found.attrs["damaged"])
+
+
+@results.command()
+def watch(
+    study: Folder,
+    interval: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="from one page to the next; longer where a "
+        "page takes long to make")] = 60,
+) -> None:  # fmt: skip
+    """Write a study's report again and again while it runs, until it is complete or Ctrl-C ends it."""
+    watch_study(StudyFolder.open(study), interval)
 
 
 @results.command()

@@ -24,19 +24,6 @@ GUTTER = 2
 out = Console(width=None if sys.stdout.isatty() else 200)
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: `1:02:03`; the seconds alone below a minute, `12 s`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.2g} s"
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def size(count: float) -> str:
-    """So many bytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def print_table(frame: pd.DataFrame, title: str, names: Collection[str] = ()) -> None:
     """A frame of text: words to the left, numbers to the right.
 

@@ -198,12 +198,13 @@ def check_storage(folder: StoragePath, needed: int) -> Finding:
     if free is None:
         return Finding("storage", True, f"{folder} can be written")
     if free < needed:
-        return Finding("storage", False, f"{folder} has {_size(free)} free, but the study may need {_size(needed)}")
-    plan = f"; the study needs at most {_size(needed)}" if needed else ""
-    return Finding("storage", True, f"{folder} can be written, {_size(free)} free{plan}")
+        return Finding("storage", False, f"{folder} has {size(free)} free, but the study may need {size(needed)}")
+    plan = f"; the study needs at most {size(needed)}" if needed else ""
+    return Finding("storage", True, f"{folder} can be written, {size(free)} free{plan}")
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """So many bytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

@@ -70,6 +70,8 @@ def test_what_costs_the_same_is_measured_once():
         "fixed.weight_decay": [0.0001, 0.001], "fixed.inverse_interval": [1, 10],
         "budget": {"short": {"epochs": 2}, "long": {"epochs": 3}},
     }, search={"learning_rate": {"log_uniform": [1e-3, 1e-1]}}, fixed={"damping": 0.1})  # fmt: skip
-    found = [{(cell.optimizer, dict(cell.factors)["fixed.inverse_interval"]) for cell in cells} for cells in kinds(study)]
+    found = [
+        {(cell.optimizer, dict(cell.factors)["fixed.inverse_interval"]) for cell in cells} for cells in kinds(study)
+    ]
     assert found == [{("sgd", 1), ("sgd", 10)}, {("kfac", 1)}, {("kfac", 10)}]
     assert sum(map(len, kinds(study))) == len(study.list_cells()) == 16
