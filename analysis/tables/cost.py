@@ -129,10 +129,11 @@ def seconds_left(study: StudySpec, trials: Sequence[TrialRecord]) -> float | Non
 def device_seconds(records: Iterable[TrialRecord], resources: Resources) -> dict[str, float]:
     """Seconds of a device, by its kind. A worker has as many as `resources` say, of GPUs maybe a part of one."""
     found: dict[str, float] = defaultdict(float)
+    gpus = 1.0 if resources.gpus_per_worker in ("auto", 0) else float(resources.gpus_per_worker)
     for record in records:
         if record.device:
             workers, _, kind = record.device.partition(" x ")
-            share = resources.cpus_per_worker if kind == "cpu" else float(resources.gpus_per_worker or 1)
+            share = resources.cpus_per_worker if kind == "cpu" else gpus
             found["CPU" if kind == "cpu" else kind] += record.seconds * int(workers) * share
     return dict(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -34,6 +35,15 @@ class TableKind(StrEnum):
     health = "health"
     sharpness = "sharpness"
     correlations = "correlations"
+
+
+class ComparedTable(StrEnum):
+    """What `compare` shows."""
+
+    best = "best"
+    gap = "gap"
+    targets = "targets"
+    claims = "claims"
 
 
 class FigureFormat(StrEnum):
@@ -133,6 +143,31 @@ def table(
 
 
 @results.command()
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="folders of two studies or more", metavar="STUDY STUDY ...")],
+    table: Annotated[ComparedTable, typer.Option(help="best: of each cell; gap: small against large batch; targets: "
+        "time to each study's own; claims: the verdicts")] = ComparedTable.best,
+    format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
+) -> None:  # fmt: skip
+    """Put several studies side by side: another model, other data, another seed."""
+    from lbstudy.analysis.report import compare as comparison
+    from lbstudy.analysis.tables import best as tables
+
+    compared = comparison.open_all(studies)
+    found = comparison.compare(compared, table.value)  # type: ignore[arg-type]
+    for remark in comparison.remarks(compared):
+        err.print(f"notice: {remark}", markup=False)
+    if format is TableFormat.table:
+        best_ones = table is ComparedTable.best
+        shown = tables.for_terminal(found) if best_ones else tables.for_reading(found, digits=3)
+        names = ["study", *tables.short_names(found).values()]
+        print_table(shown.loc[:, (shown != "-").any()], title=f"{table.value}: {len(compared)} studies", names=names)
+    else:
+        print(tables.render(found, format.value))  # type: ignore[arg-type]
+    _tell(comparison.missing(compared))
+
+
+@results.command()
 def figures(
     study: Folder, format: Annotated[FigureFormat, typer.Option(help="of the files")] = FigureFormat.svg
 ) -> None:
@@ -171,7 +206,7 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
 
 
-def _tell(sentences: list[str]) -> None:
+def _tell(sentences: Iterable[str]) -> None:
     """What a table lacks, beside it, where it does not get into a file."""
     for sentence in sentences:
         err.print(f"missing: {sentence}", markup=False)
