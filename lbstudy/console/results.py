@@ -154,7 +154,7 @@ def compare(
     from lbstudy.analysis.tables import best as tables
 
     compared = comparison.open_all(studies)
-    found = comparison.compare(compared, table.value)  # type: ignore[arg-type]
+    found = comparison.compare(compared, table.value)
     for remark in comparison.remarks(compared):
         err.print(f"notice: {remark}", markup=False)
     if format is TableFormat.table:
