@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 
 from lbstudy.analysis import load
+from lbstudy.analysis.figures import style
+from lbstudy.analysis.figures.compared import compared_info, draw_compared
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims
-from lbstudy.analysis.report.page import sought
+from lbstudy.analysis.report.page import _sought
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
+from lbstudy.storage import StoragePath, locate
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 
@@ -75,6 +78,25 @@ def compare(studies: Sequence[Compared], kind: Kind) -> pd.DataFrame:
     return together.reset_index(drop=True)
 
 
+def write_figure(studies: Sequence[Compared], where: str) -> StoragePath:
+    """Draw the test accuracies of the studies into a file; returns its path.
+
+    Raises:
+        StudyError: the file is of no kind that can be written, or there is nothing to draw.
+    """
+    path = locate(where)
+    if path.name.rpartition(".")[2] not in get_args(style.Format):
+        raise StudyError(f"{where}: a figure ends in {', '.join(f'.{kind}' for kind in get_args(style.Format))}")
+    try:
+        found = [(name, study, load.confirmed(folder)) for name, folder, study in studies]
+        style.write(draw_compared(compared_info(found)), path)
+    except style.NothingToDraw as nothing:
+        raise StudyError(f"{where}: {nothing}") from nothing
+    except OSError as error:
+        raise StudyError(f"{where}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
 def _gap(folder: StudyFolder, study: StudySpec) -> pd.DataFrame:
     return gaps.gap_table(study, load.confirmed(folder))
 
@@ -105,7 +127,7 @@ def judge(folder: StudyFolder) -> list[claims.Claim]:
     minima = minima_table.runs(confirmed, *measured)
 
     def fewer_steps(part: StudySpec) -> claims.Claim:
-        return claims.fewer_steps(part, confirmed, sought(part, confirmed, epochs).times)
+        return claims.fewer_steps(part, confirmed, _sought(part, confirmed, epochs).times)
 
     judges: list[Callable[[StudySpec], claims.Claim]] = [
         fewer_steps,

@@ -98,8 +98,8 @@ def collect(folder: StudyFolder) -> Report:
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
     variants = study.variants()
-    goals = [sought(part, confirmed, epochs) for part in variants]
-    steps = [(found.study, claims.fewer_steps(found.study, confirmed, found.times)) for found in goals]
+    sought = [_sought(part, confirmed, epochs) for part in variants]
+    steps = [(found.study, claims.fewer_steps(found.study, confirmed, found.times)) for found in sought]
     sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
@@ -139,7 +139,7 @@ def collect(folder: StudyFolder) -> Report:
                 _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
                 command("table", "targets"),
             ),
-            *_times_to_sgd(goals, confirmed, epochs, command),
+            *_times_to_sgd(sought, confirmed, epochs, command),
             Shown(
                 "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
                 command("table", "sharpness"),
@@ -172,8 +172,7 @@ class Sought(NamedTuple):
     times: dict[targets.Target, pd.DataFrame]
 
 
-def sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
-    """The targets of a variant, and when its runs reached them."""
+def _sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
     rivals = claims.rivals(part)
     end = targets.choose_targets(part, confirmed, cell=rivals[1]) if rivals else []
     halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []

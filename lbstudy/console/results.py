@@ -148,6 +148,8 @@ def compare(
     table: Annotated[ComparedTable, typer.Option(help="best: of each cell; gap: small against large batch; targets: "
         "time to each study's own; claims: the verdicts")] = ComparedTable.best,
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
+    figure: Annotated[str | None, typer.Option(metavar="FILE", help="draw test accuracy against batch size, a line "
+        "style per study; .svg, .png or .pdf")] = None,
 ) -> None:  # fmt: skip
     """Put several studies side by side: another model, other data, another seed."""
     from lbstudy.analysis.report import compare as comparison
@@ -165,6 +167,8 @@ def compare(
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
     _tell(comparison.missing(compared))
+    if figure is not None:
+        err.print(f"figure: {comparison.write_figure(compared, figure)}")
 
 
 @results.command()

@@ -4,9 +4,14 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from lbstudy.analysis import load
+from lbstudy.analysis.figures.compared import compared_info, draw_compared
+from lbstudy.analysis.figures.style import COLOURS
+from lbstudy.analysis.report import compare as comparison
 from tests.confirmed_runs import confirmed_study, study_of
 from tests.console.test_cli import lbstudy
 
@@ -69,6 +74,29 @@ def test_every_table_in_every_format(places: list[str], table: str, style: str, 
     assert "second" in text
     if style == "json":
         assert {row["study"] for row in json.loads(text)} == {"first", "second"}
+
+
+def test_the_figure_has_a_line_style_per_study_and_the_accuracies_of_the_table(places: list[str], monkeypatch, capsys):
+    best, _ = compared(monkeypatch, capsys, *places)
+    info = compared_info([(s.name, s.study, load.confirmed(s.folder)) for s in comparison.open_all(places)])
+    merged = info.cells.merge(best, on=["study", "optimizer", "batch_size", "smoothing"])
+    assert len(merged) == len(best) == len(info.cells)
+    assert np.allclose(merged["value"], merged["test_accuracy"])
+    assert np.allclose(merged["low"], merged["test_low"])
+    (panel,) = draw_compared(info).axes
+    lines = [line for line in panel.get_lines() if len(line.get_xdata())]
+    assert [list(line.get_ydata()) for line in lines] == [
+        list(info.cells.loc[info.cells["study"] == name, "value"]) for name in SEEDS
+    ]
+    assert len({str(line.get_linestyle()) for line in lines}) == 2
+    assert {line.get_color() for line in lines} == {COLOURS[0]}
+
+
+def test_the_figure_is_written(places: list[str], tmp_path: Path, monkeypatch, capsys):
+    assert lbstudy(monkeypatch, "compare", *places, "--figure", str(tmp_path / "both.svg")) == 0
+    assert "<svg" in (tmp_path / "both.svg").read_text()
+    assert lbstudy(monkeypatch, "compare", *places, "--figure", "both.doc") == 2
+    assert "both.doc: a figure ends in .svg, .png, .pdf" in capsys.readouterr().err
 
 
 def test_studies_of_one_name_go_by_their_folders(tmp_path: Path, monkeypatch, capsys):
