@@ -213,7 +213,15 @@ def _draw(folder: StudyFolder) -> Iterator[Picture]:
         yield Picture(drawing.name, drawing.kind, drawing.description, svg, drawing.reason)
 
 
-def render(report: Report) -> str:
+class Live(NamedTuple):
+    """What a page says while its study runs."""
+
+    sentences: list[str]  # how the study stands
+    every: int  # seconds until the page is written again
+    made: str  # ISO 8601, UTC
+
+
+def render(report: Report, live: Live | None = None) -> str:
     """The page. All text in it is escaped; only the figures are taken as they are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -223,7 +231,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["prose"] = prose
-    return environment.get_template("report.html.j2").render(report=report)
+    return environment.get_template("report.html.j2").render(report=report, live=live)
 
 
 def prose(text: str) -> Markup:
@@ -237,14 +245,18 @@ def unbroken(text: str) -> str:
     return re.sub(together, lambda found: found[0].replace(" ", NO_BREAK), text)
 
 
-def write(folder: StudyFolder) -> StoragePath:
-    """Write the page into the study's folder; returns its path.
+def write(folder: StudyFolder, live: Live | None = None) -> StoragePath:
+    """Write the page into the study's folder, in one step; returns its path.
+
+    Args:
+        folder: the study's folder.
+        live: how the study stands, where it runs.
 
     Raises:
         StudyError: the folder holds no study, or cannot be written.
     """
     page = folder.path / PAGE
-    content = render(collect(folder)).encode()
+    content = render(collect(folder), live).encode()
     try:
         storage.write(page, content)
     except OSError as error:

@@ -21,7 +21,7 @@ import typer
 from rich.markup import escape
 
 from lbstudy import __version__
-from lbstudy.console.plan import described, print_plan
+from lbstudy.console.plan import described, print_costs, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
     compute_tasks,
@@ -191,10 +191,22 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
 def plan(
     file: File, name: Name = None, trials: Trials = None, epochs: Epochs = None, workers: WorkersOption = None,
     data: Data = None, set_: Sets = None,
+    measure: Annotated[bool, typer.Option("--measure", help="train one or two epochs of each kind of run, and tell "
+        "what the study costs: time, memory, disk")] = False,
+    price: Annotated[float | None, typer.Option(min=0, metavar="PER_HOUR", help="with --measure: money for an hour of "
+        "a GPU, or of a CPU core where no GPU is used")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="with --measure: confirmed runs of each cell")] = 5,
+    address: Address = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing."""
+    """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing, unless it measures."""
     study, source = resolve(file, name, trials, epochs, workers, data, set_)
-    print_plan(study, source)
+    if price is not None and not measure:
+        raise StudyError("--price needs --measure: what is not measured has no price")
+    images = print_plan(study, source)
+    if measure:
+        print_costs(study, images, address, price, seeds, verbose)
+    else:
+        out.print("cost: not measured; --measure trains an epoch or two of each kind of run, and tells time and memory")
 
 
 @app.command()

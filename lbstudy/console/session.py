@@ -222,8 +222,8 @@ def compute_tasks(
         minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
 
 
-def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
-    """Join or start Ray, and work on the study at this path."""
+def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
+    """Join or start Ray, and work, on the study at this path if it is on one."""
     from lbstudy.tuning import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
@@ -232,6 +232,8 @@ def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
         try:
             work()
         except OSError as error:
+            if path is None:
+                raise
             raise StudyError(
                 f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
             ) from error

@@ -46,6 +46,8 @@ class TrialRecord:
     seconds: float = 0.0  # training and validation, without waiting
     device: str = ""
     workers: list[int] = field(default_factory=list)  # that trained it; two numbers where it went on with another one
+    memory: int = 0  # bytes; the most that the process of its first worker has had, in this trial or one before
+    device_memory: int = 0  # bytes; the most that this worker has taken of its GPU
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times

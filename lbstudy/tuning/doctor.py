@@ -209,18 +209,19 @@ def check_storage(folder: StoragePath, needed: int) -> Finding:
     if free is None:
         return Finding("storage", True, f"{folder} can be written")
     if free < needed:
-        return Finding("storage", False, f"{folder} has {_size(free)} free, but the study may need {_size(needed)}")
-    plan = f"; the study needs at most {_size(needed)}" if needed else ""
-    return Finding("storage", True, f"{folder} can be written, {_size(free)} free{plan}")
+        return Finding("storage", False, f"{folder} has {size(free)} free, but the study may need {size(needed)}")
+    plan = f"; the study needs at most {size(needed)}" if needed else ""
+    return Finding("storage", True, f"{folder} can be written, {size(free)} free{plan}")
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """So many bytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
-    from lbstudy.methods import models, optimizers, sizes  # only here: they import torch, which takes seconds
+    from lbstudy.methods import models, optimizers, sizes, smoothing  # only here: importing torch takes seconds
 
     records, checkpoint, kept = 0, 0, 0
     for part in study.variants():
@@ -230,7 +231,8 @@ def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
         samples = len(dataset.train_labels)
         epochs = max(part.extent(cell, samples).epochs for cell in cells)
         records += len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-        remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
-        checkpoint = max(checkpoint, *(sizes.checkpoint_bytes(model, state, element) for state in remembered))
+        for optimizer, averaged in {(cell.optimizer, smoothing.averages(cell.smoothing)) for cell in cells}:
+            remembered = optimizers.get(optimizer).remembers(model)
+            checkpoint = max(checkpoint, sizes.checkpoint_bytes(model, remembered, element, averaged))
         kept += len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
     return records + 2 * lanes * checkpoint + kept

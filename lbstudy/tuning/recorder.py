@@ -222,6 +222,8 @@ class Recorder(tune.Callback):
             return
         record.status = result.get("outcome", "running")
         record.device = result["device"]
+        record.memory = max(record.memory, result["memory"])
+        record.device_memory = max(record.device_memory, result["device_memory"])
         if record.workers[-1:] != [result["workers"]]:
             record.workers.append(result["workers"])
         record.fingerprint = report.pop("fingerprint", "")

@@ -115,8 +115,6 @@ def brighter(file: Path) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-
-
 def test_an_image_that_was_rewritten_is_decoded_again(tree: Path):
     file = tree / "train" / "cat" / "0.bmp"
     (tree / "train" / "cat" / "0.png").unlink()
