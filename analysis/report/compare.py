@@ -18,7 +18,7 @@ from lbstudy.analysis.figures.compared import compared_info, draw_compared
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims
-from lbstudy.analysis.report.page import _sought
+from lbstudy.analysis.report.evidence import sought
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
@@ -127,7 +127,7 @@ def judge(folder: StudyFolder) -> list[claims.Claim]:
     minima = minima_table.runs(confirmed, *measured)
 
     def fewer_steps(part: StudySpec) -> claims.Claim:
-        return claims.fewer_steps(part, confirmed, _sought(part, confirmed, epochs).times)
+        return claims.fewer_steps(part, confirmed, sought(part, confirmed, epochs).times)
 
     judges: list[Callable[[StudySpec], claims.Claim]] = [
         fewer_steps,
