@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,10 +24,11 @@ from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import style
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
-from lbstudy.analysis.report import claims, conditions, sentences
+from lbstudy.analysis.report import claims, conditions, sentences, split
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
+from lbstudy.analysis.tables import split as split_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath
@@ -97,7 +97,8 @@ def collect(folder: StudyFolder) -> Report:
     study, trials = folder.study(), load.trials(folder)
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
-    variants = study.variants()
+    variants = study.compared()
+    splits = any(part.splits for part in study.variants())
     sought = [_sought(part, confirmed, epochs) for part in variants]
     steps = [(found.study, claims.fewer_steps(found.study, confirmed, found.times)) for found in sought]
     sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
@@ -121,7 +122,8 @@ def collect(folder: StudyFolder) -> Report:
             (claims.led(part, sentence), table)
             for part, claim in steps
             for sentence, table in claims.answer(part, of_variant(gap_table, part), claim, of_variant(configs, part))
-        ],
+        ]
+        + [(sentence, "split") for sentence in split.gap_sentences(study, confirmed)],
         claims=[
             claims.together(steps),
             about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
@@ -134,9 +136,11 @@ def collect(folder: StudyFolder) -> Report:
         tables=[
             Shown("best", "Best configurations", _for_page(tables.lean(configs)), BEST, command("best")),
             Shown("gap", "Small against large batch", _for_page(gap_table[rows]), GAP, command("table", "gap")),
+            *(_split(study, confirmed, command) if splits else ()),
             Shown(
-                "targets", "Time to what the smallest plain batch delivers",
-                _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
+                "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
+                _for_page(targets.targets_table(study, confirmed, epochs)[rows]),
+                TARGETS_TUNED if study.tuning.goal else TARGETS,
                 command("table", "targets"),
             ),
             *_times_to_sgd(sought, confirmed, epochs, command),
@@ -162,6 +166,15 @@ def collect(folder: StudyFolder) -> Report:
     )  # fmt: skip
 
 
+def _split(study: StudySpec, confirmed: pd.DataFrame, command: Callable[..., str]) -> Iterator[Shown]:
+    """The parts of the gaps, and what they say."""
+    made_by = command("table", "split")
+    rows = slice(0 if confirmed.empty else None)
+    yield Shown("split", "The gap, split", _for_page(split_table.split_table(study, confirmed)[rows]), SPLIT, made_by)
+    found = pd.DataFrame(split.answers(study, confirmed), columns=split.Answer._fields)[rows]
+    yield Shown("split-answers", "What is repaired", _for_page(found), ANSWERS, command("report"))
+
+
 class Sought(NamedTuple):
     """The targets that K-FAC and SGD are compared by, in a variant of the study."""
 
@@ -173,12 +186,10 @@ class Sought(NamedTuple):
 
 
 def _sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
-    rivals = claims.rivals(part)
-    end = targets.choose_targets(part, confirmed, cell=rivals[1]) if rivals else []
-    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
-    end, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (end, halfway))
-    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *end]}
-    return Sought(part, rivals, halfway, end, times)
+    goals = claims.goals(part, confirmed, epochs)
+    halfway, end = ([goal for goal in goals if goal.stage == stage] for stage in ("half", "end"))
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+    return Sought(part, claims.rivals(part), halfway, end, times)
 
 
 def _times_to_sgd(
@@ -210,9 +221,25 @@ GAP = (
     "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds are likely to show (power 80 %). "
     "Brackets hold 95 % intervals; accuracies and shares are fractions."
 )
+SPLIT = (
+    "Few updates: what the large batch loses because it makes fewer updates in the same epochs; less noise: what it "
+    "loses because its gradient is the mean of more samples. Budget same_updates: between the two is the large batch "
+    "with as many updates as the small one; fewer_updates: the small batch, stopped after as many as the large one "
+    "makes. Each cell is tuned for itself. Repaired: by how much less a part costs with the smoothing than without. "
+    "Images: those that a run of the gap sees; between images: those of the run between. Brackets hold 95 % intervals, "
+    "paired by seed; accuracies and differences are fractions."
+)
+ANSWERS = (
+    "Yes where the 95 % interval of the difference lies above zero, and so does what is to be repaired; no where it "
+    "lies below; cannot tell where it holds zero, with one seed, and where runs of the cells failed."
+)
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
+)
+TARGETS_TUNED = (
+    "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go "
+    "on past it. A run that never does has taken infinitely long (∞)."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "

@@ -31,7 +31,9 @@ class TableKind(StrEnum):
     """What `table` shows."""
 
     gap = "gap"
+    split = "split"
     targets = "targets"
+    critical = "critical"
     health = "health"
     sharpness = "sharpness"
     correlations = "correlations"
@@ -92,22 +94,24 @@ def best(
 @results.command()
 def table(
     study: Folder,
-    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; targets: time to reach a loss and "
-                                              "an accuracy; health: can the comparison be trusted; sharpness: how "
+    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; split: how much of it is "
+                                              "few updates, and how much less noise; targets: time to reach a loss "
+                                              "and an accuracy; critical: how far these fall with the batch "
+                                              "size; health: can the comparison be trusted; sharpness: how "
                                               "sharp the minima are, and their test accuracy; correlations: of both")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
-    loss: Annotated[float | None, typer.Option(help="targets: training loss; default: the baseline's")] = None,
-    accuracy: Annotated[float | None, typer.Option(help="targets: validation accuracy, a fraction")] = None,
+    loss: Annotated[float | None, typer.Option(help="targets, critical: training loss; default: baseline's")] = None,
+    accuracy: Annotated[float | None, typer.Option(help="targets, critical: validation accuracy, a fraction")] = None,
 ) -> None:  # fmt: skip
     """Compare the cells of a study, by their confirmed runs."""
-    if kind is not TableKind.targets and (loss is not None or accuracy is not None):
-        raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
+    if kind not in (TableKind.targets, TableKind.critical) and (loss is not None or accuracy is not None):
+        raise StudyError(f"--loss and --accuracy are for the tables `targets` and `critical`, but got `{kind.value}`")
     import pandas as pd
 
     from lbstudy.analysis import load
     from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
-    from lbstudy.analysis.tables import gaps, health, targets
+    from lbstudy.analysis.tables import critical, gaps, health, split, targets
     from lbstudy.analysis.tables import minima as minima_table
 
     folder = StudyFolder.open(study)
@@ -115,11 +119,18 @@ def table(
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
-    elif kind is TableKind.targets:
-        goals = [(part, targets.choose_targets(part, confirmed, loss, accuracy)) for part in spec.variants()]
-        found = pd.concat(
-            [targets.targets_table(part, confirmed, epochs, of_part) for part, of_part in goals], ignore_index=True
-        )
+    elif kind is TableKind.split:
+        found = split.split_table(spec, confirmed)
+    elif kind in (TableKind.targets, TableKind.critical):
+        goals = [
+            (part, targets.choose_targets(spec.whole(part), confirmed, loss, accuracy)) for part in spec.variants()
+        ]
+        if kind is TableKind.targets:
+            parts = [targets.targets_table(part, confirmed, epochs, of_part) for part, of_part in goals]
+        else:
+            tuning = critical.Tuning(trials, load.epochs(folder))
+            parts = [critical.critical_table(part, confirmed, epochs, tuning, of_part) for part, of_part in goals]
+        found = pd.concat(parts, ignore_index=True)
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:

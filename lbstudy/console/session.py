@@ -68,9 +68,20 @@ def set_address(address: str | None) -> None:
         os.environ["RAY_ADDRESS"] = address
 
 
-def load_data(study: StudySpec, source: StudyFile) -> Datasets:
-    """Read a study's data and make sure that they, its methods and its mini-batches fit each other."""
+def load_data(study: StudySpec, source: StudyFile, path: StoragePath | None = None) -> Datasets:
+    """Read a study's data and make sure that they, its methods and its mini-batches fit each other.
+
+    Args:
+        study: the study.
+        source: the file that it comes from.
+        path: its folder; where it has one already, it must have run on the same data.
+    """
+    from lbstudy.training import datasets
+
     data = read_data(study, source)
+    begun = path is not None and (path / "study.yaml").is_file()
+    if begun and not StudyFolder(path).require_same_data(datasets.identities(study, data)):  # type: ignore[arg-type]
+        notice(f"{path} does not say which data it has run on: those of now are taken for them")
     fit(study, source, data)
     return data
 
@@ -112,7 +123,7 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     with ended_in_order(path, f"lbstudy run {path}"):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
-        data = load_data(study, source)
+        data = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(lambda: tune(study, path, data, verbose), path, verbose)
 
@@ -167,11 +178,13 @@ def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoRetu
 
 def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> None:
     """Run what is missing on the connected Ray."""
+    from lbstudy.training import datasets
     from lbstudy.tuning import doctor, tuner
 
     planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
+    folder.keep_data(datasets.identities(study, data))
     cells = len(planned.epochs)
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:

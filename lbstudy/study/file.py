@@ -29,6 +29,7 @@ ALLOWED = {
     ("cells", "smoothing"): "a list of names",
     ("batch_norm",): "'sync', or {ghost: N} with N at least 2",
     ("tuning", "pruner"): "'none', or {name: asha, grace_period: EPOCHS, reduction_factor: R}",
+    ("tuning", "target"): "{val_accuracy: A}, {val_loss: L} or {train_loss: L}, or 'auto'",
     ("resources", "gpus_per_worker"): "'auto', or a number from 0 up",
     ("dataset", "validation_size"): "a number of samples, or a fraction below 1",
 }

@@ -6,6 +6,7 @@ one. Only the driver writes to the storage (checkpoints reach it through Ray), s
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -159,12 +160,22 @@ def check_state_api() -> Finding:
 
     try:
         here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
+        _without_proxy(ray.nodes())
         list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
     except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = "start the head node with --include-dashboard=true, and install ray[default] there"
         return Finding("State API", False, f"does not answer: {reason}; {advice}")
     return Finding("State API", True, "answers")
+
+
+def _without_proxy(nodes: Sequence[dict[str, Any]]) -> None:
+    """Keep HTTP among the nodes of the cluster from a proxy, which does not know them."""
+    if any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
+        hosts = {"localhost", "127.0.0.1", *(node["NodeManagerAddress"] for node in nodes)}
+        for name in ("no_proxy", "NO_PROXY"):
+            given = [host for host in os.environ.get(name, "").split(",") if host]
+            os.environ[name] = ",".join([*given, *sorted(hosts - set(given))])
 
 
 def check_devices(report: NodeReport) -> Finding:
@@ -218,7 +229,7 @@ def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
         model = models.check(part.model.name, dataset.train_images.shape[1:], dataset.classes, part.model.settings)
         element = 8 if part.precision == "fp64" else 4
         samples = len(dataset.train_labels)
-        epochs = max(part.budget.total_epochs(part.steps_per_epoch(cell, samples)) for cell in cells)
+        epochs = max(part.extent(cell, samples).epochs for cell in cells)
         records += len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
         for optimizer, averaged in {(cell.optimizer, smoothing.averages(cell.smoothing)) for cell in cells}:
             remembered = optimizers.get(optimizer).remembers(model)

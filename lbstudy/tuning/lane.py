@@ -59,7 +59,7 @@ class Job:
 
     key: str  # unique within the lane
     run: dict[str, Any]  # RunSpec as plain data
-    rungs: list[int]  # epochs after which the workers wait for a verdict
+    rungs: list[int]  # epochs after which the workers wait for a verdict, of the pruner or on a target
     resume: Sequence[ray.ObjectRef] = ()  # a checkpoint to go on from, if any
     checkpoint_seconds: float = math.inf  # how often a report brings a checkpoint
     keep: Sequence[int] = ()  # epochs whose reports bring the model
@@ -276,10 +276,10 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     import torch
     from ray.train import get_context
 
-    from lbstudy.training.train import Snapshot, minibatch_starts, train
+    from lbstudy.training.train import Snapshot, train
 
     rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.train.images.device
-    epochs = run.budget.total_epochs(len(minibatch_starts(len(data.train), run)))
+    epochs = run.extent(len(data.train)).epochs
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}
     posted, saved = 0, time.monotonic()
@@ -294,7 +294,7 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
 
     def on_epoch(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
         nonlocal saved
-        if report.epoch == epochs or report.diverged:
+        if report.is_last(run, epochs):
             return True  # posted below, together with the outcome
         message = _plain(report)
         if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
@@ -308,7 +308,7 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     if job.resume:
         resume = torch.load(io.BytesIO(ray.get(job.resume[0])), map_location=device, weights_only=True)
     outcome = train(run, data, on_epoch=on_epoch, resume=resume)
-    if outcome.last.epoch == epochs or outcome.diverged:
+    if outcome.last.is_last(run, epochs):
         ended = {"outcome": "diverged" if outcome.diverged else "completed", "fingerprint": outcome.fingerprint}
         states = {"model": outcome.model.state_dict()} | ({"best": outcome.best["model"]} if outcome.best else {})
         found = {name: [ray.put(_to_bytes(state))] for name, state in states.items() if rank == 0}

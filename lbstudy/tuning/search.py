@@ -1,7 +1,8 @@
 """What a study tries next: one Optuna study per cell, behind the interface of Ray Tune.
 
 `StudySearch` hands out trials, cells taking turns, and tells Optuna how each ended: pruned trials as PRUNED with
-their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. It is rebuilt
+their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst value. What a trial's value is
+says `study/objective.py`. It is rebuilt
 from the records when a study goes on and keeps no truth of its own. `TrialQueue`, beneath it, hands out a list of
 trials and searches nothing.
 """
@@ -20,31 +21,27 @@ from ray.tune.search.optuna import OptunaSearch
 
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import FINISHED
+from lbstudy.study import split
+from lbstudy.study.objective import worst
 from lbstudy.study.space import Range
 from lbstudy.study.spec import Cell, StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-OBJECTIVE = "objective"
-WORST_LOSS = 100.0
-
-
-def objective(metric: str, report: dict[str, Any], outcome: str | None) -> float:
-    """The value that is searched for: the report's metric, or the worst finite value where the run has diverged."""
-    if outcome == "diverged":
-        return 0.0 if metric == "val_accuracy" else WORST_LOSS
-    return min(report[metric], WORST_LOSS)
+OBJECTIVE, ELAPSED = "objective", "elapsed"
+"""What Tune is told of an epoch: what it came to, and how long the trial has trained (`objective.time_so_far`)."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """A trial that the records hold: how it stands, and its objective after each epoch that counts."""
+    """A trial that the records hold: how it stands, its objective after each epoch that counts, and the time so far."""
 
     cell: Cell
     number: int
     params: dict[str, float]
     status: str
     values: tuple[float, ...]
+    elapsed: float | None = None
 
 
 def distribution(entry: Range) -> optuna.distributions.BaseDistribution:
@@ -129,7 +126,7 @@ class CellSearch(OptunaSearch):
         states = (optuna.trial.TrialState.COMPLETE,)
         if not self._ot_study.get_trials(deepcopy=False, states=states):
             return {}
-        if self._ot_study.best_value in (0.0, WORST_LOSS):
+        if self._ot_study.best_value == worst(self._spec.tuning):
             return {}
         found = self._ot_study.best_trial.params
         return {name: self._ranges[name].searched(found[alias]) for name, alias in self._names.items()}
@@ -266,6 +263,8 @@ class StudySearch(TrialQueue):
         """The learning rate that the study's rule gives a cell, as far as its reference is known."""
         rule, entry = self._study.tuning.learning_rate_rule, self._study.ranges(cell).get("learning_rate")
         reference = cell.but(batch_size=rule.reference) if rule else cell
+        if reference not in self._searches:  # with as many updates it is the same run as with the study's own budget
+            reference = reference.but(factors=split.whole(reference.factors))
         if rule is None or entry is None or reference not in self._searches or cell.batch_size <= rule.reference:
             return None
         best = self._searches[reference].best_params().get("learning_rate")

@@ -183,5 +183,6 @@ def test_more_trials_pass_a_rung_than_one_in_the_reduction_factor(trials: int, s
     random, passed = np.random.default_rng(0), []
     for _ in range(2400 // trials):
         pruner = StudyPruner(study, {CELL.name: 3}, [])
-        passed += [not pruner.replay(CELL.name, number, [value]) for number, value in enumerate(random.random(trials))]
+        past = [Past(CELL, number, {}, "running", (value,)) for number, value in enumerate(random.random(trials))]
+        passed += [not pruner.replay(trial) for trial in past]
     assert np.mean(passed) == pytest.approx(share, abs=0.03)
