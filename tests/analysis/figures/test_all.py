@@ -520,7 +520,8 @@ def test_command_writes_what_can_be_drawn_and_says_what_cannot(tmp_path: Path):
     assert result.exit_code == 0, result.output
     written = {path.stem for path in (folder.path / "figures").iterdir()}
     assert written == {
-        "learning_curves", "learning_curves_steps", "best_learning_rates", "tuning_curves", "sensitivity_learning_rate",
+        "accuracy", "learning_curves", "learning_curves_steps", "best_learning_rates", "tuning_curves",
+        "sensitivity_learning_rate",
     }  # fmt: skip
     lines = result.output.splitlines()
     assert "left out mixup_densities: no trial with Mixup has completed" in lines
