@@ -18,7 +18,6 @@ from lbstudy.analysis.figures.compared import compared_info, draw_compared
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims
-from lbstudy.analysis.report.evidence import sought
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
@@ -127,7 +126,10 @@ def judge(folder: StudyFolder) -> list[claims.Claim]:
     minima = minima_table.runs(confirmed, *measured)
 
     def fewer_steps(part: StudySpec) -> claims.Claim:
-        return claims.fewer_steps(part, confirmed, sought(part, confirmed, epochs).times)
+        goals = claims.goals(part, confirmed, epochs)
+        return claims.fewer_steps(
+            part, confirmed, {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+        )
 
     judges: list[Callable[[StudySpec], claims.Claim]] = [
         fewer_steps,
@@ -135,7 +137,7 @@ def judge(folder: StudyFolder) -> list[claims.Claim]:
         lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part)),
         lambda part: claims.wider_minima(part, of_variant(minima, part)),
     ]
-    return [claims.together([(part, judged(part)) for part in study.variants()]) for judged in judges]
+    return [claims.together([(part, judged(part)) for part in study.compared()]) for judged in judges]
 
 
 TABLES: dict[Kind, Callable[[StudyFolder, StudySpec], pd.DataFrame]] = {

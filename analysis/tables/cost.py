@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, isnan, nan
+from math import ceil, isnan, nan
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import is_held
@@ -96,7 +96,7 @@ def _up_to_date(folder: StudyFolder) -> list[TrialRecord]:
 def whole_epochs(record: TrialRecord) -> float:
     """Epochs of a whole run; NaN while a budget in steps does not tell yet."""
     budget, step = record.run.get("budget", {}), record.metrics.get("step")
-    if budget.get("epochs"):
+    if budget.get("epochs") and not budget.get("updates_of"):
         return float(budget["epochs"])
     return budget["steps"] * record.epochs / step if step and budget.get("steps") else nan
 
@@ -138,30 +138,11 @@ def device_seconds(records: Iterable[TrialRecord], resources: Resources) -> dict
     return dict(found)
 
 
-def images_seen(records: Sequence[TrialRecord]) -> int:
-    """Training images that went through these runs, each as often as it did.
-
-    Records hold steps, and the last mini-batch of an epoch is shorter. How many images an epoch has follows from all
-    runs on the same data: none has more than steps per epoch times batch size, and the smallest is right to within a
-    mini-batch.
-    """
-    ran = [record for record in records if record.metrics.get("step")]
-    most: dict[str, float] = defaultdict(lambda: inf)
-    for record in ran:
-        if record.run.get("budget", {}).get("epochs"):
-            data, steps = _data(record.run), ceil(record.metrics["step"] / record.epochs)
-            most[data] = min(most[data], steps * record.batch_size)
-    seen = 0.0
-    for record in ran:
-        by_steps = record.metrics["step"] * record.batch_size
-        drops = record.run.get("dataset", {}).get("drop_last")
-        seen += by_steps if drops else min(by_steps, record.epochs * most[_data(record.run)])
-    return int(seen)
-
-
-def _data(run: dict[str, Any]) -> str:
-    """Equal for runs that train on the same images."""
-    return str([run.get(name) for name in ("dataset", "train_on", "split_seed")])
+def images_seen(records: Iterable[TrialRecord]) -> int:
+    """Training images that went through these runs, each as often as it did. Older records hold steps alone: then whole
+    mini-batches are counted."""
+    metrics = ((record.batch_size, record.metrics) for record in records)
+    return sum(found.get("images", batch_size * found.get("step", 0)) for batch_size, found in metrics)
 
 
 def sentences(now: Standing) -> list[str]:

@@ -21,7 +21,8 @@ import typer
 from rich.markup import escape
 
 from lbstudy import __version__
-from lbstudy.console.plan import described, print_costs, print_plan
+from lbstudy.console.costs import print_costs
+from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
     compute_tasks,

@@ -57,7 +57,7 @@ def forecast(
         confirmed: the runs evaluate on all images, as confirmed ones do.
     """
     price = {name: cost.confirmed if confirmed else cost.epoch for name, cost in measured.costs.items()}
-    by_chance = study.tuning.rungs(ceil(max(epochs.values())))
+    by_chance = study.tuning.pruner != "none"
     count = max(1, min(DRAWS, TRIALS // (study.tuning.trials * len(epochs)))) if by_chance else 1
     draws = [_simulate(study, measured, price, epochs, lanes, draw) for draw in range(count)]
     trained = {name: fmean(of_cell[name] for _, of_cell in draws) for name in epochs}
@@ -97,6 +97,7 @@ def _simulate(
     chance = random.Random(derive_seed(study.seed, "forecast", draw))
     pruner = StudyPruner(study, {name: ceil(count) for name, count in epochs.items()}, [])
     waiting = iter([(name, number) for number in range(study.tuning.trials) for name in epochs])  # cells take turns
+    rungs = {cell.name: study.rungs(cell, ceil(epochs[cell.name])) for cell in study.list_cells()}
     trained, end = dict.fromkeys(epochs, 0.0), 0.0
     queue = [_Lane(measured.starting, number) for number in range(lanes)]
 
@@ -117,8 +118,7 @@ def _simulate(
             name, number = next(waiting, ("", 0))
             if not name:
                 continue  # this lane has nothing left to do
-            stops = [float(rung) for rung in study.tuning.rungs(ceil(epochs[name]))]
-            lane.trial = _Trial(name, number, chance.random(), [*stops, epochs[name]])
+            lane.trial = _Trial(name, number, chance.random(), [*map(float, rungs[name]), epochs[name]])
             pruner.on_trial_add(None, known(lane.trial))
             lane.now += measured.between
             cost = measured.costs[name]

@@ -25,6 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.study.run import Extent
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.training.datasets import source, training_samples
 from lbstudy.tuning.recorder import Recorder, tuning_record
@@ -192,7 +193,7 @@ class Course:
         for way, cell in self._tested.items():
             plain, tested = (series.get(chosen[cell.name, role], []) for role in ("measured", "tested"))
             if plain and tested:
-                samples = epoch_samples(self._plan, cell)
+                samples = extent_of(self._plan, cell).images_per_pass
                 more[way] = max(0.0, _evaluating(tested, samples) - _evaluating(plain, samples))
         costs: dict[str, Cost] = {}
         failed: dict[str, str] = {}
@@ -228,20 +229,10 @@ def _evaluation(study: StudySpec, cell: Cell) -> str:
     return run.model_dump_json(include={"model", "dataset", "precision", "compile"})
 
 
-def epochs_of(plan: Plan, cell: Cell) -> float:
-    """Epochs of a whole run of a cell; a budget in steps may end within one."""
-    part, epochs = plan.study.variant(cell), plan.epochs[cell.name]
-    if part.budget.steps is None:
-        return epochs
-    samples = training_samples(part.dataset, plan.data[source(part.dataset)])
-    return part.budget.steps / part.steps_per_epoch(cell, samples)
-
-
-def epoch_samples(plan: Plan, cell: Cell) -> int:
-    """Training samples of an epoch."""
+def extent_of(plan: Plan, cell: Cell) -> Extent:
+    """How long a whole run of a cell is."""
     part = plan.study.variant(cell)
-    samples = training_samples(part.dataset, plan.data[source(part.dataset)])
-    return min(samples, part.steps_per_epoch(cell, samples) * cell.batch_size)
+    return part.extent(cell, training_samples(part.dataset, plan.data[source(part.dataset)]))
 
 
 def _evaluating(series: Sequence[dict[str, Any]], samples: int) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lbstudy.console import cli, plan
+from lbstudy.console import cli, costs
 from lbstudy.study.file import StudyError
 from lbstudy.training import datasets
 from lbstudy.tuning import measure, tuner
@@ -51,7 +51,7 @@ def test_a_run_that_fails_is_told_and_no_costs_are_made_up():
     planned = tuner.plan(study, datasets.load_all(study), [{"CPU": 2.0}])
     measured = measure.Measured({}, {"sgd-b128-none": "Traceback\nout of memory with batch_size 128\n"}, 0, 0, 0, "", 0)
     with pytest.raises(StudyError, match=r"^sgd-b128-none has failed: out of memory with batch_size 128$"):
-        plan.print_measured(planned, measured, None, 5)
+        costs.print_measured(planned, measured, None, 5)
 
 
 def test_measured_runs_begin_gently():

@@ -1,5 +1,6 @@
 """What a study has cost and what is left, from constructed records; and what is told while it runs."""
 
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -22,22 +23,18 @@ def run(batch_size: int = 32, epochs: int = 4, **changes: object) -> TrialRecord
     return record(**{**values, **changes})
 
 
-def test_images_are_counted_to_within_the_smallest_mini_batch():
+def test_images_are_those_of_the_records_and_of_older_ones_whole_mini_batches():
     """A last mini-batch of 125 images is none of 1,024."""
-    runs = [run(32, 4), run(1024, 4), run(1024, 1)]
-    assert SAMPLES * 9 <= cost.images_seen(runs) < (SAMPLES + 32) * 9
-    assert cost.images_seen([run(1024, 4)]) == 4 * 2048  # nothing tells better
-    other = run(1024, 4, run=RUN | {"train_on": "all"})
-    assert cost.images_seen([*runs, other]) == cost.images_seen(runs) + 4 * 2048
-    dropping = run(1024, 4, run=RUN | {"dataset": {"name": "digits", "drop_last": True}})
-    assert cost.images_seen([*runs, dropping]) == cost.images_seen(runs) + 4 * 2048
+    told = run(1024, 4, metrics={"epoch": 4, "step": 8, "images": 4 * SAMPLES})
+    assert cost.images_seen([told, run(1024, 4), run(32, status="running", metrics={})]) == 4 * SAMPLES + 4 * 2048
 
 
-def test_images_of_a_budget_in_steps():
-    runs = [run(32, 4), run(1024, 2, metrics={"epoch": 2, "step": 3}, run=RUN | {"budget": {"steps": 3}})]
-    assert cost.images_seen(runs) == 4 * 1152 + min(3 * 1024, 2 * 1152)
-    assert cost.whole_epochs(runs[1]) == 2
-    assert cost.whole_epochs(runs[0]) == 4
+def test_how_long_a_run_is():
+    steps = run(1024, 2, metrics={"epoch": 2, "step": 4}, run=RUN | {"budget": {"steps": 7}})
+    assert cost.whole_epochs(steps) == 3.5
+    assert cost.whole_epochs(run()) == 4
+    same_updates = run(1024, 2, metrics={"epoch": 2, "step": 4}, run=RUN | {"budget": {"epochs": 4, "updates_of": 32}})
+    assert isnan(cost.whole_epochs(same_updates))  # how many updates that is, a record does not say
 
 
 def test_a_device_is_a_core_or_a_part_of_a_gpu():
