@@ -61,7 +61,11 @@ def test_its_order_is_the_order_that_is_meant(tuning: Tuning):
 @pytest.mark.parametrize("tuning", [STEPS, LOSS])
 def test_a_trial_only_gets_better_while_it_trains(tuning: Tuning):
     draw = np.random.default_rng(1)
-    seen = np.minimum.accumulate(0.6 + draw.random(50)) if tuning is LOSS else np.maximum.accumulate(0.69 * draw.random(50))
+    seen = (
+        np.minimum.accumulate(0.6 + draw.random(50))
+        if tuning is LOSS
+        else np.maximum.accumulate(0.69 * draw.random(50))
+    )
     values = [objective(tuning, {"nearest": float(near)}, None) for near in seen]
     assert values == sorted(values, reverse=True)
     assert objective(tuning, {"nearest": None}, None) >= values[0]

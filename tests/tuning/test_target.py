@@ -112,7 +112,9 @@ class TestPruner:
     def test_rungs_compare_by_how_near_trials_have_come(self):
         study = study_for(ASHA)
         pruner = StudyPruner(study, EPOCHS, [])
-        for number, (accuracies, verdict) in enumerate([((0.5, 0.2), "CONTINUE"), ((0.3, 0.4), "STOP"), ((0.1, 0.6), "CONTINUE")]):
+        for number, (accuracies, verdict) in enumerate(
+            [((0.5, 0.2), "CONTINUE"), ((0.3, 0.4), "STOP"), ((0.1, 0.6), "CONTINUE")]
+        ):
             pruner.on_trial_add(None, trial(number))
             assert pruner.on_trial_result(None, trial(number), result(reports(*accuracies))) == verdict
 
@@ -130,7 +132,9 @@ def folder(tmp_path: Path) -> StudyFolder:
     return StudyFolder.create(tmp_path / "s", STUDY)
 
 
-def write(folder: StudyFolder, number: int, status: str, series: list[dict[str, Any]], checkpoint: int = 0) -> TrialRecord:
+def write(
+    folder: StudyFolder, number: int, status: str, series: list[dict[str, Any]], checkpoint: int = 0
+) -> TrialRecord:
     """A trial, as the recorder leaves it."""
     recorder = Recorder(folder, STUDY, EPOCHS, [], lambda record: None)
     recorder.begin("t", CELL, number, {"learning_rate": 0.01 * (1 + number)}, False)
