@@ -16,7 +16,7 @@ from lbstudy.study.spec import StudySpec
 
 METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
-    *METRICS, "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy",
+    *METRICS, "images", "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy",
 ]  # fmt: skip
 KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]  # with further factors before the number, if any
 CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]

@@ -13,6 +13,7 @@ import pandas as pd
 from lbstudy.analysis import stats
 from lbstudy.analysis.tables.best import FAILED_SHARE
 from lbstudy.analysis.tables.gaps import WEAK_NOTE
+from lbstudy.study.factors import labels
 from lbstudy.study.spec import StudySpec
 
 
@@ -21,8 +22,8 @@ def worded(row: dict[str, Any], study: StudySpec) -> dict[str, Any]:
     return row | {name: study.label(row[name]) for name in ("optimizer", "smoothing")}
 
 
-def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
-    """The cell that validation prefers at the largest batch size, and its test accuracy."""
+def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> str:
+    """The cell that validation prefers at the largest batch size, and its test accuracy; `of`: which variant it is."""
     metric = study.tuning.metric
     largest = configs[configs["batch_size"].eq(configs["batch_size"].max()) & configs[metric].notna()]
     if largest.empty:
@@ -35,9 +36,10 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
         unit = metric.partition("_")[0]
         what = f"{study.tuning.goal} " + ("not reached" if isinf(row[metric]) else f"after {row[metric]:.4g} {unit}")
     smoothing = f"with {study.label(row['smoothing'])}"
+    who = study.label(row["optimizer"]) + (f" ({of})" if of else "")
     sentence = (
-        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
-        f"{study.label(row['optimizer'])}: {what} in one trial"
+        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under {who}: "
+        f"{what} in one trial"
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
         return f"{sentence}; its test accuracy is not known."
@@ -60,12 +62,26 @@ def gap_sentence(row: dict[str, Any]) -> str:
     if isnan(row["gap_low"]):
         why = "with one seed, which has" if row["n"] == 1 else f"at each of {row['n']} seeds, which have"
         return f"{way} {verb} {size} points of test accuracy {why} no interval."
+    if row["gap_low"] <= -1 and row["gap_high"] >= 1:  # no accuracies differ by more
+        return f"{way} {verb} {size} points of test accuracy ({count(row['n'])}), with an interval that holds any gap."
     ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
     sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:
         missed = f"a gap below {points(row['resolvable'])} points" if row["resolvable"] < 1 else "any gap"
         sentence += f", which cannot be told from nothing: {missed} is likely to be missed"
     return f"{sentence}."
+
+
+def gaps_sentence(rows: list[dict[str, Any]], study: StudySpec) -> str:
+    """What a larger batch costs an optimizer under several combinations of further factors, a row of the gap table
+    each."""
+    first = rows[0]
+    low, high = (points(end(row["gap"] for row in rows)) for end in (min, max))
+    keys = [name.replace("_", " ").replace(".", " ") for name in labels(study.factors).values()]
+    return (
+        f"From batch {first['small_batch']} to {first['large_batch']}, {first['optimizer']} without smoothing lost "
+        f"{low} to {high} points of test accuracy in {len(rows)} combinations of {' and '.join(keys)}."
+    )
 
 
 def closed_sentence(rows: list[dict[str, Any]]) -> str:

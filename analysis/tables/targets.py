@@ -198,7 +198,8 @@ def targets_table(
     study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame, targets: list[Target] | None = None
 ) -> pd.DataFrame:
     """A row per cell and target: the median time over the runs that ended, and how many of them `reached` it. Each
-    variant of the study has a baseline of its own, and so targets of its own.
+    variant of the study has a baseline of its own, and so targets of its own; one that splits gaps has those of the
+    gaps.
 
     Args:
         study: the study.
@@ -207,7 +208,8 @@ def targets_table(
         targets: what to reach; default: `choose_targets`.
     """
     if len(variants := study.variants()) > 1:
-        parts = [targets_table(part, confirmed, epochs, targets) for part in variants]
+        own = [targets or choose_targets(study.whole(part), confirmed) for part in variants]
+        parts = [targets_table(part, confirmed, epochs, goals) for part, goals in zip(variants, own, strict=True)]
         return pd.concat(parts, ignore_index=True)
     targets = choose_targets(study, confirmed) if targets is None else targets
     runs = winners(confirmed)

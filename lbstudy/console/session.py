@@ -72,9 +72,20 @@ def set_address(address: str | None) -> None:
         os.environ["RAY_ADDRESS"] = address
 
 
-def load_data(study: StudySpec, source: StudyFile) -> Datasets:
-    """Read a study's data and make sure that they, its methods and its mini-batches fit each other."""
+def load_data(study: StudySpec, source: StudyFile, path: StoragePath | None = None) -> Datasets:
+    """Read a study's data and make sure that they, its methods and its mini-batches fit each other.
+
+    Args:
+        study: the study.
+        source: the file that it comes from.
+        path: its folder; where it has one already, it must have run on the same data.
+    """
+    from lbstudy.training import datasets
+
     data = read_data(study, source)
+    begun = path is not None and (path / "study.yaml").is_file()
+    if begun and not StudyFolder(path).require_same_data(datasets.identities(study, data)):  # type: ignore[arg-type]
+        notice(f"{path} does not say which data it has run on: those of now are taken for them")
     fit(study, source, data)
     return data
 
@@ -116,7 +127,7 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     with ended_in_order(path, f"lbstudy run {path}"):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
-        data = load_data(study, source)
+        data = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(lambda: tune(study, path, data, verbose), path, verbose)
 
@@ -171,6 +182,7 @@ def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoRetu
 
 def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> None:
     """Run what is missing on the connected Ray."""
+    from lbstudy.training import datasets
     from lbstudy.tuning import doctor, tuner
 
     if study.tuning.target == "auto":
@@ -178,6 +190,7 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
     planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
+    folder.keep_data(datasets.identities(study, data))
     cells = len(planned.epochs)
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:
@@ -251,8 +264,8 @@ def compute_tasks(
         minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
 
 
-def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
-    """Join or start Ray, and work on the study at this path."""
+def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
+    """Join or start Ray, and work, on the study at this path if it is on one."""
     from lbstudy.tuning import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
@@ -261,6 +274,8 @@ def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
         try:
             work()
         except OSError as error:
+            if path is None:
+                raise
             raise StudyError(
                 f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
             ) from error

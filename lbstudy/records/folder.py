@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lbstudy import storage
@@ -47,6 +47,8 @@ class TrialRecord:
     seconds: float = 0.0  # training and validation, without waiting
     device: str = ""
     workers: list[int] = field(default_factory=list)  # that trained it; two numbers where it went on with another one
+    memory: int = 0  # bytes; the most that the process of its first worker has had, in this trial or one before
+    device_memory: int = 0  # bytes; the most that this worker has taken of its GPU
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
@@ -54,6 +56,23 @@ class TrialRecord:
     trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
     repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
     factors: dict[str, str | int | float | bool] = field(default_factory=dict)  # further ones of its cell, by key
+    newer: dict[str, Any] = field(default_factory=dict)  # what a newer version has written beside; stays there
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> TrialRecord:
+        """A record from its JSON.
+
+        Raises:
+            TypeError: fields are missing.
+        """
+        known = {field.name for field in fields(cls)}
+        newer = {name: value for name, value in content.items() if name not in known}
+        return cls(**{name: value for name, value in content.items() if name in known}, newer=newer)
+
+    def write(self) -> dict[str, Any]:
+        """The record as JSON."""
+        content = asdict(self)
+        return content | content.pop("newer")
 
     @property
     def epochs(self) -> int:
@@ -64,6 +83,7 @@ class TrialRecord:
 NO_CODE = Code()
 LOCK = "driver.lock"
 CONFIRMATION = "confirm"
+DATA = "data.json"
 TARGET = "target"
 
 
@@ -167,6 +187,44 @@ class StudyFolder:
             "else. Choose another --name, or take back:\n" + "\n".join(line for line in diff if line[0] in "+-")
         )
 
+    def require_same_data(self, found: Mapping[str, dict[str, Any]]) -> bool:
+        """Make sure that data are those that the study has run on.
+
+        Args:
+            found: by dataset, what it is known again by (`datasets.identities`).
+
+        Returns:
+            Whether the study has kept what its data are known by, as all do since version 0.2.
+
+        Raises:
+            StudyError: says what differs.
+        """
+        try:
+            kept = json.loads(storage.read(self.path / DATA) or b"{}")
+        except ValueError:  # damaged: known again from now on
+            kept = {}
+        changed = [
+            f"{name}: {kept[key].get(name)} then, {value} now"
+            for key, facts in found.items()
+            if key in kept
+            for name, value in facts.items()
+            if kept[key].get(name) != value
+        ]
+        if changed:
+            raise StudyError(
+                f"{self.path} holds a study of other data. Point --data at those, or choose another --name:\n"
+                + "\n".join(changed)
+            )
+        return bool(kept)
+
+    def keep_data(self, found: Mapping[str, dict[str, Any]]) -> None:
+        """Keep what the data are known again by; those of cells that were there before have been found equal."""
+        try:
+            kept = json.loads(storage.read(self.path / DATA) or b"{}")
+        except ValueError:
+            kept = {}
+        storage.write(self.path / DATA, json.dumps(kept | dict(found), indent=2).encode())
+
     @property
     def journal(self) -> StoragePath:
         """Optuna's journal of all cells."""
@@ -199,7 +257,7 @@ class StudyFolder:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
+        storage.write(folder / "trial.json", _with_checksum(json.dumps(record.write()).encode()))
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
@@ -250,7 +308,7 @@ class StudyFolder:
         paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
         for path, content in zip(paths, storage.read_all(paths), strict=True):
             try:
-                record = TrialRecord(**json.loads(_checked(content)))
+                record = TrialRecord.read(json.loads(_checked(content)))
                 if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
                     raise Damaged("a copy")
                 records.append(record)

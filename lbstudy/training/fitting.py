@@ -130,11 +130,7 @@ def _images(dataset: Dataset) -> ImageData:
 
 def _run_spec(study: StudySpec, cell: Cell) -> RunSpec:
     """A few steps of a cell, with values from the middle of what is searched."""
-    params = {}
-    for name, tuned in study.ranges(cell).items():
-        low, high = tuned.bounds
-        middle = (low * high) ** 0.5 if tuned.log_uniform else (low + high) / 2
-        params[name] = min(tuned.choice) if tuned.choice else int(middle) if tuned.integer else middle
+    params = {name: tuned.middle for name, tuned in study.ranges(cell).items()}
     return configure.run_spec(study, cell, params, seed=0).model_copy(
         update={
             "dataset": study.dataset.model_copy(update={"augment": (), "drop_last": False}),

@@ -49,6 +49,7 @@ class EpochReport:
     fallbacks: int  # of the optimizer since the beginning; kfac: inversions not positive definite at first
     images_per_second: float  # training samples through the whole mini-batch loop, all workers together
     seconds: float  # training and evaluation
+    images: int  # training samples seen since the beginning of the run
     clean_train_loss: float | None = None  # with evaluate "all": the training images as they are, after the epoch
     clean_train_accuracy: float | None = None
     test_loss: float | None = None
@@ -118,8 +119,8 @@ def train(
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
     model = model.to(device, DTYPES[run.precision])
-    starts = minibatch_starts(len(data.train), run)
-    loop = Loop.of(run, model, len(starts))
+    starts, extent = minibatch_starts(len(data.train), run), run.extent(len(data.train))
+    loop = Loop.of(run, model, extent.steps_per_epoch)
 
     step = first_epoch = 0
     best: Best | None = None
@@ -128,8 +129,7 @@ def train(
         loop.load_state_dict(resume)
         first_epoch, step, best = resume["epoch"], resume["step"], resume["best"]
         pursuit.load_state_dict(resume.get("pursuit", {}))
-    total_steps = run.budget.total_steps(len(starts))
-    total_epochs = run.budget.total_epochs(len(starts))
+    total_steps, total_epochs = extent.steps, extent.epochs
     if first_epoch >= total_epochs:
         raise ValueError(f"nothing to resume: the snapshot is of epoch {first_epoch} of {total_epochs}")
 
@@ -181,6 +181,7 @@ def train(
             images_per_second=samples / trained,
             seconds=seconds,
             within=within or None,
+            images=extent.images(step),
             **evaluations,
             **pursuit.state_dict(),
         )

@@ -92,8 +92,12 @@ def _new_run(
 
 
 def as_study(study: StudySpec, runs: Sequence[TrialRecord]) -> StudySpec:
-    """The study whose trials these runs are: nothing is pruned, and every final model is kept."""
-    count = 1 + max(run.number for run in runs)
+    """The study whose trials these runs are."""
+    return repeated(study, 1 + max(run.number for run in runs))
+
+
+def repeated(study: StudySpec, count: int) -> StudySpec:
+    """The study with so many runs of each cell, of which nothing is pruned, and every final model is kept."""
     tuning = study.tuning.model_copy(update={"pruner": "none", "trials": count})
     if study.tuning.target is not None:
         tuning = tuning.model_copy(update={"metric": "val_accuracy", "direction": "maximize", "target": None})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class StudyPruner(FIFOScheduler):
-    """An ASHA per cell, its rungs counted in epochs; trials run in the order they were suggested.
+    """An ASHA per cell, its rungs counted in the epochs of its budget; trials run in the order they were suggested.
 
     Args:
         study: the study.
@@ -39,17 +39,21 @@ class StudyPruner(FIFOScheduler):
     def __init__(self, study: StudySpec, epochs: dict[str, int], past: Sequence[Past]):
         super().__init__()
         pruner = study.tuning.pruner
-        self._tuning, self._epochs = study.tuning, epochs
+        self._goal = study.tuning.goal
+        self._rungs = {
+            cell.name: study.rungs(cell, epochs[cell.name]) for cell in study.list_cells() if cell.name in epochs
+        }
         self._best: dict[str, float] = {}  # log10 of the least time to the target, by cell
         self._cells: dict[str, AsyncHyperBandScheduler] = {}
         if isinstance(pruner, Asha):
-            for name, longest in epochs.items():
-                self._cells[name] = AsyncHyperBandScheduler(
+            for cell in (cell for cell in study.list_cells() if cell.name in epochs):
+                longest, pace = epochs[cell.name], study.variant(cell).budget.pace(cell.batch_size)
+                self._cells[cell.name] = AsyncHyperBandScheduler(
                     time_attr="epoch",
                     metric=OBJECTIVE,
                     mode=study.tuning.direction[:3],
                     max_t=longest,
-                    grace_period=min(pruner.grace_period, longest),
+                    grace_period=min(pruner.grace_period * pace, longest),  # type: ignore[arg-type]  # Ray only compares it
                     reduction_factor=pruner.reduction_factor,
                 )
         for trial in past:
@@ -71,11 +75,11 @@ class StudyPruner(FIFOScheduler):
 
     def _hit(self, cell: str, number: int, epoch: int, value: float) -> None:
         """A trial that reached the target has its value at all rungs to come."""
-        if self._tuning.goal is None or value > MISSED:
+        if self._goal is None or value > MISSED:
             return
         self._best[cell] = min(value, self._best.get(cell, value))
         if cell in self._cells:
-            for rung in self._tuning.rungs(self._epochs[cell]):
+            for rung in self._rungs[cell]:
                 if rung > epoch:
                     self._cells[cell].on_trial_result(
                         cast("TuneController", None), _identity(cell, number), {"epoch": rung, OBJECTIVE: value}

@@ -54,6 +54,8 @@ def take_up(
             f"trials here were trained by {' and '.join(map(str, others))} workers, what follows will be by "
             f"{study.resources.workers}: the same but for the rounding of sums, which training amplifies"
         )
+    if newer := sorted({name for record in records for name in record.newer}):
+        notice(f"a newer version of lbstudy has written records here: what it knows of them ({', '.join(newer)}) stays")
     past = []
     for record in records:
         series = folder.epochs(record)
@@ -185,7 +187,7 @@ class Recorder(tune.Callback):
             "cell": cell.name,
             "number": number,
             "run": record.run,
-            "rungs": self._study.tuning.verdicts(self._epochs[cell.name]),
+            "rungs": self._study.verdicts(cell, self._epochs[cell.name]),
             "resume": [ray.put(checkpoint[1])] if checkpoint else [],
             "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
         }
@@ -220,6 +222,8 @@ class Recorder(tune.Callback):
             return
         record.status = result.get("outcome", "running")
         record.device = result["device"]
+        record.memory = max(record.memory, result["memory"])
+        record.device_memory = max(record.device_memory, result["device_memory"])
         if record.workers[-1:] != [result["workers"]]:
             record.workers.append(result["workers"])
         record.fingerprint = report.pop("fingerprint", "")

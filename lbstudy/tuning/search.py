@@ -21,6 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import FINISHED
+from lbstudy.study import split
 from lbstudy.study.objective import worst
 from lbstudy.study.space import Range
 from lbstudy.study.spec import Cell, StudySpec
@@ -262,6 +263,8 @@ class StudySearch(TrialQueue):
         """The learning rate that the study's rule gives a cell, as far as its reference is known."""
         rule, entry = self._study.tuning.learning_rate_rule, self._study.ranges(cell).get("learning_rate")
         reference = cell.but(batch_size=rule.reference) if rule else cell
+        if reference not in self._searches:  # with as many updates it is the same run as with the study's own budget
+            reference = reference.but(factors=split.whole(reference.factors))
         if rule is None or entry is None or reference not in self._searches or cell.batch_size <= rule.reference:
             return None
         best = self._searches[reference].best_params().get("learning_rate")

@@ -23,6 +23,7 @@ import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
@@ -39,8 +40,9 @@ from lbstudy.tuning.resources import count_lanes, with_gpus
 from lbstudy.tuning.search import ELAPSED, OBJECTIVE, StudySearch, TrialQueue
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
-BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
+MACHINE = ("device", "workers", "memory", "device_memory")  # what it says of where it comes from
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
 
@@ -52,6 +54,7 @@ def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
             ask for an autoscaler's limits.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bootstrap = Path(os.path.expanduser(bootstrap))  # which leaves it alone where there is no home
     if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
         return nodes
     config = YAML(typ="safe", pure=True).load(bootstrap.read_text(encoding="utf-8"))
@@ -122,8 +125,7 @@ def plan(study: StudySpec, data: Datasets, nodes: Sequence[dict[str, float]], tr
     for part in study.variants():
         dataset = data[source(part.dataset)]
         samples = training_samples(part.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
-        steps = {cell.name: part.steps_per_epoch(cell, samples) for cell in part.list_cells()}
-        epochs |= {name: part.budget.total_epochs(count) for name, count in steps.items()}
+        epochs |= {cell.name: part.extent(cell, samples).epochs for cell in part.list_cells()}
     lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
     return Plan(study, data, epochs, lanes)
 
@@ -169,7 +171,7 @@ class TrialActor(tune.Trainable):
             return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
         outcome = report.pop("outcome", None)
         result = {"report": report, "done": outcome is not None}
-        result |= {name: report.pop(name) for name in (*STATES, "device", "workers") if name in report}
+        result |= {name: report.pop(name) for name in (*STATES, *MACHINE) if name in report}
         if outcome is not None:
             result["outcome"] = outcome
         if outcome != "failed":
@@ -218,7 +220,7 @@ def tune_study(
         storage = JournalStorage(JournalFileBackend(str(journal)))
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
-            _fit(plan, search, pruner, recorder, verbose)
+            fit_runs(plan, search, pruner, recorder, verbose)
 
 
 def confirm_runs(
@@ -250,10 +252,15 @@ def confirm_runs(
     waiting = [(cells[run.cell], run.number, run.params, run.published) for run in missing]
     search = TrialQueue(plan.study, waiting, recorder.begin, recorder.try_again)
     if not search.is_done():
-        _fit(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
+        fit_runs(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
 
 
-def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool) -> None:
+def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: Recorder, verbose: bool) -> None:
+    """Run what the search hands out on the connected Ray, in the plan's lanes, until it has no more.
+
+    Raises:
+        OSError: the recorder cannot write any more.
+    """
     from lbstudy.methods.user_code import active  # imports torch
 
     study = plan.study

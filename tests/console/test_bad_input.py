@@ -250,8 +250,8 @@ def small_images(root: Path) -> None:
 TREES: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "corrupt image": (corrupt_image, "", ["study.yaml:3: dataset.root:", "dog/003.png is no readable image"]),
     "truncated image": (truncated_image, "", ["dataset.root:", "dog/004.png is no readable image"]),
-    "image of another size": (lambda root: paint(root / "train" / "dog" / "odd.png", (21, 20)), "", ["odd.png is 3x20x21, the images before it are 3x20x20; set dataset.image_size"]),
-    "image without colours": (lambda root: paint(root / "train" / "dog" / "odd.png", mode="L"), "", ["odd.png is 1x20x20, the images before it are 3x20x20"]),
+    "image of another size": (lambda root: paint(root / "train" / "dog" / "odd.png", (21, 20)), "", ["odd.png is 20x21, the images before it are 20x20; set dataset.image_size"]),
+    "pixels without a range": (lambda root: paint(root / "train" / "dog" / "odd.tif", mode="F"), "", ["odd.tif has pixels of floating-point numbers, whose range is not known"]),
     "different classes": (rename_test_class, "", ["have different classes: bird, dog"]),
     "one class": (only_one_class, "", ["needs a folder for each of two classes or more; got cat"]),
     "class without images": (empty_class, "", ["class dog has no images in"]),
@@ -272,7 +272,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from lbstudy.tuning import tuner
 
     monkeypatch.setattr(tuner, "connect", no_ray)
-    monkeypatch.setattr(datasets, "DEFAULT_ROOT", tmp_path / "cache")
+    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path / "cache")
     (tmp_path / "run" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run")
     return tmp_path / "run"

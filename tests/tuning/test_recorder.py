@@ -169,7 +169,8 @@ def test_a_record_names_the_workers_that_trained_it(folder: StudyFolder):
     report = {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": 1.0}
     recorder.on_trial_start(0, [], SimpleNamespace(trial_id="a"))
     for epoch, workers in ((1, 1), (2, 1), (3, 2)):
-        result = {"report": report | {"epoch": epoch}, "device": f"{workers} x cpu", "workers": workers}
+        machine = {"device": f"{workers} x cpu", "workers": workers, "memory": 1000 * epoch, "device_memory": 0}
+        result = {"report": report | {"epoch": epoch}, **machine}
         recorder.on_trial_result(0, [], SimpleNamespace(trial_id="a"), result)
     recorder.write_running()
     assert folder.trials()[0].workers == [1, 2]

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from benchmarks import claims as simulated
 from lbstudy.analysis import load
-from lbstudy.analysis.report import claims, sentences
+from lbstudy.analysis.report import claims, questions, sentences
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, targets
 from lbstudy.study.spec import Cell, StudySpec
@@ -299,10 +299,8 @@ def test_the_answer_leads_with_the_gap_and_what_closes_it(tmp_path: Path):
     runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": SMALL,
             "sgd-b512-mixup": [0.86, 0.875, 0.88, 0.86, 0.875]}  # fmt: skip
     folder = confirmed_study(tmp_path, SGD, runs)
-    confirmed = load.confirmed(folder)
-    table = gaps.gap_table(SGD, confirmed)
-    steps = claims.fewer_steps(SGD, confirmed, {})
-    first, last = claims.answer(SGD, table, steps, tables.best_configs(folder))
+    table = gaps.gap_table(SGD, load.confirmed(folder))
+    first, last = questions.lead(SGD, table, tables.best_configs(folder))
     closed = scipy_stats.ttest_1samp(np.subtract(runs["sgd-b512-mixup"], PLAIN) / 0.10 * 100, 0).confidence_interval()
     assert first[1] == "gap"
     assert first[0].startswith("From batch 32 to 512, SGD without smoothing lost 10.00 points of test accuracy")
@@ -320,8 +318,7 @@ def test_a_gap_that_smoothing_widens_is_not_called_closed(tmp_path: Path):
             "sgd-b512-mixup": [a - 0.05 for a in PLAIN]}  # fmt: skip
     folder = confirmed_study(tmp_path, SGD, runs)
     table = gaps.gap_table(SGD, load.confirmed(folder))
-    steps = claims.fewer_steps(SGD, load.confirmed(folder), {})
-    (sentence, _), *_ = claims.answer(SGD, table, steps, tables.best_configs(folder))
+    (sentence, _), *_ = questions.lead(SGD, table, tables.best_configs(folder))
     assert "Mixup closed none of SGD’s large-batch gap: −50 % [" in sentence
 
 

@@ -67,6 +67,9 @@ def test_times_of_every_run(folder: StudyFolder):
     large = times[times["cell"] == "sgd-b128-none"].sort_values("repeat")
     assert large["steps"].tolist() == [inf, 20, inf]
     assert large["seconds"].tolist() == [inf, 4, inf]
+    assert large["steps_low"].tolist() == [30, 10, 20]  # of misses the last step, of hits the evaluation before
+    small = times[times["cell"] == "sgd-b32-none"].sort_values("repeat")
+    assert small["steps_low"].tolist() == [10, 20, 0]
 
 
 def test_runs_that_go_on_do_not_count_and_are_said(folder: StudyFolder):
