@@ -27,7 +27,7 @@ from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims, conditions, sentences
 from lbstudy.analysis.tables import best as tables
-from lbstudy.analysis.tables import gaps, health, targets
+from lbstudy.analysis.tables import critical, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
@@ -139,6 +139,15 @@ def collect(folder: StudyFolder) -> Report:
                 _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
                 command("table", "targets"),
             ),
+            Shown(
+                "critical", "Critical batch sizes",
+                _for_page(
+                    critical.critical_table(
+                        study, confirmed, epochs, critical.Tuning(trials, load.epochs(folder))
+                    )[rows]
+                ),
+                CRITICAL, command("table", "critical"),
+            ),
             *_times_to_sgd(sought, confirmed, epochs, command),
             Shown(
                 "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
@@ -213,6 +222,12 @@ GAP = (
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
+)
+CRITICAL = (
+    "Steps to the same targets, fitted by S(B) = S_min (1 + B_crit / B) (McCandlish et al. 2018); runs that never got "
+    "there count as later than they ended. Perfect until: the batch at which steps exceed perfect scaling from the "
+    "smallest one by 20 % (Zhang et al. 2024). Brackets hold 95 % intervals over seeds; tuned: from the best tuning "
+    "trials, and 95 % of the resamples of each cell's trials. ∞: not within the batch sizes studied."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "
