@@ -30,15 +30,17 @@ from lbstudy.analysis.figures import runs as figures_runs
 from lbstudy.analysis.figures import sharpness as figures_sharpness
 from lbstudy.analysis.figures import style
 from lbstudy.analysis.figures import tuning as figures_tuning
+from lbstudy.analysis.figures.split import draw_split, split_info
 from lbstudy.analysis.figures.style import NothingToDraw
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.tables import gaps, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study.factors import suffix
+from lbstudy.study.factors import in_words, suffix
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
+from lbstudy.study.split import without_budget
 from lbstudy.training import datasets
 
 
@@ -56,7 +58,7 @@ class Reached(NamedTuple):
     """When each run reached a target."""
 
     target: str  # in words: what was to be reached
-    runs: pd.DataFrame  # a row per run: optimizer, batch_size, smoothing, steps, epochs, seconds (infinite: missed)
+    runs: pd.DataFrame  # a row per run: see `figures_runs.steps_to_target_info`
 
 
 class Frames(NamedTuple):
@@ -82,9 +84,10 @@ def draw_all(
 
     Args:
         folder: the study's folder.
-        reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
-            baseline cell.
-        at_most: variants that are drawn of each figure, the first ones; of the others the reason says how to.
+        reached: for the steps to a target; default: the target that the study was tuned for, or else the training
+            loss that `targets.choose_targets` takes from the baseline cell.
+        at_most: variants that are drawn of each figure, the first ones, and none that splits gaps; of the others the
+            reason says how to.
         rows: variants that a figure of all of them shows at most.
     """
     study, trials = folder.study(), load.trials(folder)
@@ -93,20 +96,28 @@ def draw_all(
         cache(lambda kind: results.landscape(folder, kind, trials)), cache(lambda: results.sharpness(folder, trials)),
     )  # fmt: skip
     variants = study.variants()
+    if any(part.splits for part in variants):
+        yield from _draw_splits(study, frames.runs)
+    parts: list[tuple[dict[str, tuple[str, Callable[[], Figure]]], str, str, bool]]
     if len(variants) == 1:
-        parts = [(figures_of(folder, frames, reached), "", "")]
+        parts = [(figures_of(folder, frames, reached), "", "", False)]
     else:
         parts = [
-            (figures_of(folder, _narrowed(frames, part), reached), suffix(part.list_cells()[0].factors), part.in_words)
+            (
+                figures_of(folder, _narrowed(frames, part), reached),
+                suffix(part.list_cells()[0].factors),
+                part.in_words,
+                part.splits is not None,
+            )
             for part in variants
         ]
     for name, (description, draw) in figures_of_all(frames, rows).items():
         yield _drawn(name, name, description, draw)
-    for name in dict.fromkeys(name for figures, _, _ in parts for name in figures):
-        of_name = [(figures[name], end, words) for figures, end, words in parts if name in figures]
-        for place, ((description, draw), end, words) in enumerate(of_name):
+    for name in dict.fromkeys(name for figures, _, _, _ in parts for name in figures):
+        of_name = [(figures[name], end, words, splits) for figures, end, words, splits in parts if name in figures]
+        for place, ((description, draw), end, words, splits) in enumerate(of_name):
             caption = f"{description}, with {words}" if words else description
-            if at_most is not None and place >= at_most:
+            if at_most is not None and (place >= at_most or splits):
                 reason = "left to `lbstudy figures`, with so many combinations"
                 yield Drawing(name + end, caption, None, reason, name)
             else:
@@ -118,6 +129,19 @@ def _drawn(kind: str, name: str, description: str, draw: Callable[[], Figure]) -
         return Drawing(name, description, draw(), kind=kind)
     except NothingToDraw as nothing:
         return Drawing(name, description, None, str(nothing), kind)
+
+
+def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
+    """The gaps and their parts, which are of several variants: a figure for each whose gaps are split."""
+    for part in study.compared():
+        factors = without_budget(part.list_cells()[0].factors)
+        words = f", with {in_words(factors)}" if factors else ""
+        named = part.model_copy(update={"name": f"{part.name}{words.replace(' with', '')}"})
+        name, description = (
+            f"split{suffix(factors)}",
+            f"What few updates and what less noise cost the large batch{words}",
+        )
+        yield _drawn("split", name, description, lambda named=named: draw_split(split_info(study, runs, named)))  # type: ignore[misc]
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:
@@ -197,17 +221,19 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
     def sensitivity(parameter: str) -> Callable[[], Figure]:
         return lambda: figures_tuning.draw_sensitivity(figures_tuning.sensitivity_info(study, trials, parameter))
 
+    what = study.tuning.metric.replace("_", " ") if study.tuning.goal else "validation accuracy"
     figures: list[tuple[str, str, Callable[[], Figure]]] = [
         ("learning_curves", "Accuracy and loss of every cell against epochs",
          lambda: figures_runs.draw_learning_curves(curves())),
         ("learning_curves_steps", "Accuracy and loss of every cell against optimizer steps",
          lambda: figures_runs.draw_learning_curves(curves(), "step")),
-        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", steps_to_target),
+        ("steps_to_target", "Steps to a target against batch size, with ideal scaling and critical batch sizes",
+         steps_to_target),
         ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
          lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
-        ("tuning_curves", "Expected best validation accuracy after k trials",
+        ("tuning_curves", f"Expected best {what} after k trials",
          lambda: figures_tuning.draw_tuning_curves(figures_tuning.tuning_curves_info(study, trials))),
-        *((f"sensitivity_{name}", f"Validation accuracy of every trial against {name.replace('_', ' ')}",
+        *((f"sensitivity_{name}", f"{what.capitalize()} of every trial against {name.replace('_', ' ')}",
            sensitivity(name)) for name in study.tuned()),
         ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
          lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),

@@ -30,8 +30,17 @@ from lbstudy.analysis.report.sentences import (
 )
 from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.analysis.tables.minima import MEASURES
-from lbstudy.analysis.tables.targets import Target, baseline, speed_ratio
+from lbstudy.analysis.tables.targets import (
+    Target,
+    baseline,
+    choose_targets,
+    halfway_targets,
+    speed_ratio,
+    tuned_target,
+)
+from lbstudy.study.factors import in_words
 from lbstudy.study.spec import Cell, StudySpec
+from lbstudy.study.split import without_budget
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
 
@@ -95,11 +104,22 @@ def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
     say in the same words stands once."""
     said: dict[tuple[Comparison, ...], list[str]] = {}
     for part, claim in claims:
-        said.setdefault(tuple(claim.comparisons), []).append(part.in_words)
+        said.setdefault(tuple(claim.comparisons), []).append(words_of(part))
     if len(said) == 1:
         return claims[0][1]
     found = [c._replace(of=tuple(words)) for comparisons, words in said.items() for c in comparisons]
     return claims[0][1]._replace(comparisons=found)
+
+
+def words_of(variant: StudySpec) -> str:
+    """The values of the further factors that a variant's cells share; a study's own budget goes without saying."""
+    return in_words(without_budget(variant.list_cells()[0].factors)) if variant.in_words else ""
+
+
+def led(variant: StudySpec, sentence: str) -> str:
+    """A sentence about a variant, led by `words_of` it."""
+    words = words_of(variant)
+    return f"With {words}: {sentence}" if words else sentence
 
 
 def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
@@ -110,55 +130,105 @@ def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
     return max(found, key=lambda pair: (pair[0].batch_size, pair[0].smoothing == "none"), default=None)
 
 
+def goals(study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> list[Target]:
+    """The targets that decide whether K-FAC needs fewer steps, as far as they are known: what the study was tuned to
+    reach in few steps; else where SGD's cell of the `rivals` is halfway, and where it ends.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+        epochs: `load.confirmed_epochs` of its folder.
+    """
+    pair, tuned = rivals(study), tuned_target(study)
+    if not pair:
+        return []
+    if tuned and tuned_for_steps(study):
+        return [tuned]
+    found = [*halfway_targets(confirmed, epochs, pair[1]), *choose_targets(study, confirmed, cell=pair[1])]
+    return [target for target in found if not isnan(target.value)]
+
+
+def tuned_for_steps(study: StudySpec) -> bool:
+    """Whether configurations were tuned to reach a target in few steps, or epochs: the same within a cell."""
+    return study.tuning.goal is not None and study.tuning.metric in ("steps_to_target", "epochs_to_target")
+
+
 def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, pd.DataFrame]) -> Claim:
     """K-FAC needs fewer steps than SGD at a large batch.
 
     Args:
         study: the study.
         confirmed: `load.confirmed` of its folder.
-        times: `targets.winners_times` for each known target, which are those of SGD's cell of the `rivals`, at its end
-            (`targets.choose_targets`) and halfway (`targets.halfway_targets`).
+        times: `targets.winners_times` for each of the `goals`.
     """
     pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
+    soon = tuned_for_steps(study)
+    more = (
+        " Nor are steps to a target within one budget the fewest that a method can do with: neither was tuned to get "
+        "there soon."
+    )
+    more = "" if soon else more
     missing = " and ".join(study.label(name) for name in ("kfac", "sgd") if name not in optimizers)
     if pair:
         on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
-        usable = [target for target in times if not (on_all and target.metric == "val_accuracy")]
+        usable = [target for target in times if not (on_all and target.metric.startswith("val_"))]
         comparisons = [_steps(study, *pair, target, times[target]) for target in usable]
         why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
+        if soon and times:
+            why = "Confirmed runs trained on the validation samples, so the target says nothing of them."
     else:
         comparisons = []
         why = f"The study has no {missing}." if missing else "K-FAC and SGD share no batch size with one smoothing."
     return Claim(
         "steps",
         "K-FAC needs fewer steps than SGD at a large batch.",
-        "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
-        "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
-        "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
-        "alone. Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
-        "one epoch, and the 95 % interval is widened by the most that can hide in it. Else a run that has not is "
-        "infinitely late: Fisher’s exact test of how many have, at 5 %, which takes four seeds of each.",
+        _rule(study),
         comparisons or [Comparison("cannot tell", why)],
         "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
         "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
-        "Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too. Nor are steps to a "
-        "target within one budget the fewest that a method can do with: neither was tuned to get there soon.",
-        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) else "targets",
+        f"Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.{more}",
+        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) and not soon else "targets",
     )
 
 
-STAGES = {"": "", "half": ", where SGD was halfway,", "end": ", where SGD ended,"}
+def _rule(study: StudySpec) -> str:
+    """How the claim is decided, which depends on what the study was tuned for."""
+    ratio = "Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
+    fisher = (
+        "Else a run that has not is infinitely late: Fisher’s exact test of how many have, at 5 %, which takes four "
+        "seeds of each."
+    )
+    if tuned_for_steps(study):
+        known = f"{study.evaluate_every} steps" if study.evaluate_every else "one epoch"
+        return (
+            f"Steps until a run reaches the target that every configuration was tuned to reach soon "
+            f"({study.tuning.goal}), at the largest batch size of both, without smoothing. {ratio}{known}, and the "
+            f"95 % interval is widened by the most that can hide in them. {fisher}"
+        )
+    return (
+        "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
+        "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
+        "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
+        f"alone. {ratio}one epoch, and the 95 % interval is widened by the most that can hide in it. {fisher}"
+    )
+
+
+STAGES = {
+    "": "", "half": ", where SGD was halfway,", "end": ", where SGD ended,", "tuned": ", which both were tuned for,",
+}  # fmt: skip
 
 
 def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
     where = f"At batch {kfac.batch_size}" + (f" with {study.label(kfac.smoothing)}" if kfac.smoothing != "none" else "")
-    own, other = (times[times["cell"] == c.name].set_index("repeat")["epochs"].astype(float) for c in (kfac, sgd))
-    if own.empty:
-        return Comparison("cannot tell", f"No confirmed run of {kfac.name} has ended.")
+    both = [times[times["cell"] == cell.name].set_index("repeat") for cell in (kfac, sgd)]
+    own, other = (runs["epochs"].astype(float) for runs in both)
+    if own.empty or other.empty:
+        return Comparison("cannot tell", f"No confirmed run of {(kfac if own.empty else sgd).name} has ended.")
     goal = f"{target}{STAGES[target.stage]}"
     reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
     if reached == [len(own), len(other)]:
-        ratio = speed_ratio(own, other)  # of epochs, which at one batch size have the same number of steps
+        # of epochs, which at one batch size have the same number of steps
+        ratio = speed_ratio(own, other, *(runs["epochs_low"] for runs in both))
         sentence = f"{where}, K-FAC reached {goal} in {ratio_words(ratio)} SGD’s steps ({count(ratio.n)})."
         return judged(
             decide(ratio.low, ratio.high, 1, above="contradicted"), sentence,
@@ -181,7 +251,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
     comparisons = []
     for row in at_largest_batch(gaps):
         if row["smoothing"] == "none":
-            warning = _lost(confirmed, _cells(study, row, ["none"]))
+            warning = lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
             sentence = gap_sentence(worded(row, study)) + warning
@@ -203,7 +273,7 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
     comparisons = []
     for row in at_largest_batch(gaps):
         if row["smoothing"] != "none":
-            warning = _lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
+            warning = lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
             verdicts = {
                 decide(row[f"{notion}_low"], row[f"{notion}_high"], HALF, above="supported")
                 for notion in ("closed", "narrowed")
@@ -327,7 +397,7 @@ def _cells(study: StudySpec, row: dict[str, Any], smoothings: Iterable[str]) -> 
     return [cell.but(batch_size=size, smoothing=smoothing).name for smoothing in smoothings for size in sizes]
 
 
-def _lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
+def lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
     """A warning where runs of these cells diverged or hardly learnt: a mean of such and others is neither's."""
     found, runs = [], winners(confirmed)
     for cell in cells:

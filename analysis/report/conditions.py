@@ -30,7 +30,8 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     if len(sizes) > 1 and any(part.budget.epochs for part in study.variants()):
         caveats.append(
             f"The budget is in epochs, so batch {sizes[-1]} takes {sizes[-1] / sizes[0]:.3g} times fewer steps than "
-            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps."
+            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps"
+            + (", which its split tells apart." if any(part.splits for part in study.variants()) else ".")
         )
     resolvable = 100 * gap_table["resolvable"].dropna()
     shown = resolvable[resolvable < 100]  # more than that no accuracies can differ by
@@ -138,7 +139,8 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
         + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
         "budget": f"{study.budget.in_words}; {study.schedule.name} schedule, "
         + _words(study.schedule.model_dump(exclude={"name"}, exclude_none=True)),
-        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
+        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.in_words}"
+        + (f", evaluated every {study.evaluate_every} steps" if study.evaluate_every else ""),
         "ranges": "; ".join(
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
             for name, entries in study.search.items()

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from lbstudy.analysis.report import claims
+from lbstudy.analysis.report import claims, split
 from lbstudy.analysis.tables import best as tables
+from lbstudy.analysis.tables import split as split_table
 from lbstudy.analysis.tables import targets
 from lbstudy.study.spec import Cell, StudySpec
 
@@ -96,12 +97,10 @@ class Sought(NamedTuple):
 
 def sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
     """The targets of a variant that are known, and when its runs reached them."""
-    rivals = claims.rivals(part)
-    end = targets.choose_targets(part, confirmed, cell=rivals[1]) if rivals else []
-    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
-    end, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (end, halfway))
-    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *end]}
-    return Sought(part, rivals, halfway, end, times)
+    goals = claims.goals(part, confirmed, epochs)
+    halfway, end = ([goal for goal in goals if goal.stage == stage] for stage in ("half", "end"))
+    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
+    return Sought(part, claims.rivals(part), halfway, end, times)
 
 
 def times_to_sgd(
@@ -122,6 +121,15 @@ def times_to_sgd(
             yield Shown(name, title, for_page(pd.concat(shown, ignore_index=True)), TARGETS_SGD, made_by)
 
 
+def split_tables(study: StudySpec, confirmed: pd.DataFrame, command: Callable[..., str]) -> Iterator[Shown]:
+    """The parts of the gaps, and what they say."""
+    rows = slice(0 if confirmed.empty else None)
+    parts = for_page(split_table.split_table(study, confirmed)[rows])
+    yield Shown("split", "The gap, split", parts, SPLIT, command("table", "split"))
+    found = pd.DataFrame(split.answers(study, confirmed), columns=split.Answer._fields)[rows]
+    yield Shown("split-answers", "What is repaired", for_page(found), ANSWERS, command("report"))
+
+
 BEST = (
     "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
     "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have). Accuracies are "
@@ -134,9 +142,25 @@ GAP = (
     "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds are likely to show (power 80 %). "
     "Brackets hold 95 % intervals; accuracies and shares are fractions."
 )
+SPLIT = (
+    "Few updates: what the large batch loses because it makes fewer updates in the same epochs; less noise: what it "
+    "loses because its gradient is the mean of more samples. Budget same_updates: between the two is the large batch "
+    "with as many updates as the small one; fewer_updates: the small batch, stopped after as many as the large one "
+    "makes. Each cell is tuned for itself. Repaired: by how much less a part costs with the smoothing than without. "
+    "Images: those that a run of the gap sees; between images: those of the run between. Brackets hold 95 % intervals, "
+    "paired by seed; accuracies and differences are fractions."
+)
+ANSWERS = (
+    "Yes where the 95 % interval of the difference lies above zero, and so does what is to be repaired; no where it "
+    "lies below; cannot tell where it holds zero, with one seed, and where runs of the cells failed."
+)
 TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
+)
+TARGETS_TUNED = (
+    "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go "
+    "on past it. A run that never does has taken infinitely long (∞)."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "

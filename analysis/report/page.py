@@ -28,7 +28,7 @@ from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims, conditions, evidence, sentences
 from lbstudy.analysis.report.evidence import Mark, Shown, for_page
-from lbstudy.analysis.report.questions import Question, lead
+from lbstudy.analysis.report.questions import Question, lead, why_it_loses
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
@@ -122,13 +122,14 @@ def collect(folder: StudyFolder) -> Report:
     study, trials = folder.study(), load.trials(folder)
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
-    variants = study.variants()
+    variants = study.compared()
     sought = [evidence.sought(part, confirmed, epochs) for part in variants]
     sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
+    splits = any(part.splits for part in study.variants())
     rows = slice(0 if confirmed.empty else None)  # "What is missing" says so once; these tables would in every row
 
     def command(verb: str, *arguments: str) -> str:
@@ -161,6 +162,7 @@ def collect(folder: StudyFolder) -> Report:
                 about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
                 "sharpness_accuracy", "landscape_widths",
             ),
+            *([why_it_loses(study, confirmed)] if splits else []),
         ],
         missing=health.list_missing(study, trials, confirmed)
         + load.list_damaged(trials, confirmed, epochs)
@@ -172,10 +174,11 @@ def collect(folder: StudyFolder) -> Report:
                 evidence.places(study, configs),
             ),
             Shown("gap", "Small against large batch", for_page(gap_table[rows]), evidence.GAP, command("table", "gap")),
+            *(evidence.split_tables(study, confirmed, command) if splits else []),
             Shown(
-                "targets", "Time to what the smallest plain batch delivers",
-                for_page(targets.targets_table(study, confirmed, epochs)[rows]), evidence.TARGETS,
-                command("table", "targets"),
+                "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
+                for_page(targets.targets_table(study, confirmed, epochs)[rows]),
+                evidence.TARGETS_TUNED if study.tuning.goal else evidence.TARGETS, command("table", "targets"),
             ),
             *evidence.times_to_sgd(sought, confirmed, epochs, command),
             Shown(
@@ -210,7 +213,15 @@ def _draw(folder: StudyFolder) -> Iterator[Picture]:
         yield Picture(drawing.name, drawing.kind, drawing.description, svg, drawing.reason)
 
 
-def render(report: Report) -> str:
+class Live(NamedTuple):
+    """What a page says while its study runs."""
+
+    sentences: list[str]  # how the study stands
+    every: int  # seconds until the page is written again
+    made: str  # ISO 8601, UTC
+
+
+def render(report: Report, live: Live | None = None) -> str:
     """The page. All text in it is escaped; only the figures are taken as they are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -220,7 +231,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["prose"] = prose
-    return environment.get_template("report.html.j2").render(report=report)
+    return environment.get_template("report.html.j2").render(report=report, live=live)
 
 
 def prose(text: str) -> Markup:
@@ -234,14 +245,18 @@ def unbroken(text: str) -> str:
     return re.sub(together, lambda found: found[0].replace(" ", NO_BREAK), text)
 
 
-def write(folder: StudyFolder) -> StoragePath:
-    """Write the page into the study's folder; returns its path.
+def write(folder: StudyFolder, live: Live | None = None) -> StoragePath:
+    """Write the page into the study's folder, in one step; returns its path.
+
+    Args:
+        folder: the study's folder.
+        live: how the study stands, where it runs.
 
     Raises:
         StudyError: the folder holds no study, or cannot be written.
     """
     page = folder.path / PAGE
-    content = render(collect(folder)).encode()
+    content = render(collect(folder), live).encode()
     try:
         storage.write(page, content)
     except OSError as error:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from lbstudy.analysis.load import of_variant
-from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch
+from lbstudy.analysis.report import evidence, split
+from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch, words_of
 from lbstudy.analysis.report.sentences import (
     closed_sentence,
     gap_sentence,
@@ -73,6 +74,25 @@ class Question(NamedTuple):
         return f"{told} of {counts.total()} combinations" if len(counts) > 1 else ""
 
 
+def why_it_loses(study: StudySpec, confirmed: pd.DataFrame) -> Question:
+    """What few updates and less noise cost the large batch, and what repairs which; of a study that splits its gaps.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+    """
+    found = split.gap_sentences(study, confirmed)
+    found += [f"{a.question} {a.verdict.capitalize()}: {a.answer}" for a in split.answers(study, confirmed)]
+    return Question(
+        "split",
+        "Why does the large batch lose: few updates, or less noise in the gradient?",
+        [Comparison(None, sentence) for sentence in found],
+        f"{evidence.SPLIT} {evidence.ANSWERS}",
+        ["split"],
+        ["split", "split-answers"],
+    )
+
+
 def lead(study: StudySpec, gap_table: pd.DataFrame, configs: pd.DataFrame) -> list[tuple[str, str]]:
     """What a study found at its largest batch sizes, in two or three sentences, each with its table's name.
 
@@ -94,13 +114,13 @@ def lead(study: StudySpec, gap_table: pd.DataFrame, configs: pd.DataFrame) -> li
         shares = [worded(row, study) for row in sorted(smoothed, key=lambda row: -row["closed"])]
         sentences.append(" ".join([gap_sentence(plain), *([closed_sentence(shares)] if shares else [])]))
     chosen = _best_variant(study, configs)
-    selected = selected_sentence(study, of_variant(configs, chosen), chosen.in_words)
+    selected = selected_sentence(study, of_variant(configs, chosen), words_of(chosen))
     return [(s, "gap") for s in sentences[:MOST_OPTIMIZERS]] + [(s, "best") for s in [selected] if s]
 
 
 def _best_variant(study: StudySpec, configs: pd.DataFrame) -> StudySpec:
     """The variant whose best configuration, at the largest batch size, validation prefers; the first where none is."""
-    metric, variants = study.tuning.metric, study.variants()
+    metric, variants = study.tuning.metric, study.compared()
     largest = configs[configs["batch_size"].eq(configs["batch_size"].max())]
     sign = 1 if study.tuning.direction == "maximize" else -1
     scores = [(sign * of_variant(largest, part)[metric].astype(float)).max() for part in variants]

@@ -5,7 +5,7 @@ A row is one of the gap table as a dict, see `gaps.gap_table`, after `worded`.
 
 from __future__ import annotations
 
-from math import isnan
+from math import isinf, isnan
 from typing import Any
 
 import pandas as pd
@@ -31,11 +31,15 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> 
     best_first = largest.sort_values(metric, ascending=study.tuning.direction == "minimize", kind="stable")
     row = best_first.iloc[0]
     value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
+    what = f"{metric.replace('val_', 'validation ')} {value}"
+    if study.tuning.goal:
+        unit = metric.partition("_")[0]
+        what = f"{study.tuning.goal} " + ("not reached" if isinf(row[metric]) else f"after {row[metric]:.4g} {unit}")
     smoothing = f"with {study.label(row['smoothing'])}"
     who = study.label(row["optimizer"]) + (f" ({of})" if of else "")
     sentence = (
         f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under {who}: "
-        f"{metric.replace('val_', 'validation ')} {value} in one trial"
+        f"{what} in one trial"
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
         return f"{sentence}; its test accuracy is not known."

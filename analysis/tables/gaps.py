@@ -24,6 +24,7 @@ from lbstudy.analysis import stats
 from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners, with_factors
 from lbstudy.study.factors import Factors
 from lbstudy.study.spec import Cell, StudySpec
+from lbstudy.study.split import part_of
 
 COLUMNS: dict[str, Any] = {
     "optimizer": object, "smoothing": object, "small_batch": "Int64", "large_batch": "Int64", "n": "Int64",
@@ -70,9 +71,9 @@ def is_weak(gap: stats.Mean) -> bool:
 
 def list_pairs(study: StudySpec) -> list[tuple[Cell, Cell]]:
     """Each cell above its optimizer's smallest batch size, after the one it is compared with, in the study's order.
-    The smallest is that of cells with equal further factors."""
+    The smallest is that of cells with equal further factors. Cells that split a gap have none of their own."""
     smallest: dict[tuple[str, Factors], int] = {}
-    for cell in (cells := study.list_cells()):
+    for cell in (cells := [cell for cell in study.list_cells() if part_of(cell.factors) is None]):
         key = (cell.optimizer, cell.factors)
         smallest[key] = min(cell.batch_size, smallest.get(key, cell.batch_size))
     pairs = [(cell.but(batch_size=smallest[cell.optimizer, cell.factors]), cell) for cell in cells]
@@ -95,7 +96,7 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
         "large_accuracy": (lb.loc[common] if len(common) else lb).mean(),
         **_with_interval("gap", gap),
     }  # fmt: skip
-    notes = [_absence(cell, accuracies, confirmed) for cell in (small, large)]
+    notes = [absence(cell, accuracies, confirmed) for cell in (small, large)]
     if large.smoothing == "none":
         notes.append(_why_not_told(gap))
     else:
@@ -126,7 +127,7 @@ def _with_interval(name: str, estimate: stats.Mean | stats.Ratio) -> dict[str, f
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _absence(cell: Cell, accuracies: dict[str, pd.Series], confirmed: pd.DataFrame) -> str:
+def absence(cell: Cell, accuracies: dict[str, pd.Series], confirmed: pd.DataFrame) -> str:
     """What is missing of a cell's confirmed runs."""
     if cell.name not in accuracies:
         return f"{cell.name} is no cell of the study"

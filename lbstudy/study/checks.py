@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import product
+from typing import get_args
 
+from lbstudy.study import split
 from lbstudy.study.factor_checks import said_once
 from lbstudy.study.factors import Value, value_text
-from lbstudy.study.file import Keys, Problem, nearest, show
+from lbstudy.study.file import ALLOWED, Keys, Problem, nearest, show
 from lbstudy.study.space import Condition
-from lbstudy.study.spec import StudySpec
+from lbstudy.study.spec import Metric, StudySpec
 
 Check = Callable[[StudySpec], Iterator[Problem]]
 Checks = Sequence[tuple[Check, Collection[str]]]
@@ -101,6 +103,19 @@ def _no_cells(study: StudySpec) -> Iterator[Problem]:
         yield Problem(("cells", "exclude"), "leaves no cell at all")
 
 
+def _gaps_to_split(study: StudySpec) -> Iterator[Problem]:
+    """Cells that split a gap whose ends are left out."""
+    cells = study.list_cells()
+    for cell in cells:
+        if split.part_of(cell.factors):
+            ends = [end for end in study.ends(cell) if end not in cells]
+            if ends:
+                names = " and ".join(end.name for end in ends)
+                reason = f"leaves out {names}, an end of the gap that {cell.name} splits; leave that out too"
+                yield Problem(("cells", "exclude"), f"{reason}, or shorten the lists of the cells")
+                return
+
+
 def _workers(study: StudySpec) -> Iterator[Problem]:
     smallest = min((cell.batch_size for cell in study.list_cells()), default=None)
     if smallest is not None and study.resources.workers > smallest:
@@ -144,7 +159,7 @@ def _published(study: StudySpec) -> Iterator[Problem]:
 
 def _rate_rule(study: StudySpec) -> Iterator[Problem]:
     rule = study.tuning.learning_rate_rule
-    if rule is None:
+    if rule is None or study.splits:  # cells that split a gap take their rate from those of the gap
         return
     keys: Keys = ("tuning", "learning_rate_rule", "from")
     sizes = sorted({cell.batch_size for cell in study.list_cells()})
@@ -152,6 +167,21 @@ def _rate_rule(study: StudySpec) -> Iterator[Problem]:
         yield Problem(keys, f"no cell has batch size {rule.reference}; the cells have {', '.join(map(str, sizes))}")
     elif not any("learning_rate" in study.ranges(c) for c in study.list_cells() if c.batch_size > rule.reference):
         yield Problem(keys, f"no cell with a batch size above {rule.reference} tunes its learning rate")
+
+
+def _target(study: StudySpec) -> Iterator[Problem]:
+    tuning, keys = study.tuning, ("tuning", "target")
+    for_targets = [name for name in get_args(Metric) if name.endswith("_to_target")]
+    if tuning.metric in for_targets and tuning.target is None:
+        yield Problem(keys, f"is needed by metric {tuning.metric}; it should be {ALLOWED[keys]}")
+    elif tuning.metric not in for_targets and tuning.target is not None:
+        yield Problem(keys, f"is for the metrics {', '.join(for_targets)} only; got metric {tuning.metric}")
+
+
+def _evaluations(study: StudySpec) -> Iterator[Problem]:
+    every, steps = study.evaluate_every, study.budget.steps
+    if every and steps and every > steps:
+        yield Problem(("evaluate_every",), f"must be no more than the budget of {steps} steps; got {every}")
 
 
 def _room_for_published(study: StudySpec) -> Iterator[Problem]:
@@ -164,12 +194,15 @@ def _room_for_published(study: StudySpec) -> Iterator[Problem]:
 
 CHECKS: Checks = (
     (_no_cells, ("cells",)),
+    (_gaps_to_split, ("cells",)),
     (_workers, ("cells", "resources")),
     (_warmup, ("schedule", "budget", "search")),
     (_published, ("cells", "search", "published")),
     (_rate_rule, ("cells", "search", "tuning")),
+    (_target, ("tuning",)),
+    (_evaluations, ("evaluate_every", "budget")),
     (_room_for_published, ("cells", "published", "tuning")),
 )
 
-OF_ALL_CELLS: tuple[Check, ...] = (_no_cells, _published)
+OF_ALL_CELLS: tuple[Check, ...] = (_no_cells, _gaps_to_split, _published)
 """The checks that look at all cells at once; the others look at each variant of the study."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lbstudy.study import split
 from lbstudy.study.factors import CELLS_KEYS, OWN, filled, of_cells, short, with_value
 from lbstudy.study.file import Keys, Problem, dotted, explain, nearest, paths, show, truths_as_numbers
 from lbstudy.study.spec import StudySpec
@@ -23,7 +24,9 @@ MAX_CELLS = 1000
 LONGEST_NAME = 200
 """Characters of a cell's name, which is that of a folder."""
 
-SAME_IN_ALL = ("name", "source", "code", "cells", "search", "published", "tuning", "resources", "seed")
+SAME_IN_ALL = (
+    "name", "source", "code", "cells", "search", "published", "tuning", "resources", "evaluate_every", "seed",
+)  # fmt: skip
 """Sections that are no factors: what all cells must share to be compared."""
 
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -54,6 +57,9 @@ def _wrong_factor(
 ) -> Iterator[Problem]:
     """The first thing that is wrong with a factor, without its values' meaning."""
     where: Keys = ("cells", key)
+    if key == split.KEY and (found := list(split.problems(content))):
+        yield from found
+        return
     known = {dotted(path) for path in paths(study_class) if path[0] not in SAME_IN_ALL}
     if key not in known:
         yield Problem(where, _unknown(key, known))

@@ -17,6 +17,7 @@ from lbstudy.study.factor_checks import misfits, misuses
 from lbstudy.study.factors import filled, of_cells
 from lbstudy.study.file import Problem, StudyError, StudyFile, explain, nearest, truths_as_numbers
 from lbstudy.study.spec import StudySpec
+from lbstudy.study.split import expanded
 
 PACKAGE = Path(__file__).parents[1]
 SHIPPED_STUDIES = [PACKAGE / "search_spaces", PACKAGE.parent / "search_spaces"]
@@ -47,7 +48,7 @@ def read_study(path: StoragePath) -> StudySpec:
     try:
         return StudySpec.model_validate(file.content)
     except ValidationError as error:
-        raise file.error(explain(error, filled(file.content), StudySpec)) from error
+        raise file.error(explain(error, filled(expanded(file.content)), StudySpec)) from error
 
 
 def check_study(
@@ -71,7 +72,8 @@ def check_study(
     """
     problems = [*found, *truths_as_numbers(file.content, study_class)]
     broken = {str(problem.keys[0]) for problem in problems}
-    content, wrong = file.content, list(misuses(file.content, study_class))
+    content = expanded(file.content)
+    wrong = list(misuses(content, study_class))
     if wrong:
         away = {str(problem.keys[0]) for problem in wrong}
         away |= {key.split(".")[0] for key in of_cells(content.get("cells"))} if "cells" in away else set()

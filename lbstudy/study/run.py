@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from math import ceil, cos, pi
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
@@ -72,34 +72,80 @@ class DatasetSpec(Spec):
         return self.name if ":" in self.name else None
 
 
+class Extent(NamedTuple):
+    """How long a run over a known number of training samples is."""
+
+    steps: int  # optimizer steps, of the whole run
+    steps_per_epoch: int  # of an epoch as its budget counts them, and so its milestones and its warm-up
+    steps_per_pass: int  # over the training samples
+    images_per_pass: int
+    batch_size: int
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training samples, each of which ends in an evaluation; the last may be cut short."""
+        return ceil(self.steps / self.steps_per_pass)
+
+    def images(self, steps: int | None = None) -> int:
+        """Training samples seen in so many steps from the beginning, by default in all."""
+        passes, rest = divmod(self.steps if steps is None else steps, self.steps_per_pass)
+        return passes * self.images_per_pass + min(rest * self.batch_size, self.images_per_pass)
+
+
 class Budget(Spec):
-    """How long every trial of the study may train: in epochs, or in optimizer steps."""
+    """How long every trial of the study may train: in epochs, or in optimizer steps.
+
+    With `updates_of` the epochs are those of that batch size: a run of another one makes as many updates, and sees more
+    or fewer images.
+    """
 
     epochs: int | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)
+    updates_of: int | None = Field(
+        None, gt=0, description="with epochs: as many updates as this batch size makes in them, whatever the batch size"
+    )
 
     @model_validator(mode="after")
     def _one_unit(self) -> Budget:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either `epochs` or `steps`, and not both")
+        if self.updates_of is not None and self.epochs is None:
+            raise ValueError("`updates_of` goes with `epochs`")
         return self
 
     @property
     def in_words(self) -> str:
         """How long that is."""
+        if self.updates_of:
+            return f"as many updates as batch {self.updates_of} makes in {self.epochs} epochs"
         return f"{self.epochs} epochs" if self.epochs else f"{self.steps} steps"
 
     def unit(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of what milestones count: an epoch, or a step."""
+        """Optimizer steps of what milestones count: an epoch, or a step. Here and below `steps_per_epoch` is that of
+        `Extent`."""
         return steps_per_epoch if self.steps is None else 1
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of a whole run."""
         return self.steps if self.steps is not None else self.epochs * steps_per_epoch  # type: ignore[operator]
 
-    def total_epochs(self, steps_per_epoch: int) -> int:
-        """Epochs of a whole run; with a budget in steps the last one may be cut short."""
-        return self.epochs if self.epochs is not None else ceil(self.steps / steps_per_epoch)  # type: ignore[operator]
+    def pace(self, batch_size: int) -> float:
+        """Passes over the training samples in an epoch as the budget counts them, but for what rounding a pass to whole
+        mini-batches makes of it."""
+        return batch_size / (self.updates_of or batch_size)
+
+    def extent(self, samples: int, batch_size: int, drop_last: bool = False) -> Extent:
+        """How long a run over so many training samples is, in mini-batches of this size."""
+        of_pass = steps_per_pass(samples, batch_size, drop_last)
+        of_epoch = steps_per_pass(samples, self.updates_of or batch_size, drop_last)
+        images = min(samples, of_pass * batch_size)
+        return Extent(self.total_steps(of_epoch), of_epoch, of_pass, images, batch_size)
+
+
+def steps_per_pass(samples: int, batch_size: int, drop_last: bool = False) -> int:
+    """Mini-batches of so many samples; the last one is shorter unless it is left out."""
+    whole = samples // batch_size
+    return whole if drop_last and whole else ceil(samples / batch_size)
 
 
 def milestones_passed(milestones: list[int], step: int, unit: int) -> int:
@@ -196,6 +242,57 @@ class ModelSpec(Spec):
         return self.name + (f" ({', '.join(f'{k}: {v}' for k, v in self.settings.items())})" if self.settings else "")
 
 
+TargetMetric = Literal["val_accuracy", "val_loss", "train_loss"]
+
+
+class Target(Spec):
+    """What a run is to reach: one value of one metric."""
+
+    val_accuracy: float | None = Field(None, gt=0, le=1, description="of the validation split, a fraction")
+    val_loss: float | None = Field(None, gt=0, description="of the validation split")
+    train_loss: float | None = Field(None, gt=0, description="of all training images as they are, not augmented")
+
+    @model_validator(mode="after")
+    def _one_metric(self) -> Target:
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError("give one of `val_accuracy`, `val_loss` and `train_loss`, and not several")
+        return self
+
+    @property
+    def metric(self) -> TargetMetric:
+        """What is measured."""
+        return next(name for name in get_args(TargetMetric) if getattr(self, name) is not None)
+
+    @property
+    def value(self) -> float:
+        """What it has to come to: at least that of an accuracy, at most that of a loss."""
+        return float(getattr(self, self.metric))
+
+    @property
+    def measured(self) -> str:
+        """The metric as an epoch's report calls it; its `train_loss` is the loss as it is optimised."""
+        return "clean_train_loss" if self.metric == "train_loss" else self.metric
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether larger is better."""
+        return self.metric == "val_accuracy"
+
+    def is_met(self, value: float) -> bool:
+        """Whether a value of the metric meets it; NaN does not."""
+        return value >= self.value if self.is_accuracy else value <= self.value
+
+    def shortfall(self, nearest: float | None) -> float:
+        """How far a value that does not meet it is away, relatively: in (0, 1], and 1 where there is none."""
+        if nearest is None:
+            return 1.0
+        return 1 - nearest / self.value if self.is_accuracy else 1 - self.value / nearest
+
+    def __str__(self) -> str:
+        words = {"val_accuracy": "validation accuracy", "val_loss": "validation loss", "train_loss": "training loss"}
+        return f"{words[self.metric]} {self.value:.3g}"
+
+
 class RunSpec(Spec):
     """One training run.
 
@@ -222,6 +319,9 @@ class RunSpec(Spec):
     evaluate: Literal["validation", "all"] = Field(
         "validation", description="after each epoch; all: also the training images as they are, and the test set"
     )
+    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations within epochs")
+    target: Target | None = Field(None, description="what the run is to reach; its reports say how near it has come")
+    until_target: bool = Field(False, description="the run ends when it has reached its target")
 
     @model_validator(mode="before")
     @classmethod
@@ -236,6 +336,10 @@ class RunSpec(Spec):
                 (settings if isinstance(entry, dict) else hyper)[name] = entry
         given = {name: number for name, number in hyper.items() if number is not None}
         return known | {"settings": settings, "hyper": given}
+
+    def extent(self, samples: int) -> Extent:
+        """How long it is, over so many training samples."""
+        return self.budget.extent(samples, self.batch_size, self.dataset.drop_last)
 
     @property
     def ghost(self) -> int | None:

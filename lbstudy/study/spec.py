@@ -17,10 +17,23 @@ from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_v
 from ruamel.yaml import YAML
 
 from lbstudy.parallel.randomness import derive_seed
+from lbstudy.study import split
 from lbstudy.study.factors import Factors, Value, filled, in_words, named, of_cells, short, suffix, without
 from lbstudy.study.file import Keys, paths, show
 from lbstudy.study.old import LABELS
-from lbstudy.study.run import BatchNormSpec, Budget, DatasetSpec, DecayOf, ModelSpec, Number, Schedule, Spec
+from lbstudy.study.run import (
+    BatchNormSpec,
+    Budget,
+    DatasetSpec,
+    DecayOf,
+    Extent,
+    ModelSpec,
+    Number,
+    Schedule,
+    Spec,
+    Target,
+    steps_per_pass,
+)
 from lbstudy.study.space import Condition, Range
 
 
@@ -165,6 +178,9 @@ class ScalingRule(Spec):
         return ratio if self.rule == "linear" else ratio**0.5
 
 
+Metric = Literal["val_accuracy", "val_loss", "steps_to_target", "epochs_to_target", "seconds_to_target"]
+
+
 class Tuning(Spec):
     """How each cell is tuned. All cells get the same number of trials."""
 
@@ -175,8 +191,18 @@ class Tuning(Spec):
     learning_rate_rule: ScalingRule | None = Field(
         None, description="first trial of every larger batch size: the best learning rate of batch `from`, scaled"
     )
-    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    direction: Literal["maximize", "minimize"] = "maximize"
+    metric: Metric = Field("val_accuracy", description="after the last epoch, or the time until the target is met")
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="follows from the metric")
+    target: Target | Literal["auto"] | None = Field(
+        None, description="what *_to_target is about; auto: what the plain small batch reaches, which is tuned first"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_follows(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "direction" in content or "metric" not in content:
+            return content
+        return content | {"direction": "maximize" if content["metric"] == "val_accuracy" else "minimize"}
 
     @model_validator(mode="after")
     def _direction_fits(self) -> Tuning:
@@ -185,16 +211,37 @@ class Tuning(Spec):
             raise ValueError(f"`direction` of metric {self.metric} must be {right}, but got {self.direction}")
         return self
 
-    def rungs(self, epochs: int) -> list[int]:
-        """Epochs at which the pruner may end a trial of `epochs` epochs."""
+    @property
+    def goal(self) -> Target | None:
+        """The target that trials are ended at; None where they are tuned for what their last epoch comes to, or where
+        the target is not known yet."""
+        return self.target if isinstance(self.target, Target) else None
+
+    @property
+    def in_words(self) -> str:
+        """What trials are compared by."""
+        if self.target is None:
+            return f"{self.metric} after the last epoch"
+        first = "what the plain small batch reaches, which is tuned for accuracy first"
+        what = first if self.target == "auto" else str(self.target)
+        return f"{self.metric.partition('_')[0]} to {what}"
+
+    def verdicts(self, epochs: int, pace: float = 1) -> list[int]:
+        """Epochs after which a trial of `epochs` epochs may be ended from outside: at rungs, and at any where it is
+        tuned for a target, which another trial may have reached sooner."""
+        return list(range(1, epochs)) if self.goal else self.rungs(epochs, pace)
+
+    def rungs(self, epochs: int, pace: float = 1) -> list[int]:
+        """Epochs, which are passes over the data, at which the pruner may end a trial of `epochs` of them; its own
+        epochs are those of the budget, each of so many passes (`Budget.pace`)."""
         if self.pruner == "none":
             return []
         rungs: list[int] = []
-        rung: float = self.pruner.grace_period
+        rung = self.pruner.grace_period * pace
         while rung < epochs:
             rungs.append(int(-(-rung // 1)))  # a result counts for a rung from the first whole epoch at or past it
             rung *= self.pruner.reduction_factor
-        return rungs
+        return list(dict.fromkeys(rungs))
 
 
 class Resources(Spec):
@@ -233,13 +280,16 @@ class StudySpec(Spec):
     resources: Resources = Resources()
     batch_norm: BatchNormSpec = "sync"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    evaluate_every: int | None = Field(
+        None, gt=0, description="steps between evaluations within epochs; default: at the ends of epochs only"
+    )
     seed: int = Field(0, ge=0)
     labels: dict[str, str] = Field({}, description="names of methods in tables and figures; theirs where left out")
 
     @model_validator(mode="before")
     @classmethod
     def _factors_fill_their_keys(cls, content: Any) -> Any:
-        return filled(content)
+        return filled(split.expanded(content))
 
     @field_validator("search", mode="before")
     @classmethod
@@ -258,13 +308,15 @@ class StudySpec(Spec):
         return {key: named(further[key]) for key in sorted(further, key=_place)}
 
     def all_cells(self) -> list[Cell]:
-        """The full product, in the order of the lists; the further factors change last."""
+        """The full product, in the order of the lists; the further factors change last. Of budgets that split a gap
+        only those are there that make a run of its own (`split.exists`)."""
         lists, keys = self.cells, list(self.factors)
-        return [
+        cells = [
             Cell(*parts, tuple(zip(keys, values, strict=True)))
             for values in product(*self.factors.values())
             for parts in product(lists.optimizer, lists.batch_size, lists.smoothing)
         ]
+        return [c for c in cells if split.exists(dict(c.factors).get(split.KEY, ""), c.batch_size, lists.batch_size)]
 
     def list_cells(self) -> list[Cell]:
         """The cells of the study."""
@@ -295,6 +347,28 @@ class StudySpec(Spec):
         batch size and smoothing alone, so that these are what is compared."""
         first = {cell.factors: cell for cell in reversed(self.list_cells())}
         return [self.variant(cell) for cell in reversed(first.values())] or [self]
+
+    def compared(self) -> list[StudySpec]:
+        """The variants but those that split the gaps of others: see `split`."""
+        return [part for part in self.variants() if part.splits is None] or [self]
+
+    def ends(self, cell: Cell) -> tuple[Cell, Cell]:
+        """The small and the large batch of the gap that a cell splits."""
+        own = cell.but(factors=split.whole(cell.factors))
+        sizes = self.cells.batch_size
+        if split.part_of(cell.factors) == split.SAME_UPDATES:
+            return own.but(batch_size=min(sizes)), own
+        return own, own.but(batch_size=max(sizes))
+
+    def whole(self, part: StudySpec) -> StudySpec:
+        """The variant whose gaps a variant of the study splits; any other variant is its own."""
+        cell = part.list_cells()[0]
+        return self.variant(cell.but(factors=split.whole(cell.factors))) if part.splits else part
+
+    @property
+    def splits(self) -> str | None:
+        """Of a variant, which part of another one's gaps its cells are for (`split.PARTS`), if they are."""
+        return next((split.part_of(cell.factors) for cell in self.list_cells()), None)
 
     @property
     def in_words(self) -> str:
@@ -332,8 +406,20 @@ class StudySpec(Spec):
 
     def steps_per_epoch(self, cell: Cell, samples: int) -> int:
         """Optimizer steps that an epoch of `samples` training samples takes in a cell."""
-        whole = samples // cell.batch_size
-        return whole if self.variant(cell).dataset.drop_last and whole else -(-samples // cell.batch_size)
+        return steps_per_pass(samples, cell.batch_size, self.variant(cell).dataset.drop_last)
+
+    def extent(self, cell: Cell, samples: int) -> Extent:
+        """How long a run of a cell over so many training samples is."""
+        part = self.variant(cell)
+        return part.budget.extent(samples, cell.batch_size, part.dataset.drop_last)
+
+    def rungs(self, cell: Cell, epochs: int) -> list[int]:
+        """Epochs at which the pruner may end a trial of a cell, of so many epochs (`Tuning.rungs`)."""
+        return self.tuning.rungs(epochs, self.variant(cell).budget.pace(cell.batch_size))
+
+    def verdicts(self, cell: Cell, epochs: int) -> list[int]:
+        """Epochs after which a trial of a cell, of so many epochs, may be ended from outside (`Tuning.verdicts`)."""
+        return self.tuning.verdicts(epochs, self.variant(cell).budget.pace(cell.batch_size))
 
     def trial_seed(self, cell: Cell, number: int) -> int:
         """The seed of a cell's trial; another one for each."""

@@ -42,6 +42,28 @@ def test_study_and_trials_read_back(tmp_path: Path):
     assert environment["packages"]["ray"] == "2.60.0"
 
 
+FACTS = {"training images": 60, "test images": 10, "sha256": "ab"}
+
+
+def test_other_data_are_refused_with_what_differs(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    assert not folder.require_same_data({"digits": FACTS})  # a study of before version 0.2 does not know its data
+    folder.keep_data({"digits": FACTS})
+    assert folder.require_same_data({"digits": FACTS})
+    with pytest.raises(StudyError, match=r"other data.*\ntraining images: 60 then, 37 now\nsha256: ab then, cd now"):
+        folder.require_same_data({"digits": FACTS | {"training images": 37, "sha256": "cd"}})
+
+
+def test_data_of_further_cells_are_added(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    folder.keep_data({"digits": FACTS})
+    assert folder.require_same_data({"digits": FACTS, "mnist": FACTS | {"sha256": "cd"}})
+    folder.keep_data({"mnist": FACTS | {"sha256": "cd"}})
+    with pytest.raises(StudyError, match="sha256: cd then, ab now"):
+        folder.require_same_data({"mnist": FACTS})
+    assert folder.require_same_data({"digits": FACTS})
+
+
 def test_trial_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = StudyFolder.create(tmp_path / "s", tiny_study())
     folder.write_trial(record(status="running"))

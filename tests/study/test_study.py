@@ -202,8 +202,9 @@ def test_numbers_of_one_schedule_are_refused_in_another():
 
 
 def test_budget_in_steps_counts_whole_epochs():
-    assert (Budget(steps=9).total_epochs(4), Budget(steps=9).total_steps(4)) == (3, 9)
-    assert (Budget(epochs=9).total_epochs(4), Budget(epochs=9).total_steps(4)) == (9, 36)
+    for budget, steps, epochs in ((Budget(steps=9), 9, 3), (Budget(epochs=9), 36, 9)):
+        extent = budget.extent(samples=38, batch_size=10)
+        assert (extent.steps, extent.epochs, budget.total_steps(4)) == (steps, epochs, steps)
 
 
 def test_edges():

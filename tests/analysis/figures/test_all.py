@@ -82,11 +82,12 @@ def make_epochs(study: StudySpec, confirmed: bool, seeds: int = 3, epochs: int =
 def make_reached(study: StudySpec, steps: Callable[[int], list[float]]) -> pd.DataFrame:
     """Runs of each cell with the steps that a batch size takes."""
     rows = [
-        (cell.optimizer, cell.batch_size, cell.smoothing, s, s / 10, s / 100)
+        (cell.optimizer, cell.batch_size, cell.smoothing, repeat, s, s / 10, s / 100, 0.9 * s if s < np.inf else 20.0)
         for cell in study.list_cells()
-        for s in steps(cell.batch_size)
+        for repeat, s in enumerate(steps(cell.batch_size))
     ]
-    return pd.DataFrame(rows, columns=["optimizer", "batch_size", "smoothing", "steps", "epochs", "seconds"])
+    names = ["optimizer", "batch_size", "smoothing", "repeat", "steps", "epochs", "seconds", "steps_low"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def images(count: int = 20, channels: int = 3) -> np.ndarray:
