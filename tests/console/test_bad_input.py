@@ -70,7 +70,7 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
     "grace period of zero": ("trials: 4", "trials: 4, pruner: {grace_period: 0}", ["tuning.pruner.grace_period: input should be greater than 0"]),
     "gpus as text": ("tuning:", "resources: {gpus_per_worker: all}\ntuning:", ["resources.gpus_per_worker: input should be 'auto', or a number from 0 up; got 'all'"]),
     "validation size as text": ("samples: 640", "samples: 640, validation_size: some", ["dataset.validation_size: input should be a number of samples, or a fraction below 1; got 'some'"]),
-    "metric and direction": ("trials: 4", "trials: 4, metric: val_loss", ["tuning: `direction` of metric val_loss must be minimize"]),
+    "metric and direction": ("trials: 4", "trials: 4, metric: val_loss, direction: maximize", ["tuning: `direction` of metric val_loss must be minimize"]),
     "infinite hyper-parameter": ("tuning:", "fixed: {weight_decay: .inf}\ntuning:", ["fixed.weight_decay: input should be a finite number; got inf"]),
     "momentum of one": ("tuning:", "fixed: {momentum: 1}\ntuning:", ["fixed.momentum: input should be less than 1; got 1"]),
     "unsafe name": ("name: tiny", "name: ../tiny", [":1: name: input should be letters, digits, '.', '_' and '-' only", "got '../tiny'"]),

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
-from lbstudy.study.spec import Cell, StudySpec
+from lbstudy.study.spec import Cell, Published
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
 from lbstudy.tuning.search import CellSearch, Past, StudySearch
@@ -132,8 +132,8 @@ def test_published_configurations_that_come_later_are_tried_next():
     """Their numbers have been taken by sampled trials; what was tried is not tried again."""
     first = STUDY.published_params(CELL)
     later = {"learning_rate": 0.123}
-    entry = {"optimizer": "sgd", "batch_size": 32, "smoothing": "none", "params": later}
-    study = StudySpec.model_validate(STUDY.model_dump() | {"published": [*STUDY.model_dump()["published"], entry]})
+    entry = Published.model_validate({"optimizer": "sgd", "batch_size": 32, "smoothing": "none", "params": later})
+    study = STUDY.model_copy(update={"published": [*STUDY.published, entry]})
     past = [
         Past(CELL, 0, first[0], "completed", (0.5,), published=True),
         Past(CELL, 1, {"learning_rate": 0.3}, "completed", (0.4,)),
