@@ -132,9 +132,9 @@ def device_seconds(records: Iterable[TrialRecord], resources: Resources) -> dict
     gpus = 1.0 if resources.gpus_per_worker in ("auto", 0) else float(resources.gpus_per_worker)
     for record in records:
         if record.device:
-            workers, _, kind = record.device.partition(" x ")
+            workers, _, kind = record.device.rpartition(" x ")  # of one alone if it says nothing else
             share = resources.cpus_per_worker if kind == "cpu" else gpus
-            found["CPU" if kind == "cpu" else kind] += record.seconds * int(workers) * share
+            found["CPU" if kind == "cpu" else kind] += record.seconds * int(workers or 1) * share
     return dict(found)
 
 
