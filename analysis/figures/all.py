@@ -98,6 +98,7 @@ def draw_all(
     variants = study.variants()
     if any(part.splits for part in variants):
         yield from _draw_splits(study, frames.runs)
+    parts: list[tuple[dict[str, tuple[str, Callable[[], Figure]]], str, str, bool]]
     if len(variants) == 1:
         parts = [(figures_of(folder, frames, reached), "", "", False)]
     else:
@@ -112,8 +113,8 @@ def draw_all(
         ]
     for name, (description, draw) in figures_of_all(frames, rows).items():
         yield _drawn(name, name, description, draw)
-    for name in dict.fromkeys(name for figures, *_ in parts for name in figures):
-        of_name = [(figures[name], *others) for figures, *others in parts if name in figures]
+    for name in dict.fromkeys(name for figures, _, _, _ in parts for name in figures):
+        of_name = [(figures[name], end, words, splits) for figures, end, words, splits in parts if name in figures]
         for place, ((description, draw), end, words, splits) in enumerate(of_name):
             caption = f"{description}, with {words}" if words else description
             if at_most is not None and (place >= at_most or splits):

@@ -279,10 +279,11 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     for cell, group in drawn.groupby("cell", sort=False):
         ks = np.arange(1, len(group) + 1)
         if study.tuning.goal:
-            low, expected, high = _expected_best(*_times(study, group), ks, least=True)
+            times, longest = _times(study, group)
+            low, expected, high = _expected_best(times, ks, longest, least=True)
         else:
             accuracies = group["val_accuracy"].where(group["status"] != "diverged", 0.0).fillna(0.0).to_numpy(float)
-            low, expected, high = _expected_best(accuracies, NEVER_ABOVE, ks)
+            low, expected, high = _expected_best(accuracies, ks)
         first = group.iloc[0]
         part = pd.DataFrame({"k": ks, "expected": expected, "low": low, "high": high})
         part.insert(0, "cell", cell)
@@ -319,7 +320,7 @@ def _unit(study: StudySpec) -> str:
 
 
 def _expected_best(
-    scores: np.ndarray, never_above: float, ks: np.ndarray, least: bool = False
+    scores: np.ndarray, ks: np.ndarray, never_above: float = NEVER_ABOVE, least: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower band, estimate and upper band of E[max of k draws], or of the `least`, at each k.
 

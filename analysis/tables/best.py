@@ -62,7 +62,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         found = best.loc[cell.name] if cell.name in best.index else None
         params = {} if found is None else {n: float(found[f"params.{n}"]) for n in study.ranges(cell)}  # type: ignore[arg-type]
         row |= {name: params.get(name) for name in tuned}
-        if study.tuning.goal:
+        if study.tuning.target:
             time = None if found is None else found[study.tuning.metric]
             row |= {study.tuning.metric: time, "reached": time if time is None else "no" if time == inf else "yes"}
         row |= {name: None if found is None else found[name] for name in ("val_accuracy", "val_loss", "epochs")}
@@ -75,7 +75,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         row["edge"] = " ".join(f"{name}:{end}" for name, end in edges.items() if end)
         row["workers"] = workers_of(trials, confirmed, cell.name)
         rows.append(row)
-    numbers = [*tuned, *([study.tuning.metric] if study.tuning.goal else []), "val_accuracy", "val_loss"]
+    numbers = [*tuned, *([study.tuning.metric] if study.tuning.target else []), "val_accuracy", "val_loss"]
     types: dict[str, Any] = {"epochs": "Int64", **dict.fromkeys(numbers, float)}
     frame = pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
     if "," not in workers_of(trials, confirmed):  # one number, or none known

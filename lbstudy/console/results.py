@@ -31,7 +31,7 @@ class TableKind(StrEnum):
     """What `table` shows."""
 
     gap = "gap"
-    split = "split"
+    split = "split"  # type: ignore[assignment]  # a method of str, which nobody calls here
     targets = "targets"
     critical = "critical"
     health = "health"

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -25,12 +26,15 @@ from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_overrid
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import StudySpec
-from lbstudy.tuning.confirm import as_study
+from lbstudy.tuning.confirm import as_study, plan_runs
 
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
     from lbstudy.study.code import Code
     from lbstudy.training.datasets import Datasets
+
+TARGET_SEEDS = 3
+"""Confirmed runs of the plain small-batch cell that a target `auto` is taken from."""
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -181,6 +185,8 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
     from lbstudy.training import datasets
     from lbstudy.tuning import doctor, tuner
 
+    if study.tuning.target == "auto":
+        study = with_target(study, path, data, verbose)
     planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
@@ -189,6 +195,42 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:
         tuner.tune_study(folder, planned, progress.update, notice, verbose)
+
+
+def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> StudySpec:
+    """The study with the target that it has asked to be found: the validation accuracy that the worst of TARGET_SEEDS
+    runs of its plain small-batch cell ends with, which is tuned for accuracy in a study of its own, within its folder.
+
+    Raises:
+        StudyError: no run of that cell completes.
+    """
+    from lbstudy.analysis import load
+    from lbstudy.analysis.tables import targets
+
+    folder = StudyFolder.create(path, study, code_in_use())
+    if folder.study().tuning.goal is None:
+        first = targets.baseline(study)
+        only = {key: [getattr(first, key)] for key in ("optimizer", "batch_size", "smoothing")}
+        tuning = {"metric": "val_accuracy", "direction": "maximize", "target": None, "learning_rate_rule": None}
+        plain = study.model_copy(
+            update={
+                "cells": study.cells.model_copy(update=only),
+                "tuning": study.tuning.model_copy(update=tuning),
+                "evaluate_every": None,
+            }
+        )
+        where = folder.target
+        err.print(f"the target is what {first.name} reaches, tuned for accuracy first; records in {where.path}")
+        tune(plain, where.path, data, verbose)
+        runs = plan_runs(where, plain, TARGET_SEEDS, 1, False, "split", notice)
+        confirm_runs(plain, where, runs, "split", data, verbose)
+        found = [targets.choose_targets(part, load.confirmed(where))[1].value for part in plain.variants()]
+        if any(map(isnan, found)):
+            raise StudyError(f"{where.path}: no confirmed run of {first.name} has completed, so there is no target")
+        folder.fix_target(study, min(found), code_in_use())
+    goal = folder.study().tuning.goal
+    err.print(f"the target is {goal}")
+    return study.model_copy(update={"tuning": study.tuning.model_copy(update={"target": goal})})
 
 
 def confirm_runs(

@@ -22,6 +22,7 @@ from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
 from lbstudy.study.load import read_study
 from lbstudy.study.objective import sort_key
+from lbstudy.study.run import Target
 from lbstudy.study.spec import StudySpec
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
@@ -83,6 +84,7 @@ NO_CODE = Code()
 LOCK = "driver.lock"
 CONFIRMATION = "confirm"
 DATA = "data.json"
+TARGET = "target"
 
 
 class Damaged(Exception):
@@ -123,6 +125,7 @@ class StudyFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            study = folder.with_found_target(study)
             storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
             if code:
                 write_code(path, code)
@@ -167,7 +170,7 @@ class StudyFolder:
         Raises:
             StudyError: with a diff of the two, or of the checksums of their code.
         """
-        old, study = self.study(), _with_copy(study, code)
+        old, study = self.study(), _with_copy(self.with_found_target(study), code)
         if code and (changed := differences(self.path, code)):
             raise StudyError(
                 f"{self.path} holds a study that ran with other code. Choose another --name, or take back:\n"
@@ -231,6 +234,24 @@ class StudyFolder:
     def confirmation(self) -> StudyFolder:
         """The folder of the study's confirmed runs, which may not exist: laid out like a study's."""
         return StudyFolder(self.path / CONFIRMATION)
+
+    @property
+    def target(self) -> StudyFolder:
+        """The folder of the study of the plain small-batch cell that gives a study its target `auto`, if it has one."""
+        return StudyFolder(self.path / TARGET)
+
+    def fix_target(self, study: StudySpec, accuracy: float, code: Code = NO_CODE) -> None:
+        """Write down the target that was found for a study that asked for one; it keeps it from then on."""
+        tuning = study.tuning.model_copy(update={"target": Target(val_accuracy=accuracy)})
+        settled = study.model_copy(update={"tuning": tuning})
+        storage.write(self.path / "study.yaml", _with_copy(settled, code).to_yaml().encode())
+
+    def with_found_target(self, study: StudySpec) -> StudySpec:
+        """The study, with the target that was found for it if it asks for one and there is one."""
+        if study.tuning.target != "auto" or not (self.target.path / "study.yaml").is_file():
+            return study
+        goal = self.study().tuning.target
+        return study.model_copy(update={"tuning": study.tuning.model_copy(update={"target": goal})})
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""

@@ -213,7 +213,8 @@ def explain(error: ValidationError, content: dict[str, Any], root: type[Spec]) -
     for keys, found_there in branches.items():
         inside = [problem for problem in found_there if len(problem.keys) > len(keys)]
         got = show(_value(content, keys))
-        problems += inside or [Problem(keys, f"input should be {_allowed(keys, root)}; got {got}")]
+        known = any(len(problem.keys) > len(keys) and problem.keys[: len(keys)] == keys for problem in problems)
+        problems += inside or ([] if known else [Problem(keys, f"input should be {_allowed(keys, root)}; got {got}")])
     return problems + [problem for problem in missing if problem.keys not in instead]
 
 

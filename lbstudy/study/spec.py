@@ -192,15 +192,17 @@ class Tuning(Spec):
         None, description="first trial of every larger batch size: the best learning rate of batch `from`, scaled"
     )
     metric: Metric = Field("val_accuracy", description="after the last epoch, or the time until the target is met")
-    direction: Literal["maximize", "minimize"] = Field(
-        default_factory=lambda known: (
-            "maximize" if known.get("metric", "val_accuracy") == "val_accuracy" else "minimize"
-        ),
-        description="follows from the metric",
-    )
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="follows from the metric")
     target: Target | Literal["auto"] | None = Field(
         None, description="what *_to_target is about; auto: what the plain small batch reaches, which is tuned first"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_follows(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "direction" in content or "metric" not in content:
+            return content
+        return content | {"direction": "maximize" if content["metric"] == "val_accuracy" else "minimize"}
 
     @model_validator(mode="after")
     def _direction_fits(self) -> Tuning:
@@ -220,7 +222,8 @@ class Tuning(Spec):
         """What trials are compared by."""
         if self.target is None:
             return f"{self.metric} after the last epoch"
-        what = "what the plain small batch reaches" if self.target == "auto" else str(self.target)
+        first = "what the plain small batch reaches, which is tuned for accuracy first"
+        what = first if self.target == "auto" else str(self.target)
         return f"{self.metric.partition('_')[0]} to {what}"
 
     def verdicts(self, epochs: int, pace: float = 1) -> list[int]:

@@ -69,7 +69,8 @@ def take_up(
             series = _cut_back(folder, record, kept)
         values = _values(study, record, series)
         elapsed = time_so_far(study.tuning, series[-1]) if series else None
-        past.append(Past(cells[record.cell], record.number, record.params, record.status, tuple(values), elapsed))
+        known = (record.number, record.params, record.status, tuple(values), elapsed, record.published)
+        past.append(Past(cells[record.cell], *known))
     return past, records
 
 

@@ -8,10 +8,10 @@ import optuna
 import pytest
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
-from lbstudy.study.spec import Cell
+from lbstudy.study.spec import Cell, Published
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
-from lbstudy.tuning.search import Past, StudySearch
+from lbstudy.tuning.search import CellSearch, Past, StudySearch
 from tests.conftest import tiny_study
 
 CELL = Cell("sgd", 32, "none")
@@ -123,7 +123,27 @@ def test_search_taken_up_suggests_what_the_uninterrupted_one_does():
         value = 0.1 * (n % 7)
         status = "pruned" if n % 3 else "completed"
         whole.on_trial_complete(str(n), {"epoch": 1, "objective": value, "outcome": status})
-        past.append(Past(Cell(*next((c.optimizer, c.batch_size, c.smoothing) for c in STUDY.list_cells() if c.name == cell)), number, params, status, (value,)))  # fmt: skip
+        its_cell = next(c for c in STUDY.list_cells() if c.name == cell)
+        published = any(entry.items() <= params.items() for entry in STUDY.published_params(its_cell))
+        past.append(Past(its_cell, number, params, status, (value,), published=published))
+
+
+def test_published_configurations_that_come_later_are_tried_next():
+    """Their numbers have been taken by sampled trials; what was tried is not tried again."""
+    first = STUDY.published_params(CELL)
+    later = {"learning_rate": 0.123}
+    entry = Published.model_validate({"optimizer": "sgd", "batch_size": 32, "smoothing": "none", "params": later})
+    study = STUDY.model_copy(update={"published": [*STUDY.published, entry]})
+    past = [
+        Past(CELL, 0, first[0], "completed", (0.5,), published=True),
+        Past(CELL, 1, {"learning_rate": 0.3}, "completed", (0.4,)),
+        Past(CELL, 2, {"learning_rate": 0.4}, "pruned", (0.1,)),
+    ]
+    search = CellSearch(study, CELL, optuna.storages.InMemoryStorage(), past)
+    assert search.ask(3) == (later, True)
+    params, published = search.ask(4)
+    assert not published
+    assert params not in (later, first[0])
 
 
 def test_interrupted_trials_come_first_with_their_own_values():
