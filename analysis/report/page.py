@@ -222,6 +222,7 @@ def _draw(folder: StudyFolder) -> Iterator[Picture]:
 class Live(NamedTuple):
     """What a page says while its study runs."""
 
+    at_work: bool  # whether a driver is
     sentences: list[str]  # how the study stands
     every: int  # seconds until the page is written again
     made: str  # ISO 8601, UTC
