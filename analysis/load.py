@@ -5,10 +5,13 @@ Files may be damaged or incomplete: what can be read is returned, and `frame.att
 
 from __future__ import annotations
 
+from math import inf
+
 import pandas as pd
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.storage import StoragePath
+from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec
 
 METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
@@ -21,10 +24,19 @@ OUTCOME = ["status", "epochs"]
 
 
 def trials(folder: StudyFolder) -> pd.DataFrame:
-    """One row per trial: its cell, tuned values (as `params.NAME`), status, and the metrics of its last epoch."""
+    """One row per trial: its cell, tuned values (as `params.NAME`), status, and the metrics of its last epoch.
+
+    In a study that is tuned for a target its time to it is among these, infinite where it was missed and NaN where it
+    is not known, and the `nearest` that it came.
+    """
     records, damaged = folder.scan()
-    rows = [_key(record) | {"published": record.published} | _outcome(record, METRICS) for record in records]
-    frame = frame_of(rows, [*KEY, "published", *OUTCOME, *METRICS, "seconds"], METRICS)
+    tuning = folder.study().tuning
+    metrics = [*METRICS, *([tuning.metric, "nearest"] if tuning.target else [])]
+    rows = [_key(record) | {"published": record.published} | _outcome(record, metrics) for record in records]
+    frame = frame_of(rows, [*KEY, "published", *OUTCOME, *metrics, "seconds"], metrics)
+    if tuning.target:
+        missed = (frame["status"] == "completed") & frame[tuning.metric].isna()
+        frame[tuning.metric] = frame[tuning.metric].mask(missed, inf)
     frame.attrs["left_out"] = [address(folder, path) for path in damaged]
     return frame
 
@@ -44,13 +56,13 @@ def of_variant(rows: pd.DataFrame, variant: StudySpec) -> pd.DataFrame:
 
 
 def ranked(study: StudySpec, trials: pd.DataFrame) -> pd.DataFrame:
-    """The completed trials, best first by the study's metric after the last epoch, with their `rank` in their cell.
+    """The completed trials, best first by the study's metric, with their `rank` in their cell.
 
     Pruned trials are left out: they have not had the budget that the comparison is about.
     """
-    ascending = study.tuning.direction == "minimize"
     completed = trials[trials["status"] == "completed"]
-    best_first = completed.sort_values([study.tuning.metric, "number"], ascending=[ascending, True], kind="stable")
+    keys = [sort_key(study.tuning, row) for row in completed.to_dict("records")]
+    best_first = completed.assign(key=keys).sort_values(["key", "number"], kind="stable").drop(columns="key")
     return best_first.assign(rank=best_first.groupby("cell", sort=False).cumcount())
 
 
@@ -90,6 +102,36 @@ def confirmed_epochs(folder: StudyFolder) -> pd.DataFrame:
     frame = frame_of(rows, [*CONFIRMED_KEY, "epoch", *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
     frame.attrs["left_out"] = left_out
     return frame
+
+
+def evaluations(epochs: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+    """A row per evaluation, those within epochs too, in the order of each run's steps.
+
+    `epochs` counts a part of one by its steps; `seconds` are those of the run so far. What was not measured is NaN.
+
+    Args:
+        epochs: from `epochs` or `confirmed_epochs`.
+        metric: of the evaluations within epochs leave out those that have not measured it.
+    """
+    run = ["cell", "number"]
+    series = epochs.sort_values([*run, "epoch"])
+    ended = series.groupby(run)["seconds"].cumsum()
+    whole = series.assign(epochs=series["epoch"], seconds=ended).drop(columns="within", errors="ignore")
+    if "within" not in series:
+        return whole
+    keys = list(series)[: list(series).index("epoch") + 1]
+    rows = [
+        key | entry | {"seconds": end - length + entry["seconds"]}
+        for key, end, length, inner in zip(
+            series[keys].to_dict("records"), ended, series["seconds"], series["within"], strict=True
+        )
+        for entry in (inner if isinstance(inner, list) else [])
+        if metric is None or metric in entry
+    ]
+    if not rows:
+        return whole
+    within = pd.DataFrame(rows).astype({name: whole[name].dtype for name in keys})
+    return pd.concat([whole, within], ignore_index=True).sort_values([*run, "step"], kind="stable", ignore_index=True)
 
 
 def list_damaged(trials: pd.DataFrame, confirmed: pd.DataFrame, epochs: pd.DataFrame | None = None) -> list[str]:

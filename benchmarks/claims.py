@@ -123,7 +123,7 @@ def times_to_sgd(
         goal = targets.Target("clean_train_loss", float(sgd[:, at - 1].max()), stage)
         met = np.concatenate([loss <= goal.value for loss in losses.values()])
         first = np.where(met.any(axis=1), met.argmax(axis=1) + 1.0, np.inf)
-        times[goal] = confirmed[["cell", "repeat"]].assign(epochs=first)
+        times[goal] = confirmed[["cell", "repeat"]].assign(epochs=first, epochs_low=first - 1)
     return times
 
 

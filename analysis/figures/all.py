@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lbstudy.analysis import load
+from lbstudy.analysis.figures import accuracy as figures_accuracy
+from lbstudy.analysis.figures import gaps as figures_gaps
 from lbstudy.analysis.figures import landscape as figures_landscape
 from lbstudy.analysis.figures import mixup as figures_mixup
 from lbstudy.analysis.figures import planes as figures_planes
@@ -31,8 +33,8 @@ from lbstudy.analysis.figures import tuning as figures_tuning
 from lbstudy.analysis.figures.split import draw_split, split_info
 from lbstudy.analysis.figures.style import NothingToDraw
 from lbstudy.analysis.minima import results
+from lbstudy.analysis.tables import gaps, targets
 from lbstudy.analysis.tables import minima as minima_table
-from lbstudy.analysis.tables import targets
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
 from lbstudy.study.factors import in_words, suffix
@@ -49,13 +51,14 @@ class Drawing(NamedTuple):
     description: str
     figure: Figure | None
     reason: str = ""  # where there is no figure
+    kind: str = ""  # the name without that of the variant
 
 
 class Reached(NamedTuple):
     """When each run reached a target."""
 
     target: str  # in words: what was to be reached
-    runs: pd.DataFrame  # a row per run: optimizer, batch_size, smoothing, steps, epochs, seconds (infinite: missed)
+    runs: pd.DataFrame  # a row per run: see `figures_runs.steps_to_target_info`
 
 
 class Frames(NamedTuple):
@@ -74,15 +77,18 @@ Figures = dict[str, tuple[str, Callable[[], Figure]]]
 """Name -> description, and what draws it."""
 
 
-def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int | None = None) -> Iterator[Drawing]:
+def draw_all(
+    folder: StudyFolder, reached: Reached | None = None, at_most: int | None = None, rows: int | None = None
+) -> Iterator[Drawing]:
     """Draw the figures of a study, in the order of a report; of each, one per variant of the study.
 
     Args:
         folder: the study's folder.
-        reached: for the steps to a target; default: the training loss that `targets.choose_targets` takes from the
-            baseline cell.
+        reached: for the steps to a target; default: the target that the study was tuned for, or else the training
+            loss that `targets.choose_targets` takes from the baseline cell.
         at_most: variants that are drawn of each figure, the first ones, and none that splits gaps; of the others the
             reason says how to.
+        rows: variants that a figure of all of them shows at most.
     """
     study, trials = folder.study(), load.trials(folder)
     frames = Frames(
@@ -92,6 +98,7 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
     variants = study.variants()
     if any(part.splits for part in variants):
         yield from _draw_splits(study, frames.runs)
+    parts: list[tuple[dict[str, tuple[str, Callable[[], Figure]]], str, str, bool]]
     if len(variants) == 1:
         parts = [(figures_of(folder, frames, reached), "", "", False)]
     else:
@@ -104,17 +111,24 @@ def draw_all(folder: StudyFolder, reached: Reached | None = None, at_most: int |
             )
             for part in variants
         ]
-    for name in dict.fromkeys(name for figures, *_ in parts for name in figures):
+    for name, (description, draw) in figures_of_all(frames, rows).items():
+        yield _drawn(name, name, description, draw)
+    for name in dict.fromkeys(name for figures, _, _, _ in parts for name in figures):
         of_name = [(figures[name], end, words, splits) for figures, end, words, splits in parts if name in figures]
         for place, ((description, draw), end, words, splits) in enumerate(of_name):
             caption = f"{description}, with {words}" if words else description
             if at_most is not None and (place >= at_most or splits):
-                yield Drawing(name + end, caption, None, "left to `lbstudy figures`, with so many combinations")
-                continue
-            try:
-                yield Drawing(name + end, caption, draw())
-            except NothingToDraw as nothing:
-                yield Drawing(name + end, caption, None, str(nothing))
+                reason = "left to `lbstudy figures`, with so many combinations"
+                yield Drawing(name + end, caption, None, reason, name)
+            else:
+                yield _drawn(name, name + end, caption, draw)
+
+
+def _drawn(kind: str, name: str, description: str, draw: Callable[[], Figure]) -> Drawing:
+    try:
+        return Drawing(name, description, draw(), kind=kind)
+    except NothingToDraw as nothing:
+        return Drawing(name, description, None, str(nothing), kind)
 
 
 def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
@@ -127,10 +141,7 @@ def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
             f"split{suffix(factors)}",
             f"What few updates and what less noise cost the large batch{words}",
         )
-        try:
-            yield Drawing(name, description, draw_split(split_info(study, runs, named)))
-        except NothingToDraw as nothing:
-            yield Drawing(name, description, None, str(nothing))
+        yield _drawn("split", name, description, lambda named=named: draw_split(split_info(study, runs, named)))  # type: ignore[misc]
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:
@@ -144,6 +155,26 @@ def _narrowed(frames: Frames, part: StudySpec) -> Frames:
         landscape=lambda kind: load.of_variant(frames.landscape(kind), part),
         sharpness=lambda: load.of_variant(frames.sharpness(), part),
     )
+
+
+def figures_of_all(frames: Frames, rows: int | None = None) -> Figures:
+    """The figures that show all variants of a study at once; of so many of them at most."""
+    study, trials, runs = frames.study, frames.trials, frames.runs
+    table = cache(lambda: gaps.gap_table(study, runs))
+    return {
+        "accuracy": (
+            "Test accuracy against batch size",
+            lambda: figures_accuracy.draw_accuracy(figures_accuracy.accuracy_info(study, trials, runs), rows),
+        ),
+        "gap": (
+            "What the largest batch size loses against the smallest",
+            lambda: figures_gaps.draw_gaps(figures_gaps.gaps_info(study, table()), rows),
+        ),
+        "gap_closed": (
+            "How much of that loss each smoothing takes away",
+            lambda: figures_gaps.draw_shares(figures_gaps.shares_info(study, table()), rows),
+        ),
+    }
 
 
 def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> Figures:
@@ -190,17 +221,19 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
     def sensitivity(parameter: str) -> Callable[[], Figure]:
         return lambda: figures_tuning.draw_sensitivity(figures_tuning.sensitivity_info(study, trials, parameter))
 
+    what = study.tuning.metric.replace("_", " ") if study.tuning.goal else "validation accuracy"
     figures: list[tuple[str, str, Callable[[], Figure]]] = [
         ("learning_curves", "Accuracy and loss of every cell against epochs",
          lambda: figures_runs.draw_learning_curves(curves())),
         ("learning_curves_steps", "Accuracy and loss of every cell against optimizer steps",
          lambda: figures_runs.draw_learning_curves(curves(), "step")),
-        ("steps_to_target", "Steps to a target against batch size, with ideal scaling", steps_to_target),
+        ("steps_to_target", "Steps to a target against batch size, with ideal scaling and critical batch sizes",
+         steps_to_target),
         ("best_learning_rates", "Best learning rate against batch size, with the linear and the square-root rule",
          lambda: figures_tuning.draw_best_rates(figures_tuning.best_rates_info(study, trials))),
-        ("tuning_curves", "Expected best validation accuracy after k trials",
+        ("tuning_curves", f"Expected best {what} after k trials",
          lambda: figures_tuning.draw_tuning_curves(figures_tuning.tuning_curves_info(study, trials))),
-        *((f"sensitivity_{name}", f"Validation accuracy of every trial against {name.replace('_', ' ')}",
+        *((f"sensitivity_{name}", f"{what.capitalize()} of every trial against {name.replace('_', ' ')}",
            sensitivity(name)) for name in study.tuned()),
         ("mixup_densities", "Density of the Mixup coefficient in the best trial of every cell with Mixup",
          lambda: figures_mixup.draw_mixup_densities(figures_mixup.mixup_densities_info(study, trials))),

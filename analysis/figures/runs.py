@@ -3,7 +3,7 @@
 Each is two functions: `*_info` computes what is shown, `draw_*` draws it. Learning curves are those of the confirmed
 runs, several seeds a cell; where there are none, that of the cell's best tuning trial. Steps to a target against batch
 size is the figure of Shallue et al. (2019) and Ma et al. (2020): along the ideal-scaling line twice the batch size
-takes half the steps.
+takes half the steps. The curve through them, and the critical batch size, are `scaling.fit`'s.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lbstudy.analysis import load, scaling
 from lbstudy.analysis.figures.style import (
     INK,
     Encoding,
@@ -42,6 +44,11 @@ only where no run was confirmed."""
 TIMES_FIRST_LOSS = 2
 """Losses above so many times the first epoch's, the median over cells, are cut off: a run that diverges has 1000s."""
 
+CRITICAL_AT = 0.06
+"""Height of the first critical batch size in a panel, and of every further one above it."""
+
+CURVES = " Curves: S(B) = S_min (1 + B_crit / B). At the bottom: B_crit with its 95 % interval over seeds."
+
 MISSED_AT = 0.93
 """Height of the misses in a panel, as a fraction of it."""
 
@@ -51,8 +58,8 @@ class LearningCurves(NamedTuple):
 
     study: StudySpec
     points: pd.DataFrame
-    """A row per cell, metric and epoch: cell, optimizer, batch_size, smoothing, metric, epoch, step, mean, low and high
-    (of the seeds; NaN for one seed), n (seeds), confirmed (bool)."""
+    """A row per cell, metric and evaluation: cell, optimizer, batch_size, smoothing, metric, epoch (with a part of one
+    where it is within), step, mean, low and high (of the seeds; NaN for one seed), n (seeds), confirmed (bool)."""
     train_on: TrainOn  # what the confirmed runs trained on
     diverged: dict[str, tuple[int, int]]
     """Cell -> how many of its confirmed runs diverged, of how many; only where some did."""
@@ -80,6 +87,7 @@ def learning_curves_info(
     Raises:
         NothingToDraw: no cell has a confirmed run or a completed trial.
     """
+    epochs, confirmed_epochs = _evaluations(epochs), _evaluations(confirmed_epochs)
     best = best_trials(study, trials).set_index("cell")["number"]
     no_evidence = ["train_loss", "val_accuracy"] if train_on == "all" else ["train_loss"]
     parts, diverged, missing = [], {}, []
@@ -112,14 +120,20 @@ def learning_curves_info(
     return LearningCurves(study, points.reset_index(drop=True), train_on, diverged, missing)
 
 
+def _evaluations(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Epochs with the evaluations within them, which are at parts of epochs."""
+    return load.evaluations(epochs).assign(epoch=lambda found: found["epochs"]) if "within" in epochs else epochs
+
+
 def _of_cell(epochs: pd.DataFrame, cell: str) -> pd.DataFrame:
     return epochs if epochs.empty else epochs[epochs["cell"] == cell]
 
 
 def _comparable(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     """The runs as long as the longest one, and those that diverged; and the repeats of the latter."""
-    losses = runs[[m for m in ("train_loss", "val_loss", "clean_train_loss") if m in runs]].to_numpy(float)
-    dead = sorted(runs["repeat"][~np.isfinite(losses).all(axis=1)].unique())
+    ends = runs[runs["epoch"] % 1 == 0]  # within epochs not all of them are measured
+    losses = ends[[m for m in ("train_loss", "val_loss", "clean_train_loss") if m in ends]].to_numpy(float)
+    dead = sorted(ends["repeat"][~np.isfinite(losses).all(axis=1)].unique())
     last = runs.groupby("repeat")["epoch"].transform("max")
     return runs[(last == last.max()) | runs["repeat"].isin(dead)], dead
 
@@ -217,6 +231,8 @@ class StepsToTarget(NamedTuple):
     """A row per cell, by batch size: optimizer, batch_size, smoothing, median, low and high (of the runs; infinite
     where missed), missed (how many runs), n (runs), ideal (steps of the smallest batch that reached the target, scaled
     by 1/batch size; NaN without one)."""
+    fits: dict[tuple[str, str], scaling.Fit]
+    """Optimizer and smoothing -> S(B) = S_min (1 + B_crit / B), of those that have such a curve; of steps only."""
 
 
 def steps_to_target_info(
@@ -226,7 +242,8 @@ def steps_to_target_info(
 
     Args:
         study: the study.
-        reached: a row per run: optimizer, batch_size, smoothing, and steps, epochs, seconds (infinite: missed).
+        reached: a row per run: optimizer, batch_size, smoothing, repeat, and steps, epochs, seconds (infinite: missed),
+            steps_low (`targets.times_to_target`).
         target: in words, such as "validation accuracy 0.95".
         unit: which column to take; with epochs the ideal line is level, and seconds have none.
 
@@ -247,12 +264,19 @@ def steps_to_target_info(
     first = hit.reindex(pd.MultiIndex.from_frame(cells[["optimizer", "smoothing"]])).reset_index(drop=True)
     exponent = {"steps": 1.0, "epochs": 0.0, "seconds": np.nan}[unit]
     ideal = first["median"] * (first["batch_size"] / cells["batch_size"]) ** exponent
-    return StepsToTarget(study, target, cells.assign(ideal=ideal.where(cells["batch_size"] >= first["batch_size"])))
+    cells = cells.assign(ideal=ideal.where(cells["batch_size"] >= first["batch_size"]))
+    fits = {
+        names: fit
+        for names, group in (reached.groupby(["optimizer", "smoothing"]) if unit == "steps" else ())
+        if (fit := scaling.fit(scaling.Runs.of(group))).curve
+    }
+    return StepsToTarget(study, target, cells, fits)
 
 
 @in_style
 def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "seconds"] = "steps") -> Figure:
-    """A panel per smoothing; cells that missed the target are hollow and lie at the top edge."""
+    """A panel per smoothing; cells that missed the target are hollow and lie at the top edge, and critical batch sizes
+    at the bottom."""
     encoding = Encoding.of(info.study)
     runs = info.cells["n"]
     n = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
@@ -260,7 +284,7 @@ def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "
     figure, axes = panels(
         info.study.name, f"{unit} to {info.target} against batch size",
         f"Median of n = {n} run{'' if runs.max() == 1 else 's'} a cell{bars}. "
-        "Hollow, at the top edge: missed by half of the runs or more.",
+        f"Hollow, at the top edge: missed by half of the runs or more.{CURVES if info.fits else ''}",
         [""], encoding.smoothings, height=2.1,
     )  # fmt: skip
     finite = info.cells[["low", "high", "ideal"]].to_numpy(float)
@@ -268,7 +292,7 @@ def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "
     low, top = finite.min(), finite.max()
     room = max(top / low, 2.0)
     for panel, smoothing in zip(axes[0], encoding.smoothings, strict=True):
-        panel.set_ylim(low / room**0.08, top * room**0.25)
+        panel.set_ylim(low / room ** (0.08 + (0.3 if info.fits else 0)), top * room**0.25)
         for place, optimizer in enumerate(encoding.optimizers):
             cells = info.cells
             here = cells[(cells["optimizer"] == optimizer) & (cells["smoothing"] == smoothing)]
@@ -276,7 +300,9 @@ def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "
             panel.plot(here["batch_size"], here["ideal"], ls=":", lw=1, color=look["color"])
             beside = here["batch_size"] * 1.1 ** (place - (len(encoding.optimizers) - 1) / 2)
             hit = np.isfinite(here["median"])
-            panel.plot(beside, here["median"].where(hit), **look)  # the line breaks at a miss
+            fit = info.fits.get((optimizer, smoothing))
+            line = {"linestyle": "none"} if fit else {}  # without a curve, a line that breaks at a miss
+            panel.plot(beside, here["median"].where(hit), **look | line)
             highest = here["high"].where(np.isfinite(here["high"]), top * room)  # beyond the edge
             panel.vlines(beside[hit], here["low"][hit], highest[hit], color=look["color"], lw=0.8)
             panel.plot(
@@ -287,9 +313,30 @@ def draw_steps_to_target(info: StepsToTarget, unit: Literal["steps", "epochs", "
             mark_empty(panel, "no runs")
         batch_size_axis(panel, encoding.batch_sizes)
         log_axis(panel, "y")
+        for place, optimizer in enumerate(encoding.optimizers):
+            if fit := info.fits.get((optimizer, smoothing)):
+                _draw_fit(panel, fit, encoding.look(optimizer)["color"], CRITICAL_AT * (place + 1))
     label_outer(axes, "batch size", f"{unit} to target")
     extra = [Line2D([], [], marker="o", fillstyle="none", ls="none", color=INK, label="missed")]
     if info.cells["ideal"].notna().any():
         extra.append(Line2D([], [], ls=":", lw=1, color=INK, label="ideal scaling"))
+    if info.fits:
+        extra.append(Line2D([], [], marker="|", ms=7, mew=1.4, lw=1.2, color=INK, label="critical batch size"))
     encoding.legend(figure, ["optimizer", "smoothing"], extra)
     return figure
+
+
+def _draw_fit(panel: Axes, fit: scaling.Fit, colour: str, height: float) -> None:
+    """The curve through the steps and, at a height of the panel (as a fraction), the critical batch size with its
+    interval: a tick on a bar, an arrow at the edge that it lies beyond."""
+    assert fit.curve is not None
+    sizes = np.geomspace(fit.curve.small, fit.curve.large, 100)
+    panel.plot(sizes, fit.curve.steps(sizes), color=colour, lw=1.2)
+    left, right = panel.get_xlim()
+    value, low, high = fit.critical
+    mark = {"transform": panel.get_xaxis_transform(), "color": colour}
+    if not np.isnan(low):
+        panel.plot(np.clip([low, high], left, right), [height] * 2, lw=1.2, **mark)
+    beyond = "<" if value < left else ">" if value > right else "|"
+    edge = value if beyond == "|" else left * 1.08 if beyond == "<" else right / 1.08
+    panel.plot(edge, height, marker=beyond, ms=7 if beyond == "|" else 4, mew=1.4, ls="none", **mark)

@@ -186,6 +186,19 @@ def mark_empty(axes: Axes, reason: str) -> None:
     text.set_in_layout(False)  # the panel does not make room for it
 
 
+_TIP = "tip: "
+
+
+def tip(artist: Artist, text: str) -> None:
+    """What an SVG shows of an artist to a reader who points at it."""
+    artist.set_gid(_TIP + text)
+
+
+def _with_tips(svg: str) -> str:
+    """The groups that are named for a text have it as their title instead."""
+    return re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", svg)
+
+
 @in_style
 def write(figure: Figure, path: StoragePath) -> None:
     """Save a figure on white; the same figure gives the same bytes."""
@@ -194,9 +207,10 @@ def write(figure: Figure, path: StoragePath) -> None:
         "pdf": {"CreationDate": None},
         "png": {"Software": None},
     }
-    content, kind = BytesIO(), path.name.rpartition(".")[2]
-    figure.savefig(content, format=kind, metadata=undated[kind])
-    storage.write(path, content.getvalue())
+    stream, kind = BytesIO(), path.name.rpartition(".")[2]
+    figure.savefig(stream, format=kind, metadata=undated[kind])
+    content = stream.getvalue()
+    storage.write(path, _with_tips(content.decode()).encode() if kind == "svg" else content)
 
 
 @in_style
@@ -219,9 +233,16 @@ def embeddable_svg(figure: Figure, name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # `*{...}` would hold for the whole page
+    svg = _with_tips(svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r'(?<= d=")[^"]*', _rounded, svg)
     svg = svg.replace(INK, "currentColor")
     label = escape(description, quote=True)
     size = f"max-width:100%;min-width:{0.75 * figure.get_figwidth():.2f}in;height:auto"  # smaller is not legible
     head = f'<svg role="img" aria-label="{label}" style="stroke-linejoin:round;stroke-linecap:butt;{size}" '
     return svg.replace("<svg ", head, 1)
+
+
+def _rounded(path: re.Match[str]) -> str:
+    """Coordinates of a path to a hundredth of a point, which halves a page."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path[0])

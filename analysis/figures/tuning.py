@@ -42,13 +42,14 @@ DIVERGED_AT = 0.05
 
 
 class Sensitivity(NamedTuple):
-    """How validation accuracy depends on one tuned parameter."""
+    """How validation accuracy, or the time to the study's target, depends on one tuned parameter."""
 
     study: StudySpec
     parameter: str
     trials: pd.DataFrame
-    """A row per trial: cell, optimizer, batch_size, smoothing, number, status, value, val_accuracy (NaN where it
-    diverged) and best (bool)."""
+    """A row per trial: cell, optimizer, batch_size, smoothing, number, status (missed: completed without reaching the
+    target), value, val_accuracy (NaN where it diverged) or the time (NaN where the target was not reached), and best
+    (bool)."""
     log: bool
     bounds: tuple[float, float]  # the ends of the widest range, and what lies beyond
 
@@ -71,10 +72,15 @@ def sensitivity_info(study: StudySpec, trials: pd.DataFrame, parameter: str) -> 
     shown = ended[ended[column].notna()]
     best = best_trials(study, trials)
     found = shown[["cell", "optimizer", "batch_size", "smoothing", "number", "status"]].assign(
-        value=shown[column].astype(float),
-        val_accuracy=shown["val_accuracy"].where(shown["status"] != "diverged"),
-        best=shown.index.isin(best.index),
+        value=shown[column].astype(float), best=shown.index.isin(best.index)
     )
+    score = _score(study)
+    if study.tuning.goal:
+        reached = (shown["status"] == "completed") & np.isfinite(shown[score])
+        found["status"] = shown["status"].mask(shown["status"].eq("completed") & ~reached, "missed")
+        found[score] = shown[score].where(reached)
+    else:
+        found[score] = shown[score].where(shown["status"] != "diverged")
     ranges = [study.ranges(cell)[parameter] for cell in study.list_cells() if parameter in study.ranges(cell)]
     ends = [end for entry in ranges for end in entry.bounds]
     log = any(entry.log_uniform for entry in ranges) and found["value"].min() > 0
@@ -82,9 +88,15 @@ def sensitivity_info(study: StudySpec, trials: pd.DataFrame, parameter: str) -> 
     return Sensitivity(study, parameter, found.reset_index(drop=True), log, bounds)
 
 
+def _score(study: StudySpec) -> str:
+    """What trials are shown by."""
+    return study.tuning.metric if study.tuning.goal else "val_accuracy"
+
+
 @in_style
 def draw_sensitivity(info: Sensitivity) -> Figure:
-    """A panel per cell: a point per trial; filled if completed, hollow if pruned, a cross at the bottom if diverged."""
+    """A panel per cell: a point per trial; filled if completed, hollow if pruned, a cross at the bottom if diverged. Of
+    times to a target those that are not known lie at the top."""
     cells = [cell for cell in info.study.list_cells() if info.parameter in info.study.ranges(cell)]
     encoding = Encoding.of(info.study).only(cells)
     columns = encoding.smoothings
@@ -94,13 +106,16 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
     ]  # fmt: skip
     name = info.parameter.replace("_", " ")
     counts = info.trials.groupby("cell").size()
+    score, goal = _score(info.study), info.study.tuning.goal
+    what = f"{_unit(info.study)} to {goal}" if goal else "validation accuracy"
+    lost = "At the top: not reached" if goal else "Pruned: its last accuracy. Diverged: at the bottom"
     figure, axes = panels(
-        info.study.name, f"validation accuracy against {name}",
-        f"A point is a trial, {_span(counts, 'trial')} a cell. Pruned: its last accuracy. Diverged: at the bottom.",
+        info.study.name, f"{what} against {name}",
+        f"A point is a trial, {_span(counts, 'trial')} a cell. {lost}.",
         [f"{o}\nbatch {b}" for o, b in rows], columns, height=1.15,
     )  # fmt: skip
-    accuracies = info.trials["val_accuracy"]
-    low, high = (0.0, 1.0) if accuracies.isna().all() else (accuracies.min(), accuracies.max())
+    scores = info.trials[score]
+    low, high = (0.0, 1.0) if scores.isna().all() else (scores.min(), scores.max())
     room = max(high - low, 0.02)
     for row, (optimizer, batch_size) in enumerate(rows):
         for column, smoothing in enumerate(columns):
@@ -113,17 +128,24 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
             look = encoding.look(optimizer, smoothing=smoothing) | {"linestyle": "none"}
             for status, hollow in (("completed", False), ("pruned", True)):
                 part = here[here["status"] == status]
-                panel.plot(part["value"], part["val_accuracy"], **look, **({"fillstyle": "none"} if hollow else {}))
-            diverged = here.loc[here["status"] == "diverged", "value"]
-            panel.plot(
-                diverged, np.full(len(diverged), DIVERGED_AT), transform=panel.get_xaxis_transform(),
-                **look | {"marker": "x"},
-            )  # fmt: skip
+                panel.plot(part["value"], part[score], **look, **({"fillstyle": "none"} if hollow else {}))
+            for status, marker in (("missed", None), ("pruned", None), ("diverged", "x")):
+                lost_ones = here.loc[(here["status"] == status) & here[score].isna(), "value"]
+                panel.plot(
+                    lost_ones, np.full(len(lost_ones), 1 - DIVERGED_AT if goal else DIVERGED_AT),
+                    transform=panel.get_xaxis_transform(),
+                    **look | ({"marker": marker} if marker else {"fillstyle": "none"}),
+                )  # fmt: skip
             if here["best"].any():  # a line without points that is not clipped would upset the layout
                 best = here[here["best"]]
-                panel.plot(best["value"], best["val_accuracy"], "o", ms=9, mfc="none", mec=INK, mew=0.9, clip_on=False)
-            panel.axhline(low - 0.08 * room, color=INK, lw=0.5, alpha=0.4)
-            panel.set_ylim(low - 0.22 * room, high + 0.1 * room)
+                panel.plot(best["value"], best[score], "o", ms=9, mfc="none", mec=INK, mew=0.9, clip_on=False)
+            if goal:
+                factor = max(high / low, 1.5) if low > 0 else 1.5
+                panel.set_ylim(low / factor**0.1 if low > 0 else 0.5, high * factor**0.3)
+                log_axis(panel, "y")
+            else:
+                panel.axhline(low - 0.08 * room, color=INK, lw=0.5, alpha=0.4)
+                panel.set_ylim(low - 0.22 * room, high + 0.1 * room)
             if here.empty:
                 mark_empty(panel, "no trial has ended")
     low_end, high_end = info.bounds
@@ -133,11 +155,11 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
         panel.set_xlim(limits)
         if info.log:
             log_axis(panel, "x")
-    label_outer(axes, name, "accuracy")
+    label_outer(axes, name, _unit(info.study) if goal else "accuracy")
     plain: dict[str, Any] = {"ls": "none", "color": INK}
     states = [
-        Line2D([], [], marker="o", label="completed", **plain),
-        Line2D([], [], marker="o", fillstyle="none", label="pruned", **plain),
+        Line2D([], [], marker="o", label="reached" if goal else "completed", **plain),
+        Line2D([], [], marker="o", fillstyle="none", label="missed or pruned" if goal else "pruned", **plain),
         Line2D([], [], marker="x", label="diverged", **plain),
         Line2D([], [], marker="o", ms=9, mfc="none", mew=0.9, label="best of its cell", **plain),
     ]
@@ -223,7 +245,7 @@ def draw_best_rates(info: BestRates) -> Figure:
 
 
 class TuningCurves(NamedTuple):
-    """Expected best validation accuracy after k trials, of each cell."""
+    """Expected best validation accuracy, or time to the study's target, after k trials, of each cell."""
 
     study: StudySpec
     points: pd.DataFrame
@@ -242,6 +264,9 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     has used up a trial and found nothing. A pruned one counts with the accuracy that it had; then, and with a sampler
     that learns from trial to trial, the curve describes what happened and no band is given.
 
+    Of a study that was tuned for a target it is the expected least time to it. A trial that has not reached it counts
+    with the longest time that any trial of its cell has trained, as if it had then.
+
     Raises:
         NothingToDraw: no trial of the sampler has ended.
     """
@@ -252,9 +277,13 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     guaranteed = study.tuning.sampler == "random" and not pruned
     parts = []
     for cell, group in drawn.groupby("cell", sort=False):
-        accuracies = group["val_accuracy"].where(group["status"] != "diverged", 0.0).fillna(0.0).to_numpy(float)
-        ks = np.arange(1, len(accuracies) + 1)
-        low, expected, high = _expected_best(accuracies, ks)
+        ks = np.arange(1, len(group) + 1)
+        if study.tuning.goal:
+            times, longest = _times(study, group)
+            low, expected, high = _expected_best(times, ks, longest, least=True)
+        else:
+            accuracies = group["val_accuracy"].where(group["status"] != "diverged", 0.0).fillna(0.0).to_numpy(float)
+            low, expected, high = _expected_best(accuracies, ks)
         first = group.iloc[0]
         part = pd.DataFrame({"k": ks, "expected": expected, "low": low, "high": high})
         part.insert(0, "cell", cell)
@@ -276,19 +305,36 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     return TuningCurves(study, points, guaranteed, basis)
 
 
-def _expected_best(accuracies: np.ndarray, ks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower band, estimate and upper band of E[max of k draws], at each k.
+def _times(study: StudySpec, trials: pd.DataFrame) -> tuple[np.ndarray, float]:
+    """Times of a cell's trials to the target, and the longest of them, which those have that did not reach it."""
+    trained = trials[{"steps": "step", "epochs": "epochs", "seconds": "seconds"}[_unit(study)]].astype(float)
+    times = trials[study.tuning.metric].astype(float)
+    reached = (trials["status"] == "completed") & np.isfinite(times)
+    longest = float(pd.concat([trained, times[reached]]).max())
+    return times.where(reached, longest).to_numpy(float), longest
 
-    E[max] rises as the distribution's CDF falls, so the upper band of the CDF gives the lower one of the curve.
+
+def _unit(study: StudySpec) -> str:
+    """What the time to the study's target is counted in."""
+    return study.tuning.metric.partition("_")[0]
+
+
+def _expected_best(
+    scores: np.ndarray, ks: np.ndarray, never_above: float = NEVER_ABOVE, least: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower band, estimate and upper band of E[max of k draws], or of the `least`, at each k.
+
+    Both rise as the distribution's CDF falls, so the upper band of the CDF gives the lower one of the curve.
     """
     with warnings.catch_warnings():
         # Equal accuracies: the bands then cover with at least the stated confidence, and no longer exactly with it.
         warnings.filterwarnings("ignore", "Duplicates detected", RuntimeWarning)
         above, estimate, below = EmpiricalDistribution.confidence_bands(
-            accuracies, CONFIDENCE, NEVER_BELOW, NEVER_ABOVE,
-            generator=_generator(len(accuracies)), method="ld_equal_tailed", n_jobs=1,
+            scores, CONFIDENCE, NEVER_BELOW, never_above,
+            generator=_generator(len(scores)), method="ld_equal_tailed", n_jobs=1,
         )  # fmt: skip
-    low, expected, high = (distribution.average_tuning_curve(ks) for distribution in (below, estimate, above))
+    curves = (distribution.average_tuning_curve(ks, minimize=least) for distribution in (below, estimate, above))
+    low, expected, high = curves
     return low, expected, high
 
 
@@ -303,9 +349,14 @@ def draw_tuning_curves(info: TuningCurves) -> Figure:
     """A panel per optimizer and smoothing, a curve per batch size."""
     encoding = Encoding.of(info.study)
     counts = info.points.groupby("cell")["k"].max()
+    goal, unit = info.study.tuning.goal, _unit(info.study)
+    lost = "those that missed the target count with the longest time of any" if goal else (
+        "diverged trials count with accuracy 0"
+    )  # fmt: skip
+    what = f"fewest {unit} to {goal}" if goal else "best validation accuracy"
     figure, axes = panels(
-        info.study.name, "expected best validation accuracy after k trials",
-        f"{info.basis}. {_span(counts, 'trial')} a cell, one seed each; diverged trials count with accuracy 0.",
+        info.study.name, f"expected {what} after k trials",
+        f"{info.basis}. {_span(counts, 'trial')} a cell, one seed each; {lost}.",
         encoding.optimizers, encoding.smoothings,
     )  # fmt: skip
     for row, optimizer in enumerate(encoding.optimizers):
@@ -320,7 +371,9 @@ def draw_tuning_curves(info: TuningCurves) -> Figure:
             if here.empty:
                 mark_empty(panel, "no trial has ended")
             panel.xaxis.get_major_locator().set_params(integer=True)
-    label_outer(axes, "trials k", "accuracy")
+            if goal:
+                log_axis(panel, "y")
+    label_outer(axes, "trials k", f"{unit} to target" if goal else "accuracy")
     encoding.legend(figure, ["optimizer", "batch size", "smoothing"])
     return figure
 

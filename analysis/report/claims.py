@@ -20,18 +20,24 @@ import numpy as np
 import pandas as pd
 
 from lbstudy.analysis import stats
+from lbstudy.analysis.report import power
 from lbstudy.analysis.report.sentences import (
-    closed_sentence,
     count,
     gap_sentence,
     ratio_words,
-    selected_sentence,
     share_sentence,
     worded,
 )
 from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.analysis.tables.minima import MEASURES
-from lbstudy.analysis.tables.targets import Target, baseline, speed_ratio
+from lbstudy.analysis.tables.targets import (
+    Target,
+    baseline,
+    choose_targets,
+    halfway_targets,
+    speed_ratio,
+    tuned_target,
+)
 from lbstudy.study.factors import in_words
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.study.split import without_budget
@@ -46,10 +52,12 @@ LEVEL = 1 - stats.LEVEL
 
 
 class Comparison(NamedTuple):
-    """What one pair of cells says about a claim."""
+    """What one pair of cells says about a claim, or another thing that a study found."""
 
-    verdict: Verdict
+    verdict: Verdict | None  # None: no claim is at stake
     sentence: str
+    need: str = ""  # what it would take to tell, in a sentence
+    of: tuple[str, ...] = ()  # the combinations of further factors that it is about, in words; none: all
 
 
 class Claim(NamedTuple):
@@ -65,8 +73,13 @@ class Claim(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         """What all comparisons say; where they differ, or one cannot tell, neither can they together."""
-        found = {comparison.verdict for comparison in self.comparisons}
-        return found.pop() if len(found) == 1 else "cannot tell"
+        return agreed(self.comparisons) or "cannot tell"
+
+
+def agreed(comparisons: Iterable[Comparison]) -> Verdict | None:
+    """The verdict of all comparisons, open where they differ; None where no claim is at stake."""
+    found = {comparison.verdict for comparison in comparisons}
+    return found.pop() if len(found) == 1 else "cannot tell"
 
 
 DECISIVE = ("eigenvalue_1", "width_1")
@@ -81,19 +94,31 @@ def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict
     return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
 
 
+def judged(verdict: Verdict, sentence: str, need: str) -> Comparison:
+    """A comparison that says what it would take where it cannot tell."""
+    return Comparison(verdict, sentence, need if verdict == "cannot tell" else "")
+
+
 def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
-    """What all variants of a study say about a claim, each of which says it about itself; all must agree."""
-    (_, first), *others = claims
-    if not others:
-        return first
-    found = [Comparison(c.verdict, led(part, c.sentence)) for part, claim in claims for c in claim.comparisons]
-    return first._replace(comparisons=found)
+    """What all variants of a study say about a claim, each of which says it about itself; all must agree. What several
+    say in the same words stands once."""
+    said: dict[tuple[Comparison, ...], list[str]] = {}
+    for part, claim in claims:
+        said.setdefault(tuple(claim.comparisons), []).append(words_of(part))
+    if len(said) == 1:
+        return claims[0][1]
+    found = [c._replace(of=tuple(words)) for comparisons, words in said.items() for c in comparisons]
+    return claims[0][1]._replace(comparisons=found)
+
+
+def words_of(variant: StudySpec) -> str:
+    """The values of the further factors that a variant's cells share; a study's own budget goes without saying."""
+    return in_words(without_budget(variant.list_cells()[0].factors)) if variant.in_words else ""
 
 
 def led(variant: StudySpec, sentence: str) -> str:
-    """A sentence about a variant, led by the values of the further factors that its cells share; a study's own budget
-    goes without saying."""
-    words = in_words(without_budget(variant.list_cells()[0].factors)) if variant.in_words else ""
+    """A sentence about a variant, led by `words_of` it."""
+    words = words_of(variant)
     return f"With {words}: {sentence}" if words else sentence
 
 
@@ -105,57 +130,110 @@ def rivals(study: StudySpec) -> tuple[Cell, Cell] | None:
     return max(found, key=lambda pair: (pair[0].batch_size, pair[0].smoothing == "none"), default=None)
 
 
+def goals(study: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> list[Target]:
+    """The targets that decide whether K-FAC needs fewer steps, as far as they are known: what the study was tuned to
+    reach in few steps; else where SGD's cell of the `rivals` is halfway, and where it ends.
+
+    Args:
+        study: the study.
+        confirmed: `load.confirmed` of its folder.
+        epochs: `load.confirmed_epochs` of its folder.
+    """
+    pair, tuned = rivals(study), tuned_target(study)
+    if not pair:
+        return []
+    if tuned and tuned_for_steps(study):
+        return [tuned]
+    found = [*halfway_targets(confirmed, epochs, pair[1]), *choose_targets(study, confirmed, cell=pair[1])]
+    return [target for target in found if not isnan(target.value)]
+
+
+def tuned_for_steps(study: StudySpec) -> bool:
+    """Whether configurations were tuned to reach a target in few steps, or epochs: the same within a cell."""
+    return study.tuning.goal is not None and study.tuning.metric in ("steps_to_target", "epochs_to_target")
+
+
 def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, pd.DataFrame]) -> Claim:
     """K-FAC needs fewer steps than SGD at a large batch.
 
     Args:
         study: the study.
         confirmed: `load.confirmed` of its folder.
-        times: `targets.winners_times` for each known target, which are those of SGD's cell of the `rivals`, at its end
-            (`targets.choose_targets`) and halfway (`targets.halfway_targets`).
+        times: `targets.winners_times` for each of the `goals`.
     """
     pair, optimizers = rivals(study), {cell.optimizer for cell in study.list_cells()}
+    soon = tuned_for_steps(study)
+    more = (
+        " Nor are steps to a target within one budget the fewest that a method can do with: neither was tuned to get "
+        "there soon."
+    )
+    more = "" if soon else more
     missing = " and ".join(study.label(name) for name in ("kfac", "sgd") if name not in optimizers)
     if pair:
         on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
-        usable = [target for target in times if not (on_all and target.metric == "val_accuracy")]
+        usable = [target for target in times if not (on_all and target.metric.startswith("val_"))]
         comparisons = [_steps(study, *pair, target, times[target]) for target in usable]
         why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
+        if soon and times:
+            why = "Confirmed runs trained on the validation samples, so the target says nothing of them."
     else:
         comparisons = []
         why = f"The study has no {missing}." if missing else "K-FAC and SGD share no batch size with one smoothing."
     return Claim(
         "steps",
         "K-FAC needs fewer steps than SGD at a large batch.",
-        "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
-        "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
-        "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
-        "alone. Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
-        "one epoch, and the 95 % interval is widened by the most that can hide in it. Else a run that has not is "
-        "infinitely late: Fisher’s exact test of how many have, at 5 %, which takes four seeds of each.",
+        _rule(study),
         comparisons or [Comparison("cannot tell", why)],
         "Naganuma and Yokota (2019) say so. Ma et al. (AAAI 2020) found, over 512 and more runs per batch size and "
         "method, that K-FAC scales with batch size no better than SGD, and is as sensitive to its hyper-parameters. "
-        "Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too. Nor are steps to a "
-        "target within one budget the fewest that a method can do with: neither was tuned to get there soon.",
-        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) else "targets",
+        f"Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.{more}",
+        "targets-sgd" if comparisons and pair and pair[1] != baseline(study) and not soon else "targets",
     )
 
 
-STAGES = {"": "", "half": ", where SGD was halfway,", "end": ", where SGD ended,"}
+def _rule(study: StudySpec) -> str:
+    """How the claim is decided, which depends on what the study was tuned for."""
+    ratio = "Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
+    fisher = (
+        "Else a run that has not is infinitely late: Fisher’s exact test of how many have, at 5 %, which takes four "
+        "seeds of each."
+    )
+    if tuned_for_steps(study):
+        known = f"{study.evaluate_every} steps" if study.evaluate_every else "one epoch"
+        return (
+            f"Steps until a run reaches the target that every configuration was tuned to reach soon "
+            f"({study.tuning.goal}), at the largest batch size of both, without smoothing. {ratio}{known}, and the "
+            f"95 % interval is widened by the most that can hide in them. {fisher}"
+        )
+    return (
+        "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
+        "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
+        "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
+        f"alone. {ratio}one epoch, and the 95 % interval is widened by the most that can hide in it. {fisher}"
+    )
+
+
+STAGES = {
+    "": "", "half": ", where SGD was halfway,", "end": ", where SGD ended,", "tuned": ", which both were tuned for,",
+}  # fmt: skip
 
 
 def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
     where = f"At batch {kfac.batch_size}" + (f" with {study.label(kfac.smoothing)}" if kfac.smoothing != "none" else "")
-    own, other = (times[times["cell"] == c.name].set_index("repeat")["epochs"].astype(float) for c in (kfac, sgd))
-    if own.empty:
-        return Comparison("cannot tell", f"No confirmed run of {kfac.name} has ended.")
+    both = [times[times["cell"] == cell.name].set_index("repeat") for cell in (kfac, sgd)]
+    own, other = (runs["epochs"].astype(float) for runs in both)
+    if own.empty or other.empty:
+        return Comparison("cannot tell", f"No confirmed run of {(kfac if own.empty else sgd).name} has ended.")
     goal = f"{target}{STAGES[target.stage]}"
     reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
     if reached == [len(own), len(other)]:
-        ratio = speed_ratio(own, other)  # of epochs, which at one batch size have the same number of steps
+        # of epochs, which at one batch size have the same number of steps
+        ratio = speed_ratio(own, other, *(runs["epochs_low"] for runs in both))
         sentence = f"{where}, K-FAC reached {goal} in {ratio_words(ratio)} SGD’s steps ({count(ratio.n)})."
-        return Comparison(decide(ratio.low, ratio.high, 1, above="contradicted"), sentence)
+        return judged(
+            decide(ratio.low, ratio.high, 1, above="contradicted"), sentence,
+            power.sentence([power.in_logarithms(ratio)], 0),
+        )  # fmt: skip
     p, least = _fisher(reached[0], len(own), reached[1], len(other)), _fisher(len(own), len(own), 0, len(other))
     few = f"; so few runs cannot bring it below {least:.2g}, and four of each could" if least > LEVEL else ""
     sentence = (
@@ -163,20 +241,21 @@ def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.Da
         f"{goal.rstrip(',')} (Fisher’s exact test: p = {p:.2g}{few})."
     )
     if p > LEVEL:
-        return Comparison("cannot tell", sentence)
+        need = power.sentence_of_counts(reached[0], len(own), reached[1], len(other), LEVEL) if len(other) else ""
+        return Comparison("cannot tell", sentence, need)
     return Comparison("supported" if reached[0] / len(own) > reached[1] / len(other) else "contradicted", sentence)
 
 
 def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
     """A large batch generalises worse. `gaps`: `gaps.gap_table`."""
     comparisons = []
-    for row in _at_largest_batch(gaps):
+    for row in at_largest_batch(gaps):
         if row["smoothing"] == "none":
             warning = lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
-            comparisons.append(
-                Comparison("cannot tell" if warning else verdict, gap_sentence(worded(row, study)) + warning)
-            )
+            need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
+            sentence = gap_sentence(worded(row, study)) + warning
+            comparisons.append(judged("cannot tell" if warning else verdict, sentence, need))
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
@@ -192,7 +271,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
 def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
     """Smoothing cuts the loss of accuracy to less than half. `gaps`: `gaps.gap_table`."""
     comparisons = []
-    for row in _at_largest_batch(gaps):
+    for row in at_largest_batch(gaps):
         if row["smoothing"] != "none":
             warning = lost(confirmed, _cells(study, row, ["none", row["smoothing"]]))
             verdicts = {
@@ -200,7 +279,8 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
                 for notion in ("closed", "narrowed")
             }
             verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
-            comparisons.append(Comparison(verdict, share_sentence(worded(row, study)) + warning))
+            need = power.FAILING if warning else _need_of_shares(study, confirmed, row)
+            comparisons.append(judged(verdict, share_sentence(worded(row, study)) + warning, need))
     if not comparisons and gaps["smoothing"].eq("none").any():
         comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
     return Claim(
@@ -214,6 +294,28 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
         "seeds nor intervals. Wen et al. (SmoothOut, 2018) report gains at small and large batches alike.",
         "gap",
     )
+
+
+def _need_of_shares(study: StudySpec, confirmed: pd.DataFrame, row: dict[str, Any]) -> str:
+    """What it would take for both shares to lie on one side of one half.
+
+    A share r = 1 - left / gap is above one half where gap / 2 - left has a mean above zero, which is the t test that
+    Fieller's interval is made of.
+    """
+    plain_small, plain_large, small, large = (
+        accuracy_by_repeat(confirmed, cell) for cell in _cells(study, row, ["none", row["smoothing"]])
+    )
+    gap = stats.paired_difference(plain_small, plain_large)
+    if not stats.excludes_zero(gap):
+        need = power.sentence([gap], 0)
+        return f"First the gap without smoothing must be told from zero. {need}" if need else ""
+    if gap.value < 0:
+        return "More seeds would not decide it: without smoothing the large batch does not lose."
+    half = HALF * (plain_small - plain_large)
+    beyond = [stats.mean(half - left) for left in (plain_small - large, small - large)]
+    if min(b.value for b in beyond) < 0 < max(b.value for b in beyond):
+        return power.OPPOSED.format("the two shares")
+    return power.sentence(beyond, 0)
 
 
 def wider_minima(study: StudySpec, runs: pd.DataFrame) -> Claim:
@@ -253,38 +355,26 @@ def _minima(
     plain, smoothed = (runs[runs["smoothing"] == s].set_index("repeat") for s in ("none", smoothing))
     if failed := failed_runs(plain["test_accuracy"]) + failed_runs(smoothed["test_accuracy"]):
         who = f"{study.label(optimizer)} at batch {batch} with {study.label(smoothing)} or without"
-        return Comparison("cannot tell", f"{who}: {failed} of the runs hardly learnt, and such lie flat anyway.")
-    parts, verdicts = [], set()
+        sentence = f"{who}: {failed} of the runs hardly learnt, and such lie flat anyway."
+        return Comparison("cannot tell", sentence, power.FAILING)
+    parts, verdicts, ratios = [], set(), []
     for name in present:
         measure, ratio = MEASURES[name], _ratio(smoothed[name].astype(float), plain[name].astype(float))
         above: Verdict = "supported" if measure.large_is == "flat" else "contradicted"
         verdicts.add(decide(ratio.low, ratio.high, 1, above=above))
+        ratios.append((power.in_logarithms(ratio), above))
         known = "not measured in both" if not ratio.n else "not finite and positive in every run"
         if name == "width_1" and ratio.n and inf in {*plain[name], *smoothed[name]}:
             known = "not known, since some valley goes on beyond the line"
         words = f"{ratio_words(ratio)} that without smoothing ({count(ratio.n)})" if not isnan(ratio.value) else known
         parts.append(f"{measure.label} {words}")
     sentence = f"{study.label(optimizer)} at batch {batch} with {study.label(smoothing)}: {'; '.join(parts)}."
-    return Comparison(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence)
-
-
-def answer(study: StudySpec, gaps: pd.DataFrame, steps: Claim, configs: pd.DataFrame) -> list[tuple[str, str]]:
-    """What a study found at its largest batch sizes: sentences, each with the table that holds its numbers.
-
-    Args:
-        study: the study.
-        gaps: `gaps.gap_table`.
-        steps: `fewer_steps`.
-        configs: `tables.best_configs`.
-    """
-    rows, sentences = _at_largest_batch(gaps), []
-    for plain in (row for row in rows if row["smoothing"] == "none" and not isnan(row["gap"])):
-        shares = [row for row in rows if row["optimizer"] == plain["optimizer"] and not isnan(row["closed"])]
-        shares = [worded(row, study) for row in sorted(shares, key=lambda row: -row["closed"])]
-        parts = [gap_sentence(worded(plain, study)), *([closed_sentence(shares)] if shares else [])]
-        sentences.append((" ".join(parts), "gap"))
-    sentences += [(c.sentence, steps.table) for c in steps.comparisons if c.verdict != "cannot tell"]
-    return sentences + [(sentence, "best") for sentence in [selected_sentence(study, configs)] if sentence]
+    sides = {(ratio.value > 0) == (above == "supported") for ratio, above in ratios}
+    need = (
+        power.sentence([ratio for ratio, _ in ratios], 0) if len(sides) == 1 else power.OPPOSED.format("the measures")
+    )
+    need = "" if any(isnan(ratio.value) for ratio, _ in ratios) else need
+    return judged(verdicts.pop() if len(verdicts) == 1 else "cannot tell", sentence, need)
 
 
 def _no_gap(study: StudySpec) -> Comparison:
@@ -294,7 +384,7 @@ def _no_gap(study: StudySpec) -> Comparison:
     return Comparison("cannot tell", "The study has no cell without smoothing to compare with.")
 
 
-def _at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+def at_largest_batch(gaps: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of the gap table at each optimizer's largest batch size."""
     largest = gaps.groupby("optimizer", sort=False)["large_batch"].transform("max")
     rows = gaps[gaps["large_batch"] == largest]

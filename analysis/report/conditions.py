@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis.tables.best import workers_of
-from lbstudy.study.factors import value_text
+from lbstudy.study.factors import labels, value_text
 from lbstudy.study.spec import StudySpec
 
 
@@ -57,6 +57,53 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     return caveats
 
 
+def describe_compared(study: StudySpec) -> str:
+    """What was compared, in a line."""
+    cells = study.list_cells()
+    optimizers, smoothings = (
+        _listed([study.label(name) for name in dict.fromkeys(getattr(cell, factor) for cell in cells)])
+        for factor in ("optimizer", "smoothing")
+    )
+    sizes = _listed([str(size) for size in sorted({cell.batch_size for cell in cells})])
+    names = labels(study.factors)
+    factors = [f"{names[key].replace('_', ' ')} {_listed([*map(value_text, study.factors[key])])}" for key in names]
+    of = f"{study.model} on {study.dataset.name}" if "model" not in names else f"on {study.dataset.name}"
+    return f"{optimizers}; batch {sizes}; {smoothings}; {'; '.join([*factors, of])}"
+
+
+def describe_cost(trials: pd.DataFrame, confirmed: pd.DataFrame) -> str:
+    """What it cost: trials, hours of devices (each worker of a run has one), and images seen in training."""
+    runs = pd.concat([frame for frame in (trials, confirmed) if len(frame)] or [trials])
+    parts = [f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in
+             ((len(trials), "trial"), (len(confirmed), "confirmed run")) if count]  # fmt: skip
+    if not parts:
+        return "Nothing has run yet."
+    kinds = runs["device"].fillna("").astype(str).str.extract(r"^(\d+) x (.*)$")
+    hours = kinds[0].fillna(1).astype(float) * runs["seconds"].astype(float) / 3600
+    of = kinds[1].fillna(runs["device"]).replace("", None).fillna("device").replace("cpu", "CPU")
+    parts += [f"{value:.2g} {kind} hours" for kind, value in hours.groupby(of, sort=False).sum().items()]
+    images = float((runs["step"] * runs["batch_size"]).sum())
+    return f"{', '.join(parts)}, {_count(images)} images seen."
+
+
+def _count(number: float) -> str:
+    """A large number, to two digits, in words."""
+    for size, word in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
+        if number >= size:
+            return f"{float(f'{number / size:.2g}'):g}{word}"
+    return f"{number:.0f}"
+
+
+MOST_LISTED = 5
+
+
+def _listed(names: list[str]) -> str:
+    """`a, b and c`, or how many there are."""
+    if len(names) > MOST_LISTED:
+        return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)})"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any]) -> dict[str, str]:
     """What was the same in every cell, in words, by what it is; of what further factors vary, what there was.
 
@@ -92,7 +139,8 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
         + (f"; confirmed runs train on {' or '.join(used)}" if used else ""),
         "budget": f"{study.budget.in_words}; {study.schedule.name} schedule, "
         + _words(study.schedule.model_dump(exclude={"name"}, exclude_none=True)),
-        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.metric} after the last epoch",
+        "tuning": f"{tuning.trials} trials a cell, {tuning.sampler}, {pruner}; by {tuning.in_words}"
+        + (f", evaluated every {study.evaluate_every} steps" if study.evaluate_every else ""),
         "ranges": "; ".join(
             f"{name} {entry}{f' ({when})' if (when := _words(entry.when)) else ''}"
             for name, entries in study.search.items()

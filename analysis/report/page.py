@@ -3,20 +3,21 @@
 `collect` gathers everything the page shows from the study's folder, `render` makes the page of it (`report.html.j2`,
 which escapes all text), `write` leaves it in the folder. The page is one file: figures are inside it, and nothing is
 loaded from elsewhere. Neither torch nor ray is needed.
+
+It is for a reader with a minute, who sees the verdicts, the accuracies and some sentences; with five, who goes through
+the questions (`questions`); and with an hour, who opens the tables (`evidence`), the figures and the conditions.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup, escape
 
 from lbstudy import storage
@@ -25,47 +26,41 @@ from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import style
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
-from lbstudy.analysis.report import claims, conditions, sentences, split
+from lbstudy.analysis.report import claims, conditions, evidence, sentences
+from lbstudy.analysis.report.evidence import Mark, Shown, for_page
+from lbstudy.analysis.report.questions import Question, lead, up_to_which_batch, why_it_loses
 from lbstudy.analysis.tables import best as tables
-from lbstudy.analysis.tables import gaps, health, targets
+from lbstudy.analysis.tables import critical, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
-from lbstudy.analysis.tables import split as split_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError
-from lbstudy.study.spec import Cell, StudySpec
+from lbstudy.study.spec import StudySpec
 
 NO_BREAK = "\u00a0"
 
 PAGE = "report.html"
 """Name of the page in the study's folder."""
 
+HEADLINE = "accuracy"
+"""The figure of the first screen."""
 
-MOST_VARIANTS = 6
+MOST_VARIANTS = 2
 """Of each figure, so many are on the page at most, one for each combination of further factors."""
 
+MOST_ROWS = 4
+"""Of figures that show all combinations, so many are on the page at most."""
 
-class Shown(NamedTuple):
-    """A table as the page shows it."""
-
-    name: str  # also of its anchor
-    title: str
-    table: pd.DataFrame  # of text
-    caption: str
-    command: str
-
-    def kind(self, column: str) -> Literal["number", "long", "word"]:
-        """How a column is set: numbers to the right, long text in lines."""
-        if tables.holds_numbers(self.table[column]):
-            return "number"
-        return "long" if self.table[column].str.len().max() > 32 else "word"
+LEFT_OUT = {"landscape_surface"}
+"""Figures that the page has not: a surface that cannot be turned says less than its contours, which are there."""
 
 
 class Picture(NamedTuple):
     """A figure as the page shows it, or why there is none."""
 
     name: str
+    kind: str  # its name without that of its variant
     description: str
     svg: Markup | None
     reason: str
@@ -78,15 +73,44 @@ class Report:
     study: str
     source: str
     made: str  # when, UTC
-    answer: list[tuple[str, str]]  # sentence, and the table that holds its numbers
-    claims: list[claims.Claim]
+    compared: str
+    cost: str
+    lead: list[tuple[str, str]]  # sentence, and the table that holds its numbers
+    questions: list[Question]
     missing: list[str]
+    health: list[Mark]
     tables: list[Shown]
     pictures: list[Picture]
     command: str
     figures_command: str
     fixed: dict[str, str]
     caveats: list[str]
+
+    def headline(self) -> list[Picture]:
+        """The figure of the first screen, if it could be drawn."""
+        return self.drawn([HEADLINE])
+
+    def drawn(self, kinds: Sequence[str]) -> list[Picture]:
+        """The first of these kinds of figures that could be drawn, of each combination of further factors."""
+        found = [[p for p in self.pictures if p.kind == kind and p.svg] for kind in kinds]
+        return next(filter(None, found), [])
+
+    def placed(self) -> dict[str, list[Picture]]:
+        """The figures of each question, by its name; one that several ask for is beside the first of them."""
+        taken, places = {HEADLINE}, dict[str, list[Picture]]()
+        for question in self.questions:
+            places[question.name] = self.drawn([kind for kind in question.figures if kind not in taken])
+            taken |= {picture.kind for picture in places[question.name]}
+        return places
+
+    def others(self) -> list[Picture]:
+        """The figures that stand nowhere else."""
+        kinds = {p.kind for pictures in self.placed().values() for p in pictures} | {HEADLINE}
+        return [picture for picture in self.pictures if picture.svg and picture.kind not in kinds]
+
+    def table(self, name: str) -> Shown | None:
+        """The table of this name, if the page has it."""
+        return next((table for table in self.tables if table.name == name), None)
 
 
 def collect(folder: StudyFolder) -> Report:
@@ -99,14 +123,14 @@ def collect(folder: StudyFolder) -> Report:
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
     variants = study.compared()
-    splits = any(part.splits for part in study.variants())
-    sought = [_sought(part, confirmed, epochs) for part in variants]
-    steps = [(found.study, claims.fewer_steps(found.study, confirmed, found.times)) for found in sought]
+    sought = [evidence.sought(part, confirmed, epochs) for part in variants]
     sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
+    critical_table = critical.critical_table(study, confirmed, epochs, critical.Tuning(trials, load.epochs(folder)))
+    splits = any(part.splits for part in study.variants())
     rows = slice(0 if confirmed.empty else None)  # "What is missing" says so once; these tables would in every row
 
     def command(verb: str, *arguments: str) -> str:
@@ -119,42 +143,61 @@ def collect(folder: StudyFolder) -> Report:
         study=study.name,
         source=study.source,
         made=utc_now()[:16].replace("T", " ") + " UTC",
-        answer=[
-            (claims.led(part, sentence), table)
-            for part, claim in steps
-            for sentence, table in claims.answer(part, of_variant(gap_table, part), claim, of_variant(configs, part))
-        ]
-        + [(sentence, "split") for sentence in split.gap_sentences(study, confirmed)],
-        claims=[
-            claims.together(steps),
-            about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
-            about(lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part))),
-            about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
+        compared=conditions.describe_compared(study),
+        cost=conditions.describe_cost(trials, confirmed),
+        lead=lead(study, gap_table, configs),
+        questions=[
+            Question.of(
+                about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
+                "gap", "learning_curves",
+            ),
+            Question.of(
+                about(lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part))),
+                "gap_closed",
+            ),
+            Question.of(
+                claims.together([(f.study, claims.fewer_steps(f.study, confirmed, f.times)) for f in sought]),
+                "steps_to_target",
+            ),
+            Question.of(
+                about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
+                "sharpness_accuracy", "landscape_widths",
+            ),
+            up_to_which_batch(study, critical_table[rows]),
+            *([why_it_loses(study, confirmed)] if splits else []),
         ],
         missing=health.list_missing(study, trials, confirmed)
         + load.list_damaged(trials, confirmed, epochs)
         + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(minima, sharpness, lines)],
+        health=evidence.health_marks(findings),
         tables=[
-            Shown("best", "Best configurations", _for_page(tables.lean(configs)), BEST, command("best")),
-            Shown("gap", "Small against large batch", _for_page(gap_table[rows]), GAP, command("table", "gap")),
-            *(_split(study, confirmed, command) if splits else ()),
             Shown(
-                "targets", "Time to what the smallest plain batch delivers",
-                _for_page(targets.targets_table(study, confirmed, epochs)[rows]), TARGETS,
-                command("table", "targets"),
+                "best", "Best configurations", for_page(tables.lean(configs)), evidence.BEST, command("best"),
+                evidence.places(study, configs),
             ),
-            *_times_to_sgd(sought, confirmed, epochs, command),
+            Shown("gap", "Small against large batch", for_page(gap_table[rows]), evidence.GAP, command("table", "gap")),
+            *(evidence.split_tables(study, confirmed, command) if splits else []),
             Shown(
-                "sharpness", "Minima", _for_page(measured), f"{minima_table.WHICH_SIDE} {MINIMA}",
+                "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
+                for_page(targets.targets_table(study, confirmed, epochs)[rows]),
+                evidence.TARGETS_TUNED if study.tuning.goal else evidence.TARGETS, command("table", "targets"),
+            ),
+            Shown(
+                "critical", "Critical batch sizes", for_page(critical_table[rows]), evidence.CRITICAL,
+                command("table", "critical"),
+            ),
+            *evidence.times_to_sgd(sought, confirmed, epochs, command),
+            Shown(
+                "sharpness", "Minima", for_page(measured), f"{minima_table.WHICH_SIDE} {evidence.MINIMA}",
                 command("table", "sharpness"),
             ),
             Shown(
-                "correlations", "Sharpness and test accuracy", _for_page(minima_table.correlations(measured)),
-                CORRELATIONS, command("table", "correlations"),
+                "correlations", "Sharpness and test accuracy", for_page(minima_table.correlations(measured)),
+                evidence.CORRELATIONS, command("table", "correlations"),
             ),
-            Shown("health", "Health", health_matrix(findings), HEALTH, command("table", "health")),
+            Shown("health", "Health", evidence.health_matrix(findings), evidence.HEALTH, command("table", "health")),
             Shown(
-                "warnings", "Warnings", _for_page(findings[findings["verdict"] == "warning"].drop(columns="verdict")),
+                "warnings", "Warnings", for_page(findings[findings["verdict"] == "warning"].drop(columns="verdict")),
                 "What a warning says, in full.", command("table", "health"),
             ),
         ],
@@ -166,115 +209,26 @@ def collect(folder: StudyFolder) -> Report:
     )  # fmt: skip
 
 
-def _split(study: StudySpec, confirmed: pd.DataFrame, command: Callable[..., str]) -> Iterator[Shown]:
-    """The parts of the gaps, and what they say."""
-    made_by = command("table", "split")
-    rows = slice(0 if confirmed.empty else None)
-    yield Shown("split", "The gap, split", _for_page(split_table.split_table(study, confirmed)[rows]), SPLIT, made_by)
-    found = pd.DataFrame(split.answers(study, confirmed), columns=split.Answer._fields)[rows]
-    yield Shown("split-answers", "What is repaired", _for_page(found), ANSWERS, command("report"))
-
-
-class Sought(NamedTuple):
-    """The targets that K-FAC and SGD are compared by, in a variant of the study."""
-
-    study: StudySpec
-    rivals: tuple[Cell, Cell] | None
-    halfway: list[targets.Target]
-    end: list[targets.Target]
-    times: dict[targets.Target, pd.DataFrame]
-
-
-def _sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> Sought:
-    rivals = claims.rivals(part)
-    end = targets.choose_targets(part, confirmed, cell=rivals[1]) if rivals else []
-    halfway = targets.halfway_targets(confirmed, epochs, rivals[1]) if rivals else []
-    end, halfway = ([goal for goal in found if not isnan(goal.value)] for found in (end, halfway))
-    times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in [*halfway, *end]}
-    return Sought(part, rivals, halfway, end, times)
-
-
-def _times_to_sgd(
-    sought: list[Sought], confirmed: pd.DataFrame, epochs: pd.DataFrame, command: Callable[..., str]
-) -> Iterator[Shown]:
-    """Tables of the times to where plain SGD is halfway, and ends, unless the table of targets shows that already."""
-    for name, what, has in (("targets-half", "where", "is halfway"), ("targets-sgd", "what", "delivers")):
-        shown, sizes, options = [], [], list[str]()
-        for part, rivals, halfway, end, _ in sought:
-            goals = halfway if name == "targets-half" else end
-            if rivals and goals and (name == "targets-half" or rivals[1] != targets.baseline(part)):
-                shown.append(targets.targets_table(part, confirmed, epochs, goals))
-                sizes.append(str(rivals[1].batch_size))
-                options = [option for goal in goals for option in goal.options]
-        if shown:  # one command makes the table of one variant only
-            made_by = command("table", "targets", *options) if len(sought) == 1 else command("report")
-            title = f"Time to {what} plain SGD {has} at batch {' or '.join(dict.fromkeys(sizes))}"
-            yield Shown(name, title, _for_page(pd.concat(shown, ignore_index=True)), TARGETS_SGD, made_by)
-
-
-BEST = (
-    "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
-    "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have). Accuracies are "
-    "fractions. Edge: a best value within 5 % of an end of its range, so that a better one may lie outside."
-)
-GAP = (
-    "Gap: test accuracy at the small batch minus that at the large batch, paired by seed. Closed: the share of the gap "
-    "without smoothing that the smoothed large batch wins back from the plain small batch. Narrowed: the same, both "
-    "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds are likely to show (power 80 %). "
-    "Brackets hold 95 % intervals; accuracies and shares are fractions."
-)
-SPLIT = (
-    "Few updates: what the large batch loses because it makes fewer updates in the same epochs; less noise: what it "
-    "loses because its gradient is the mean of more samples. Budget same_updates: between the two is the large batch "
-    "with as many updates as the small one; fewer_updates: the small batch, stopped after as many as the large one "
-    "makes. Each cell is tuned for itself. Repaired: by how much less a part costs with the smoothing than without. "
-    "Images: those that a run of the gap sees; between images: those of the run between. Brackets hold 95 % intervals, "
-    "paired by seed; accuracies and differences are fractions."
-)
-ANSWERS = (
-    "Yes where the 95 % interval of the difference lies above zero, and so does what is to be repaired; no where it "
-    "lies below; cannot tell where it holds zero, with one seed, and where runs of the cells failed."
-)
-TARGETS = (
-    "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
-    "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
-)
-TARGETS_SGD = (
-    "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "
-    "at a large batch is decided by those of halfway and of the end together: with a decayed learning rate the end "
-    "says mostly which of the two ends lower."
-)
-MINIMA = "Means over the n seeds that were measured, and their standard deviations (sd)."
-CORRELATIONS = (
-    "Spearman’s rank correlation of each measure with test accuracy across cells, which differ in more than sharpness: "
-    "it is no cause."
-)
-HEALTH = "Whether each cell's numbers can be trusted; ? where it cannot be told."
-
-
-def health_matrix(findings: pd.DataFrame) -> pd.DataFrame:
-    """`health.health_table` with a row per cell and a column per check; a check that a cell has not had is a dash."""
-    marks = findings.assign(verdict=findings["verdict"].replace({"cannot tell": "?"}))
-    order = {name: list(dict.fromkeys(findings[name])) for name in ("cell", "check")}
-    matrix = marks.pivot(index="cell", columns="check", values="verdict").reindex(order["cell"], columns=order["check"])
-    return matrix.fillna("-").reset_index().rename_axis(columns=None).astype(object)
-
-
-def _for_page(table: pd.DataFrame) -> pd.DataFrame:
-    """A table as text, without the columns that are empty."""
-    shown = tables.for_reading(table, digits=3)
-    return shown.loc[:, (shown != "-").any()]
-
-
 def _draw(folder: StudyFolder) -> Iterator[Picture]:
-    for drawing in figures.draw_all(folder, at_most=MOST_VARIANTS):
+    for drawing in figures.draw_all(folder, at_most=MOST_VARIANTS, rows=MOST_ROWS):
+        if drawing.kind in LEFT_OUT:
+            continue
         svg = None
         if drawing.figure is not None:  # matplotlib escapes the text it draws
             svg = Markup(style.embeddable_svg(drawing.figure, re.sub(r"[+=.]", "-", drawing.name), drawing.description))
-        yield Picture(drawing.name, drawing.description, svg, drawing.reason)
+        yield Picture(drawing.name, drawing.kind, drawing.description, svg, drawing.reason)
 
 
-def render(report: Report) -> str:
+class Live(NamedTuple):
+    """What a page says while its study runs."""
+
+    at_work: bool  # whether a driver is
+    sentences: list[str]  # how the study stands
+    every: int  # seconds until the page is written again
+    made: str  # ISO 8601, UTC
+
+
+def render(report: Report, live: Live | None = None) -> str:
     """The page. All text in it is escaped; only the figures are taken as they are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -284,7 +238,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["prose"] = prose
-    return environment.get_template("report.html.j2").render(report=report)
+    return environment.get_template("report.html.j2").render(report=report, live=live)
 
 
 def prose(text: str) -> Markup:
@@ -298,14 +252,18 @@ def unbroken(text: str) -> str:
     return re.sub(together, lambda found: found[0].replace(" ", NO_BREAK), text)
 
 
-def write(folder: StudyFolder) -> StoragePath:
-    """Write the page into the study's folder; returns its path.
+def write(folder: StudyFolder, live: Live | None = None) -> StoragePath:
+    """Write the page into the study's folder, in one step; returns its path.
+
+    Args:
+        folder: the study's folder.
+        live: how the study stands, where it runs.
 
     Raises:
         StudyError: the folder holds no study, or cannot be written.
     """
     page = folder.path / PAGE
-    content = render(collect(folder)).encode()
+    content = render(collect(folder), live).encode()
     try:
         storage.write(page, content)
     except OSError as error:

@@ -5,7 +5,7 @@ A row is one of the gap table as a dict, see `gaps.gap_table`, after `worded`.
 
 from __future__ import annotations
 
-from math import isnan
+from math import isinf, isnan
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from lbstudy.analysis import stats
 from lbstudy.analysis.tables.best import FAILED_SHARE
 from lbstudy.analysis.tables.gaps import WEAK_NOTE
+from lbstudy.study.factors import labels
 from lbstudy.study.spec import StudySpec
 
 
@@ -21,8 +22,8 @@ def worded(row: dict[str, Any], study: StudySpec) -> dict[str, Any]:
     return row | {name: study.label(row[name]) for name in ("optimizer", "smoothing")}
 
 
-def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
-    """The cell that validation prefers at the largest batch size, and its test accuracy."""
+def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> str:
+    """The cell that validation prefers at the largest batch size, and its test accuracy; `of`: which variant it is."""
     metric = study.tuning.metric
     largest = configs[configs["batch_size"].eq(configs["batch_size"].max()) & configs[metric].notna()]
     if largest.empty:
@@ -30,10 +31,15 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
     best_first = largest.sort_values(metric, ascending=study.tuning.direction == "minimize", kind="stable")
     row = best_first.iloc[0]
     value = f"{percent(row[metric])} %" if metric == "val_accuracy" else f"{row[metric]:.3g}"
+    what = f"{metric.replace('val_', 'validation ')} {value}"
+    if study.tuning.goal:
+        unit = metric.partition("_")[0]
+        what = f"{study.tuning.goal} " + ("not reached" if isinf(row[metric]) else f"after {row[metric]:.4g} {unit}")
     smoothing = f"with {study.label(row['smoothing'])}"
+    who = study.label(row["optimizer"]) + (f" ({of})" if of else "")
     sentence = (
-        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under "
-        f"{study.label(row['optimizer'])}: {metric.replace('val_', 'validation ')} {value} in one trial"
+        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under {who}: "
+        f"{what} in one trial"
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
         return f"{sentence}; its test accuracy is not known."
@@ -56,12 +62,26 @@ def gap_sentence(row: dict[str, Any]) -> str:
     if isnan(row["gap_low"]):
         why = "with one seed, which has" if row["n"] == 1 else f"at each of {row['n']} seeds, which have"
         return f"{way} {verb} {size} points of test accuracy {why} no interval."
+    if row["gap_low"] <= -1 and row["gap_high"] >= 1:  # no accuracies differ by more
+        return f"{way} {verb} {size} points of test accuracy ({count(row['n'])}), with an interval that holds any gap."
     ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
     sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:
         missed = f"a gap below {points(row['resolvable'])} points" if row["resolvable"] < 1 else "any gap"
         sentence += f", which cannot be told from nothing: {missed} is likely to be missed"
     return f"{sentence}."
+
+
+def gaps_sentence(rows: list[dict[str, Any]], study: StudySpec) -> str:
+    """What a larger batch costs an optimizer under several combinations of further factors, a row of the gap table
+    each."""
+    first = rows[0]
+    low, high = (points(end(row["gap"] for row in rows)) for end in (min, max))
+    keys = [name.replace("_", " ").replace(".", " ") for name in labels(study.factors).values()]
+    return (
+        f"From batch {first['small_batch']} to {first['large_batch']}, {first['optimizer']} without smoothing lost "
+        f"{low} to {high} points of test accuracy in {len(rows)} combinations of {' and '.join(keys)}."
+    )
 
 
 def closed_sentence(rows: list[dict[str, Any]]) -> str:
@@ -85,6 +105,36 @@ def share_sentence(row: dict[str, Any]) -> str:
         return f"{who}: {row['note'] or 'no share is known'}."
     why = f"; {row['note']}" if row["note"] and (len(known) == 1 or WEAK_NOTE in row["note"]) else ""
     return f"{capitalise(row['smoothing'])} {' and '.join(known)}{why}."
+
+
+def critical_sentence(row: dict[str, Any]) -> str:
+    """How far an optimizer's steps to a target fall with the batch size, from a row of `critical.critical_table`."""
+    smoothing = "without smoothing" if row["smoothing"] == "no smoothing" else f"with {row['smoothing']}"
+    who, limits = f"{row['optimizer']} {smoothing}", _limits(row, "b_crit")
+    if isnan(row["b_crit"]) and isnan(row["perfect_until"]):
+        return f"{who}: no critical batch size is known ({row['note']})."
+    if isnan(row["b_crit"]):
+        first = f"{who}, batch {row['smallest_batch']} to {row['largest_batch']}: no critical batch size is known"
+    elif row["b_crit"] > row["largest_batch"]:
+        first = f"{who}: steps fall up to the largest batch, {row['largest_batch']}; B_crit is larger{limits}"
+    elif row["b_crit"] < row["smallest_batch"]:
+        first = (
+            f"{who}: steps hardly fall from the smallest batch, {row['smallest_batch']}, on; B_crit is smaller{limits}"
+        )
+    else:
+        first = f"{who}: B_crit is {row['b_crit']:.4g}{limits}, where steps are twice the fewest, {row['s_min']:.4g}"
+    if isnan(row["perfect_until"]):
+        second = "where perfect scaling ends is not known" + _limits(row, "perfect_until")
+    elif row["perfect_until"] > row["largest_batch"]:
+        second = "they stay within 20 % of perfect scaling throughout" + _limits(row, "perfect_until")
+    else:
+        second = f"perfect scaling ends at batch {row['perfect_until']:.3g}" + _limits(row, "perfect_until")
+    return f"{first}; {second} ({count(row['n'])}, {row['reached']} of {row['runs']} runs got there)."
+
+
+def _limits(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if isnan(low) else f" [{low:.4g}, {'∞' if isinf(high) else f'{high:.4g}'}]"
 
 
 def _gap(row: dict[str, Any]) -> str:

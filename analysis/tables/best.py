@@ -44,7 +44,9 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     a column for each further factor of the cells, named by its key, follows the smoothing.
 
     `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a better
-    value may lie outside. A cell without a completed trial has counts but no values. Once runs have been confirmed
+    value may lie outside. In a study that was tuned for a target there is the best trial's time to it, infinite where
+    it was missed, and whether it was `reached`; accuracy, loss and epochs are then those at which the trial ended. A
+    cell without a completed trial has counts but no values. Once runs have been confirmed
     there is the best configuration's test accuracy too: mean, standard deviation, 95 % interval
     (`stats.mean_accuracy`), least and largest of the `n` runs that completed, and how many diverged or have not ended
     well. `workers` is there where runs were trained by different numbers of them. `attrs["damaged"]` says in sentences
@@ -60,6 +62,9 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         found = best.loc[cell.name] if cell.name in best.index else None
         params = {} if found is None else {n: float(found[f"params.{n}"]) for n in study.ranges(cell)}  # type: ignore[arg-type]
         row |= {name: params.get(name) for name in tuned}
+        if study.tuning.target:
+            time = None if found is None else found[study.tuning.metric]
+            row |= {study.tuning.metric: time, "reached": time if time is None else "no" if time == inf else "yes"}
         row |= {name: None if found is None else found[name] for name in ("val_accuracy", "val_loss", "epochs")}
         if len(confirmed):
             row |= _confirmed_result(confirmed, cell.name)
@@ -70,7 +75,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         row["edge"] = " ".join(f"{name}:{end}" for name, end in edges.items() if end)
         row["workers"] = workers_of(trials, confirmed, cell.name)
         rows.append(row)
-    types: dict[str, Any] = {"epochs": "Int64", **dict.fromkeys([*tuned, "val_accuracy", "val_loss"], float)}
+    numbers = [*tuned, *([study.tuning.metric] if study.tuning.target else []), "val_accuracy", "val_loss"]
+    types: dict[str, Any] = {"epochs": "Int64", **dict.fromkeys(numbers, float)}
     frame = pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
     if "," not in workers_of(trials, confirmed):  # one number, or none known
         frame = frame.drop(columns="workers")

@@ -4,12 +4,14 @@ The checks follow the tuning playbook (equal budgets, best values inside their r
 Choi et al. (2019): an optimizer that contains another must not lose to it. K-FAC contains SGD only in the limit of
 large damping, and only with settings that few studies have; without them, losing says nothing about its tuning.
 
+A study that was tuned for the time to a target asks, instead of whether runs had converged, whether they got there.
+
 Convergence and over-fitting are judged on the confirmed runs of a cell's best configuration, or else on its best trial.
 """
 
 from __future__ import annotations
 
-from math import ceil, isnan, sqrt
+from math import ceil, inf, isinf, isnan, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ import pandas as pd
 
 from lbstudy.analysis import load, stats
 from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
+from lbstudy.analysis.tables.targets import speed_ratio, tuned_target, winners_times
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import Cell, StudySpec
 
@@ -50,7 +53,8 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
     study, trials = folder.study(), load.trials(folder)
     confirmed = load.confirmed(folder, trials)
     best = best_trials(study, trials).set_index("cell")
-    curves = best_curves(folder, best, confirmed)
+    curves, goal = best_curves(folder, best, confirmed), tuned_target(study)
+    times = winners_times(confirmed, load.confirmed_epochs(folder), goal) if goal else None
     rows = []
     for part, cell in [(variant, cell) for variant in study.variants() for cell in variant.list_cells()]:
         series = curves[curves["cell"] == cell.name]
@@ -58,11 +62,15 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
             "budget": budget(study, count_statuses(trials, cell.name)),
             "divergence": divergence(count_statuses(trials, cell.name), count_statuses(winners(confirmed), cell.name)),
             "edge": edge(part, cell, best),
-            "convergence": convergence(series, study.tuning.metric),
+            **(
+                {"convergence": convergence(series, study.tuning.metric)}
+                if times is None
+                else {"target": reaches_target(study, cell, best, times)}
+            ),
             "over-fitting": over_fitting(series),
         }
         if cell.optimizer == "kfac":
-            findings["against SGD"] = special_case(part, cell, best, confirmed)
+            findings["against SGD"] = special_case(part, cell, best, confirmed, times)
         key = {"cell": cell.name, **dict(cell.factors)}
         rows += [{**key, "check": check, **found._asdict()} for check, found in findings.items()]
     return pd.DataFrame(rows, columns=["cell", *study.factors, "check", "verdict", "sentence"])
@@ -152,6 +160,30 @@ def convergence(curves: pd.DataFrame, metric: str) -> Finding:
     return Finding("ok", f"Not improving at the end: {changed} {noisy}.")
 
 
+def reaches_target(study: StudySpec, cell: Cell, best: pd.DataFrame, times: pd.DataFrame) -> Finding:
+    """Whether a cell's best configuration gets to the target that the study was tuned for.
+
+    Args:
+        study: the study.
+        cell: the cell.
+        best: the best trials, by cell.
+        times: `targets.winners_times` of the study's target.
+    """
+    goal, metric = study.tuning.goal, study.tuning.metric
+    if cell.name not in best.index:
+        return Finding("cannot tell", "No trial has completed.")
+    time, nearest = (float(best.at[cell.name, name]) for name in (metric, "nearest"))  # type: ignore[arg-type]
+    if isinf(time):
+        sentence = f"No trial has reached {goal}: the best one came to {nearest:.3g}"
+        return Finding("warning", f"{sentence}; lengthen the budget, widen the ranges or take a nearer target.")
+    runs = times.loc[times["cell"] == cell.name, "steps"]
+    reached = int((runs < inf).sum())
+    sentence = f"The best trial has reached {goal} after {time:.4g} {metric.partition('_')[0]}"
+    if reached < len(runs):
+        return Finding("warning", f"{sentence}, but of {len(runs)} confirmed runs {reached} have within the budget.")
+    return Finding("ok", f"{sentence}" + (f", and all {len(runs)} confirmed runs have." if len(runs) else "."))
+
+
 def final_gain(series: list[np.ndarray]) -> tuple[float, float]:
     """How much runs gained at their end, and the standard error of it from what such gains vary by.
 
@@ -190,11 +222,23 @@ def over_fitting(curves: pd.DataFrame) -> Finding:
     return Finding("ok", f"No over-fitting: {risen}{why}.")
 
 
-def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd.DataFrame) -> Finding:
-    """Whether K-FAC loses to SGD, all other factors equal, and whether it could have been SGD. `study`: the variant."""
+def special_case(
+    study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd.DataFrame, times: pd.DataFrame | None = None
+) -> Finding:
+    """Whether K-FAC loses to SGD, all other factors equal, and whether it could have been SGD.
+
+    Args:
+        study: the variant.
+        cell: K-FAC's cell.
+        best: the best trials, by cell.
+        confirmed: `load.confirmed`.
+        times: of a study that was tuned for a target, `targets.winners_times` of it: what they lose in then.
+    """
     other = cell.but(optimizer="sgd")
     if other not in study.list_cells():
         return Finding("cannot tell", f"The study has no cell {other.name} to compare with.")
+    if times is not None:
+        return _slower(study, cell, other, best, times)
     lead = stats.paired_difference(accuracy_by_repeat(confirmed, cell.name), accuracy_by_repeat(confirmed, other.name))
     if lead.n >= 2:
         if isnan(lead.low):
@@ -204,15 +248,7 @@ def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd
         points = f"{100 * lead.value:+.2f} points of test accuracy {interval}, n = {lead.n}"
         if lead.high >= 0:
             return Finding("ok", f"K-FAC against SGD: {points}.")
-        differences = apart_from_sgd(study, cell, other, best)
-        if differences:
-            why = f"the cell cannot become SGD, for {'; '.join(differences)}"
-            return Finding("cannot tell", f"K-FAC is behind SGD: {points}. It may be under-tuned or worse: {why}.")
-        return Finding(
-            "warning",
-            f"K-FAC loses to SGD: {points}. At damping {LARGE_DAMPING:g} and as many times the learning rate it would "
-            "nearly be SGD's best configuration, which lies within its ranges: a sign of too little tuning.",
-        )
+        return _behind(points, apart_from_sgd(study, cell, other, best))
     metric = study.tuning.metric
     if not {cell.name, other.name} <= {*best.index}:
         return Finding("cannot tell", f"{cell.name} or {other.name} has no completed trial.")
@@ -221,6 +257,36 @@ def special_case(study: StudySpec, cell: Cell, best: pd.DataFrame, confirmed: pd
         "cannot tell",
         f"Best {metric} {own:.4g} against {others:.4g} of SGD; two confirmed seeds would tell whether K-FAC loses.",
     )
+
+
+def _behind(by: str, differences: list[str]) -> Finding:
+    """What it means that K-FAC is behind SGD by so much, with what keeps its cell from SGD's best configuration."""
+    if differences:
+        why = f"the cell cannot become SGD, for {'; '.join(differences)}"
+        return Finding("cannot tell", f"K-FAC is behind SGD: {by}. It may be under-tuned or worse: {why}.")
+    return Finding(
+        "warning",
+        f"K-FAC loses to SGD: {by}. At damping {LARGE_DAMPING:g} and as many times the learning rate it would "
+        "nearly be SGD's best configuration, which lies within its ranges: a sign of too little tuning.",
+    )
+
+
+def _slower(study: StudySpec, cell: Cell, other: Cell, best: pd.DataFrame, times: pd.DataFrame) -> Finding:
+    """Whether K-FAC needs more steps than SGD to the target that both were tuned for."""
+    if study.tuning.metric == "seconds_to_target":
+        return Finding(
+            "cannot tell", "A step of K-FAC takes longer, so that in seconds it may lose however it is tuned."
+        )
+    own, sgd = (times[times["cell"] == name.name].set_index("repeat") for name in (cell, other))
+    if min(len(own), len(sgd)) < 2 or not np.isfinite([*own["epochs"], *sgd["epochs"]]).all():
+        return Finding(
+            "cannot tell", "Two confirmed seeds of both that reach the target would tell whether K-FAC loses."
+        )
+    ratio = speed_ratio(own["epochs"], sgd["epochs"], own["epochs_low"], sgd["epochs_low"])
+    steps = f"{ratio.value:.2g} times SGD's steps to the target [{ratio.low:.2g}, {ratio.high:.2g}], n = {ratio.n}"
+    if ratio.low <= 1:
+        return Finding("ok", f"K-FAC against SGD: {steps}.")
+    return _behind(steps, apart_from_sgd(study, cell, other, best))
 
 
 def apart_from_sgd(study: StudySpec, kfac: Cell, sgd: Cell, best: pd.DataFrame) -> list[str]:

@@ -1,9 +1,12 @@
 """Steps, epochs and seconds to a target, against batch size: how a larger batch pays (Shallue et al., JMLR 2019).
 
-A run has reached a target at the end of the first epoch that meets it, so times are known to one epoch: `speed_ratio`
-compares cells within that. A run that never does has taken infinitely long: it counts in the median and is not dropped.
-Only confirmed runs of each cell's best configuration count, and the targets come from one of them unless given: the
-baseline cell, which is the smallest batch of SGD (else of the study's first optimizer) without smoothing. They are what
+A run has reached a target at the first evaluation that meets it, so times are known to one epoch, or to so many steps
+as a study is evaluated every: `speed_ratio` compares cells within that. A run that never does has taken infinitely
+long: it counts in the median and is not dropped. Only confirmed runs of each cell's best configuration count; they go
+on past a target.
+
+A study that was tuned for a target has that one. Else the targets come from a cell's runs unless given: the baseline
+cell, which is the smallest batch of SGD (else of the study's first optimizer) without smoothing. They are what
 the worst of its runs ends with, so every baseline run reaches them, and the other cells are measured by what plain
 small-batch training is sure to deliver. Under a decaying learning rate the time to where a run ends says mostly which
 cell ends lower; `halfway_targets` are what the worst run had when half of its epochs were over.
@@ -18,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lbstudy.analysis import stats
+from lbstudy.analysis import load, stats
 from lbstudy.analysis.tables.best import winners, with_factors
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Cell, StudySpec
@@ -29,22 +32,32 @@ COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 
 TIMES = ["steps", "epochs", "seconds"]
+LOWS = {"steps_low": "step", "epochs_low": "epochs"}
+"""Columns with the last time at which a target was not yet met, and what counts it."""
 
 
 class Target(NamedTuple):
-    """A value to reach: of `clean_train_loss` from above, of `val_accuracy` (a fraction) from below. NaN: unknown."""
+    """A value to reach: of `clean_train_loss` or `val_loss` from above, of `val_accuracy` (a fraction) from below. NaN:
+    unknown."""
 
     metric: str
     value: float
-    stage: Literal["", "half", "end"] = ""  # which part of another cell's runs it was taken from
+    stage: Literal["", "half", "end", "tuned"] = ""
+    """Which part of another cell's runs it was taken from; or that it is what the study was tuned for."""
 
     def __str__(self) -> str:
-        words = {"clean_train_loss": "training loss", "val_accuracy": "validation accuracy"}
+        words = {
+            "clean_train_loss": "training loss",
+            "val_loss": "validation loss",
+            "val_accuracy": "validation accuracy",
+        }
         return f"{words[self.metric]} {self.value:.3g}"
 
     @property
     def options(self) -> list[str]:
         """What asks `lbstudy table STUDY targets` for it."""
+        if self.stage == "tuned":
+            return []
         return ["--loss" if self.metric == "clean_train_loss" else "--accuracy", repr(self.value)]
 
     def is_met(self, values: pd.Series) -> pd.Series:
@@ -61,11 +74,18 @@ def baseline(study: StudySpec) -> Cell:
     )
 
 
+def tuned_target(study: StudySpec) -> Target | None:
+    """The target that a study was tuned for, if it was for any."""
+    goal = study.tuning.goal
+    return Target(goal.measured, goal.value, "tuned") if goal else None
+
+
 def choose_targets(
     study: StudySpec, confirmed: pd.DataFrame, loss: float | None = None, accuracy: float | None = None,
     cell: Cell | None = None,
 ) -> list[Target]:  # fmt: skip
-    """A target of training loss and one of validation accuracy: as given, else from a cell, by default the baseline.
+    """A target of training loss and one of validation accuracy: as given, else from a cell, by default the baseline. Of
+    a study that was tuned for a target: that one, unless others are given.
 
     Raises:
         StudyError: a target that no run could reach, or every run.
@@ -74,6 +94,8 @@ def choose_targets(
         raise StudyError(f"the target loss must be a positive number, but got {loss:g}")
     if accuracy is not None and not 0 < accuracy <= 1:
         raise StudyError(f"the target accuracy must be a fraction above 0 and at most 1, but got {accuracy:g}")
+    if (tuned := tuned_target(study)) and cell is None and loss is None and accuracy is None:
+        return [tuned]
     runs = winners(confirmed)
     runs = runs[(runs["cell"] == (cell or baseline(study)).name) & (runs["status"] == "completed")]
     worst_loss, worst_accuracy = _worst(runs, "end" if cell else "")
@@ -108,17 +130,21 @@ def _worst(rows: pd.DataFrame, stage: Literal["half", "end", ""]) -> list[Target
 def times_to_target(epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
     """A row per run of `load.confirmed_epochs`: `steps`, `epochs` and `seconds` until it met the target, else infinite.
 
-    `seconds` are those of the run so far, training and evaluation.
+    `seconds` are those of the run so far, training and evaluation. `steps_low` is the last evaluated step at which the
+    target was not yet met, so that the true time lies in (steps_low, steps]: 0 where the first evaluation met it, the
+    last step of the run where none did. So for `epochs_low`. Evaluations within epochs count where they have measured
+    the target's metric; `epochs` then counts a part of one by its steps.
     """
     run = ["cell", "number"]
-    series = epochs.sort_values([*run, "epoch"])
-    series = series.assign(
-        steps=series["step"], epochs=series["epoch"], seconds=series.groupby(run)["seconds"].cumsum()
-    )
-    first = series[target.is_met(series[target.metric])].groupby(run)[TIMES].first().astype(float)
+    series = load.evaluations(epochs, target.metric)
+    lows = {name: series.groupby(run)[count] for name, count in LOWS.items()}
+    series = series.assign(steps=series["step"], **{n: counts.shift(fill_value=0) for n, counts in lows.items()})
+    first = series[target.is_met(series[target.metric])].groupby(run)[[*TIMES, *LOWS]].first().astype(float)
     keys = ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat", "rank"]
-    runs = series[keys].drop_duplicates(run).merge(first, "left", left_on=run, right_index=True)
-    return runs.fillna(dict.fromkeys(TIMES, inf))
+    last = {f"last_{name}": counts.transform("max") for name, counts in lows.items()}
+    runs = series[keys].assign(**last).drop_duplicates(run).merge(first, "left", left_on=run, right_index=True)
+    runs = runs.fillna(dict.fromkeys(TIMES, inf))
+    return runs.assign(**{name: runs[name].fillna(runs[f"last_{name}"]) for name in LOWS}).drop(columns=[*last])
 
 
 def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target) -> pd.DataFrame:
@@ -128,28 +154,36 @@ def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target)
         runs["status"].isin(["completed", "diverged"]),
         ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat"],
     ]
-    times = times_to_target(epochs, target)[["cell", "number", *TIMES]]
+    times = times_to_target(epochs, target)[["cell", "number", *TIMES, *LOWS]]
     return ended.merge(times)  # runs whose epochs are damaged have no times
 
 
-def speed_ratio(first: pd.Series, second: pd.Series) -> stats.Mean:
+def speed_ratio(
+    first: pd.Series, second: pd.Series, first_low: pd.Series | None = None, second_low: pd.Series | None = None
+) -> stats.Mean:
     """The geometric mean of the ratio of two cells' times in epochs, paired by repeat, with its 95 % interval.
 
-    A time T lies anywhere in (T - 1, T]. So the ratio of a pair is at most T1 / (T2 - 1) and at least (T1 - 1) / T2,
-    and the interval goes from the lower end of the t interval of the latter's logarithms to the upper end of the
-    former's. The standard deviation is at least that of times that lie evenly within their epochs, 1 / (sqrt(12) T)
-    each on the logarithmic scale: where all pairs are equal to the epoch, their spread is not known to be zero.
+    A time T lies anywhere in (L, T], where L is the last time at which the target was not yet met: T - 1 where runs are
+    evaluated at the ends of epochs. So the ratio of a pair is at most T1 / L2 and at least L1 / T2, and the interval
+    goes from the lower end of the t interval of the latter's logarithms to the upper end of the former's. The standard
+    deviation is at least that of times that lie evenly in between, (T - L) / (sqrt(12) T) each on the logarithmic
+    scale: where all pairs are equal as far as is known, their spread is not known to be zero.
 
     Args:
         first, second: epochs until the target, finite, indexed by repeat.
+        first_low, second_low: their L; default: an epoch less.
     """
     first, second = first.dropna().align(second.dropna(), join="inner")
     a, b, n = first.to_numpy(float), second.to_numpy(float), len(first)
     if n < 2:
         return stats.Mean(a[0] / b[0] if n else nan, nan, n, nan, nan)
-    with np.errstate(divide="ignore"):  # within the first epoch there is no least time
-        logs, most, least = np.log(a / b), np.log(a) - np.log(b - 1), np.log(a - 1) - np.log(b)
-    within = sqrt(float(np.mean(1 / a**2 + 1 / b**2)) / 12)
+    low_a, low_b = (
+        times.to_numpy(float) - 1 if low is None else low.reindex(times.index).to_numpy(float)
+        for times, low in ((first, first_low), (second, second_low))
+    )
+    with np.errstate(divide="ignore"):  # at the first evaluation there is no least time
+        logs, most, least = np.log(a / b), np.log(a) - np.log(low_b), np.log(low_a) - np.log(b)
+    within = sqrt(float(np.mean((a - low_a) ** 2 / a**2 + (b - low_b) ** 2 / b**2)) / 12)
     sd = max(float(logs.std(ddof=1)), within)
 
     def end(bounds: np.ndarray, side: int) -> float:

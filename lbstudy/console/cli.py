@@ -1,19 +1,28 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 some trials failed or are missing, 2 bad input."""
+"""The command line: parse, call, print.
+
+Exit codes: 0 done, 1 some trials failed or are missing, 2 bad input or a place that cannot be used, 3 an error that
+nobody foresaw, whose traceback lies in a file.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.markup import escape
 
 from lbstudy import __version__
-from lbstudy.console.plan import print_plan
+from lbstudy.console.costs import print_costs
+from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
     compute_tasks,
@@ -33,6 +42,7 @@ from lbstudy.console.session import (
 from lbstudy.console.terminal import out
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
+from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StorageError, locate
 from lbstudy.study.file import StudyError, StudyFile
 from lbstudy.study.load import find_study
@@ -85,13 +95,43 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray sa
 
 
 def main() -> None:
-    """Entry point: bad input, or a storage that fails, is one message and exit code 2, never a traceback."""
+    """Entry point: whatever goes wrong is one message, never a traceback on the terminal."""
+    os.environ["MPLBACKEND"] = "agg"  # no figure is shown; a notebook leaves its own backend in the environment
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         app()
     except (StudyError, StorageError) as error:
-        for line in str(error).splitlines():  # an indented one belongs to the error above it
-            err.print(line if line.startswith(" ") else f"error: {line}", markup=False)
-        sys.exit(2)
+        _complain(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}", 2, _keep_traceback())
+    except UnicodeError as error:
+        _complain(f"a name that is no UTF-8 text cannot be used: {error}", 2, _keep_traceback())
+    except Exception as error:
+        what = " ".join(str(error).split()) or "no message"
+        _complain(f"unexpected, please report it: {type(error).__name__}: {what}", 3, _keep_traceback())
+
+
+def _complain(message: str, code: int, log: str = "") -> NoReturn:
+    """Say what is wrong and leave."""
+    for line in (message + log).splitlines():  # an indented one belongs to the error above it
+        err.print(line if line.startswith(" ") else f"error: {line}", markup=False, emoji=False)
+    sys.exit(code)
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the exception at hand into a file; returns words that say where."""
+    content = f"{utc_now()} lbstudy {__version__}: {sys.argv}\n{traceback.format_exc()}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="lbstudy-error-", suffix=".log", delete=False, errors="backslashreplace"
+        ) as log:
+            log.write(content)
+    except OSError as error:
+        return f" (its traceback could not be written: {error})"
+    return f" (traceback in {log.name})"
 
 
 @app.callback(invoke_without_command=True)
@@ -138,7 +178,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     with ended_in_order(path, "the same command"):
         StudyFolder.check(path, study)
         require_room(study, None)
-        images = load_data(study, source)
+        images = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(work, path, verbose)
     print_best(folder, TableFormat.table)
@@ -152,10 +192,22 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
 def plan(
     file: File, name: Name = None, trials: Trials = None, epochs: Epochs = None, workers: WorkersOption = None,
     data: Data = None, set_: Sets = None,
+    measure: Annotated[bool, typer.Option("--measure", help="train one or two epochs of each kind of run, and tell "
+        "what the study costs: time, memory, disk")] = False,
+    price: Annotated[float | None, typer.Option(min=0, metavar="PER_HOUR", help="with --measure: money for an hour of "
+        "a GPU, or of a CPU core where no GPU is used")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="with --measure: confirmed runs of each cell")] = 5,
+    address: Address = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing."""
+    """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing, unless it measures."""
     study, source = resolve(file, name, trials, epochs, workers, data, set_)
-    print_plan(study, source)
+    if price is not None and not measure:
+        raise StudyError("--price needs --measure: what is not measured has no price")
+    images = print_plan(study, source)
+    if measure:
+        print_costs(study, images, address, price, seeds, verbose)
+    else:
+        out.print("cost: not measured; --measure trains an epoch or two of each kind of run, and tells time and memory")
 
 
 @app.command()
@@ -193,7 +245,7 @@ def confirm(
     command = f"lbstudy confirm {folder.path}"
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
-        images = load_data(spec, source)
+        images = load_data(spec, source, folder.path)
         with DriverLock(folder.path, notice):
             on_ray(partial(confirm_runs, spec, folder, runs, train_on, images, verbose), folder.path, verbose)
     print_best(folder, TableFormat.table)
@@ -265,7 +317,7 @@ def _compute(
     failures: list[str] = []
     if missing := minima.missing(folder, tasks):
         require_room(spec, address, workers=1)
-        images = load_data(spec, source)
+        images = load_data(spec, source, folder.path)
         with ended_in_order(folder.path, "the same command"):
             work = partial(compute_tasks, spec, folder, missing, where, images, failures)
             on_ray(work, folder.path, verbose)
@@ -285,6 +337,8 @@ def examine(
     if file is not None:
         study, source = resolve(file, None, None, None, None, None, None)
         images = load_data(study, source)
+        for sentence in described(study, images):
+            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor
@@ -295,6 +349,19 @@ def examine(
         out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
         failed |= not finding.ok
     raise typer.Exit(2 if failed else 0)
+
+
+@app.command()
+def unlock(
+    study: Folder,
+    force: Annotated[bool, typer.Option("--force", help="even if its driver is alive, which then stops")] = False,
+) -> None:
+    """Take the lock of a study away from a driver that has died where nobody can tell: on a machine that is gone."""
+    from lbstudy.records import lock
+
+    folder = StudyFolder.open(locate(study).resolve())
+    removed = lock.unlock(folder.path, notice, force)
+    print(f"{folder.path}: {'the lock is removed' if removed else 'there is no lock'}")
 
 
 @app.command()

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from lbstudy.console.session import code_in_use, err, fit, read_data
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lbstudy.console.session import code_in_use, fit, read_data
 from lbstudy.console.terminal import out, print_table
 from lbstudy.study import split
 from lbstudy.study.file import StudyError, StudyFile, show
 from lbstudy.study.spec import Cell, StudySpec
 
+if TYPE_CHECKING:
+    from lbstudy.training.datasets import Datasets
+
 IMPORTING = ("plan", "doctor", "run", "confirm", "landscape", "sharpness")
 """Commands that need the methods of a study, and so import a user's code."""
 
 
-def print_plan(study: StudySpec, source: StudyFile) -> None:
-    """Print it; what cannot run here is said, and is no error."""
+def described(study: StudySpec, data: Datasets) -> Iterator[str]:
+    """What the data of a study are, in sentences."""
+    from lbstudy.training import datasets, summary
+
+    for key, part in {datasets.source(part.dataset): part for part in study.variants()}.items():
+        if key in data:
+            for sentence in summary.summarise(data[key]).sentences():
+                yield f"data: {sentence}" if len(data) == 1 else f"data, {part.dataset.name}: {sentence}"
+
+
+def print_plan(study: StudySpec, source: StudyFile) -> Datasets:
+    """Print it; returns the study's data.
+
+    Raises:
+        StudyError: the study cannot run: data are missing, or do not fit its methods. What is known without them is
+            printed first, unless it is the user's own code that is at fault.
+    """
     import pandas as pd
 
     from lbstudy.training import datasets
     from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 
     names = study.tuned()
-    images: datasets.Datasets = {}
-    fits = True
+    images: Datasets = {}
+    misfit: StudyError | None = None
     try:
         images = read_data(study, source)
         fit(study, source, images)
@@ -29,11 +50,11 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
         own_data = any(part.dataset.function for part in study.variants())
         if own_data or (study.code and images):  # the user's to mend, and not this machine's
             raise
-        err.print(f"the study cannot run here: {error}", markup=False)
-        fits = False
+        misfit = error
     rows, parts = [], study.variants()
     for part in parts:
-        samples = datasets.training_samples(part.dataset, images[datasets.source(part.dataset)]) if fits else None
+        known = images.get(datasets.source(part.dataset)) if misfit is None else None
+        samples = datasets.training_samples(part.dataset, known) if known else None
         for cell in part.list_cells():
             ranges = part.ranges(cell)
             steps = str(part.steps_per_epoch(cell, samples)) if samples else "?"
@@ -50,12 +71,16 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
         out.print(f"split: {' and '.join(once)} would be the run of {split.SAME_EPOCHS}, which is trained once")
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
+    for sentence in described(study, images):
+        out.print(sentence, markup=False, soft_wrap=True)
     tuning, resources, cells = study.tuning, study.resources, len(rows)
     lengths = " or ".join(dict.fromkeys(part.budget.in_words for part in parts))
     pruner = "no pruner" if tuning.pruner == "none" else (
         f"ASHA from epoch {tuning.pruner.grace_period}, one in {tuning.pruner.reduction_factor:g} passes a rung"
     )  # fmt: skip
     out.print(f"budget: {cells} cells x {tuning.trials} trials x at most {lengths}; {tuning.sampler}, {pruner}")
+    every = f", evaluated every {study.evaluate_every} steps and at the ends of epochs" if study.evaluate_every else ""
+    out.print(f"tuned for: {tuning.in_words}{every}")
     machine = this_machine()
     resources = with_gpus(resources, [machine])
     each = f"{resources.cpus_per_worker:g} CPU" + (
@@ -74,6 +99,9 @@ def print_plan(study: StudySpec, source: StudyFile) -> None:
         out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
         out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
     out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))
+    if misfit is not None:
+        raise misfit
+    return images
 
 
 def _costs(part: StudySpec, cell: Cell, samples: int | None) -> dict[str, str]:

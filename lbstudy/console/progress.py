@@ -156,4 +156,4 @@ class CellProgress:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"  # steps are whole

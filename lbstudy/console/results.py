@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from lbstudy.console.session import err
 from lbstudy.console.terminal import out, print_table
+from lbstudy.console.watch import watch_study
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 
@@ -31,9 +33,19 @@ class TableKind(StrEnum):
     gap = "gap"
     parts = "split"  # `split` is a method of every text
     targets = "targets"
+    critical = "critical"
     health = "health"
     sharpness = "sharpness"
     correlations = "correlations"
+
+
+class ComparedTable(StrEnum):
+    """What `compare` shows."""
+
+    best = "best"
+    gap = "gap"
+    targets = "targets"
+    claims = "claims"
 
 
 class FigureFormat(StrEnum):
@@ -49,13 +61,26 @@ Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in
 
 @results.command()
 def status(study: Folder) -> None:
-    """How far each cell of a study has come."""
+    """How far each cell of a study has come, what is running, how fast, what is left, and what it has cost so far."""
     from lbstudy.analysis.tables import best as tables
+    from lbstudy.analysis.tables import cost
 
     folder = StudyFolder.open(study)
     found = tables.progress(folder)
     print_table(tables.for_reading(found), title=folder.study().name)
+    for sentence in cost.sentences(cost.standing(folder)):
+        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     _tell(found.attrs["damaged"])
+
+
+@results.command()
+def watch(
+    study: Folder,
+    interval: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="from one page to the next; longer where a "
+        "page takes long to make")] = 60,
+) -> None:  # fmt: skip
+    """Write a study's report again and again while it runs, until it is complete or Ctrl-C ends it."""
+    watch_study(StudyFolder.open(study), interval)
 
 
 @results.command()
@@ -71,21 +96,22 @@ def table(
     study: Folder,
     kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; split: how much of it is "
                                               "few updates, and how much less noise; targets: time to reach a loss "
-                                              "and an accuracy; health: can the comparison be trusted; sharpness: how "
+                                              "and an accuracy; critical: how far these fall with the batch "
+                                              "size; health: can the comparison be trusted; sharpness: how "
                                               "sharp the minima are, and their test accuracy; correlations: of both")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
-    loss: Annotated[float | None, typer.Option(help="targets: training loss; default: the baseline's")] = None,
-    accuracy: Annotated[float | None, typer.Option(help="targets: validation accuracy, a fraction")] = None,
+    loss: Annotated[float | None, typer.Option(help="targets, critical: training loss; default: baseline's")] = None,
+    accuracy: Annotated[float | None, typer.Option(help="targets, critical: validation accuracy, a fraction")] = None,
 ) -> None:  # fmt: skip
     """Compare the cells of a study, by their confirmed runs."""
-    if kind is not TableKind.targets and (loss is not None or accuracy is not None):
-        raise StudyError(f"--loss and --accuracy are for the table `targets`, but got `{kind.value}`")
+    if kind not in (TableKind.targets, TableKind.critical) and (loss is not None or accuracy is not None):
+        raise StudyError(f"--loss and --accuracy are for the tables `targets` and `critical`, but got `{kind.value}`")
     import pandas as pd
 
     from lbstudy.analysis import load
     from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
-    from lbstudy.analysis.tables import gaps, health, split, targets
+    from lbstudy.analysis.tables import critical, gaps, health, split, targets
     from lbstudy.analysis.tables import minima as minima_table
 
     folder = StudyFolder.open(study)
@@ -95,13 +121,16 @@ def table(
         found = gaps.gap_table(spec, confirmed)
     elif kind is TableKind.parts:
         found = split.split_table(spec, confirmed)
-    elif kind is TableKind.targets:
+    elif kind in (TableKind.targets, TableKind.critical):
         goals = [
             (part, targets.choose_targets(spec.whole(part), confirmed, loss, accuracy)) for part in spec.variants()
         ]
-        found = pd.concat(
-            [targets.targets_table(part, confirmed, epochs, of_part) for part, of_part in goals], ignore_index=True
-        )
+        if kind is TableKind.targets:
+            parts = [targets.targets_table(part, confirmed, epochs, of_part) for part, of_part in goals]
+        else:
+            tuning = critical.Tuning(trials, load.epochs(folder))
+            parts = [critical.critical_table(part, confirmed, epochs, tuning, of_part) for part, of_part in goals]
+        found = pd.concat(parts, ignore_index=True)
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:
@@ -122,6 +151,35 @@ def table(
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
     _tell(health.list_missing(spec, trials, confirmed) + load.list_damaged(trials, confirmed, epochs))
+
+
+@results.command()
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="folders of two studies or more", metavar="STUDY STUDY ...")],
+    table: Annotated[ComparedTable, typer.Option(help="best: of each cell; gap: small against large batch; targets: "
+        "time to each study's own; claims: the verdicts")] = ComparedTable.best,
+    format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
+    figure: Annotated[str | None, typer.Option(metavar="FILE", help="draw test accuracy against batch size, a line "
+        "style per study; .svg, .png or .pdf")] = None,
+) -> None:  # fmt: skip
+    """Put several studies side by side: another model, other data, another seed."""
+    from lbstudy.analysis.report import compare as comparison
+    from lbstudy.analysis.tables import best as tables
+
+    compared = comparison.open_all(studies)
+    found = comparison.compare(compared, table.value)
+    for remark in comparison.remarks(compared):
+        err.print(f"notice: {remark}", markup=False)
+    if format is TableFormat.table:
+        best_ones = table is ComparedTable.best
+        shown = tables.for_terminal(found) if best_ones else tables.for_reading(found, digits=3)
+        names = ["study", *tables.short_names(found).values()]
+        print_table(shown.loc[:, (shown != "-").any()], title=f"{table.value}: {len(compared)} studies", names=names)
+    else:
+        print(tables.render(found, format.value))  # type: ignore[arg-type]
+    _tell(comparison.missing(compared))
+    if figure is not None:
+        err.print(f"figure: {comparison.write_figure(compared, figure)}")
 
 
 @results.command()
@@ -163,7 +221,7 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
 
 
-def _tell(sentences: list[str]) -> None:
+def _tell(sentences: Iterable[str]) -> None:
     """What a table lacks, beside it, where it does not get into a file."""
     for sentence in sentences:
         err.print(f"missing: {sentence}", markup=False)

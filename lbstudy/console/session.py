@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -25,12 +26,15 @@ from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_overrid
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import StudySpec
-from lbstudy.tuning.confirm import as_study
+from lbstudy.tuning.confirm import as_study, plan_runs
 
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
     from lbstudy.study.code import Code
     from lbstudy.training.datasets import Datasets
+
+TARGET_SEEDS = 3
+"""Confirmed runs of the plain small-batch cell that a target `auto` is taken from."""
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -68,9 +72,20 @@ def set_address(address: str | None) -> None:
         os.environ["RAY_ADDRESS"] = address
 
 
-def load_data(study: StudySpec, source: StudyFile) -> Datasets:
-    """Read a study's data and make sure that they, its methods and its mini-batches fit each other."""
+def load_data(study: StudySpec, source: StudyFile, path: StoragePath | None = None) -> Datasets:
+    """Read a study's data and make sure that they, its methods and its mini-batches fit each other.
+
+    Args:
+        study: the study.
+        source: the file that it comes from.
+        path: its folder; where it has one already, it must have run on the same data.
+    """
+    from lbstudy.training import datasets
+
     data = read_data(study, source)
+    begun = path is not None and (path / "study.yaml").is_file()
+    if begun and not StudyFolder(path).require_same_data(datasets.identities(study, data)):  # type: ignore[arg-type]
+        notice(f"{path} does not say which data it has run on: those of now are taken for them")
     fit(study, source, data)
     return data
 
@@ -112,7 +127,7 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     with ended_in_order(path, f"lbstudy run {path}"):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
-        data = load_data(study, source)
+        data = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(lambda: tune(study, path, data, verbose), path, verbose)
 
@@ -167,15 +182,55 @@ def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoRetu
 
 def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> None:
     """Run what is missing on the connected Ray."""
+    from lbstudy.training import datasets
     from lbstudy.tuning import doctor, tuner
 
+    if study.tuning.target == "auto":
+        study = with_target(study, path, data, verbose)
     planned = tuner.plan(study, data, tuner.cluster_nodes())
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
+    folder.keep_data(datasets.identities(study, data))
     cells = len(planned.epochs)
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
     with Progress(study, err) as progress:
         tuner.tune_study(folder, planned, progress.update, notice, verbose)
+
+
+def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> StudySpec:
+    """The study with the target that it has asked to be found: the validation accuracy that the worst of TARGET_SEEDS
+    runs of its plain small-batch cell ends with, which is tuned for accuracy in a study of its own, within its folder.
+
+    Raises:
+        StudyError: no run of that cell completes.
+    """
+    from lbstudy.analysis import load
+    from lbstudy.analysis.tables import targets
+
+    folder = StudyFolder.create(path, study, code_in_use())
+    if folder.study().tuning.goal is None:
+        first = targets.baseline(study)
+        only = {key: [getattr(first, key)] for key in ("optimizer", "batch_size", "smoothing")}
+        tuning = {"metric": "val_accuracy", "direction": "maximize", "target": None, "learning_rate_rule": None}
+        plain = study.model_copy(
+            update={
+                "cells": study.cells.model_copy(update=only),
+                "tuning": study.tuning.model_copy(update=tuning),
+                "evaluate_every": None,
+            }
+        )
+        where = folder.target
+        err.print(f"the target is what {first.name} reaches, tuned for accuracy first; records in {where.path}")
+        tune(plain, where.path, data, verbose)
+        runs = plan_runs(where, plain, TARGET_SEEDS, 1, False, "split", notice)
+        confirm_runs(plain, where, runs, "split", data, verbose)
+        found = [targets.choose_targets(part, load.confirmed(where))[1].value for part in plain.variants()]
+        if any(map(isnan, found)):
+            raise StudyError(f"{where.path}: no confirmed run of {first.name} has completed, so there is no target")
+        folder.fix_target(study, min(found), code_in_use())
+    goal = folder.study().tuning.goal
+    err.print(f"the target is {goal}")
+    return study.model_copy(update={"tuning": study.tuning.model_copy(update={"target": goal})})
 
 
 def confirm_runs(
@@ -209,8 +264,8 @@ def compute_tasks(
         minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
 
 
-def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
-    """Join or start Ray, and work on the study at this path."""
+def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
+    """Join or start Ray, and work, on the study at this path if it is on one."""
     from lbstudy.tuning import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
@@ -219,6 +274,8 @@ def on_ray(work: Callable[[], None], path: StoragePath, verbose: bool) -> None:
         try:
             work()
         except OSError as error:
+            if path is None:
+                raise
             raise StudyError(
                 f"{path}: {error.strerror or error}; what has finished is safe, and the same command goes on"
             ) from error

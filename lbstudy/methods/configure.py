@@ -74,6 +74,9 @@ def run_spec(study: StudySpec, cell: Cell, params: Mapping[str, float], seed: in
         compile=study.resources.compile,
         seed=seed,
         split_seed=study.seed,
+        evaluate_every=study.evaluate_every,
+        target=study.tuning.goal,
+        until_target=study.tuning.goal is not None,
     )
 
 

@@ -16,15 +16,16 @@ def model_bytes(model: nn.Module, element: int) -> int:
     return counters + _bytes((tensor.numel() for tensor in tensors if tensor.is_floating_point()), element)
 
 
-def checkpoint_bytes(model: nn.Module, remembered: Iterable[int], element: int) -> int:
-    """A snapshot of a run: model and optimizer.
+def checkpoint_bytes(model: nn.Module, remembered: Iterable[int], element: int, averaged: bool = False) -> int:
+    """A snapshot of a run: model and optimizer, and where weights are averaged the averages and the model with them.
 
     Args:
         model: the network.
         remembered: numbers in each tensor of the optimizer's state, `Optimizer.remembers` of the model.
         element: bytes a floating-point number.
+        averaged: whether weights are averaged.
     """
-    return model_bytes(model, element) + _bytes(remembered, element)
+    return (3 if averaged else 1) * model_bytes(model, element) + _bytes(remembered, element)
 
 
 def _bytes(tensors: Iterable[int], element: int) -> int:

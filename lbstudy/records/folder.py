@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from lbstudy import storage
@@ -21,6 +21,8 @@ from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
 from lbstudy.study.load import read_study
+from lbstudy.study.objective import sort_key
+from lbstudy.study.run import Target
 from lbstudy.study.spec import StudySpec
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
@@ -45,6 +47,8 @@ class TrialRecord:
     seconds: float = 0.0  # training and validation, without waiting
     device: str = ""
     workers: list[int] = field(default_factory=list)  # that trained it; two numbers where it went on with another one
+    memory: int = 0  # bytes; the most that the process of its first worker has had, in this trial or one before
+    device_memory: int = 0  # bytes; the most that this worker has taken of its GPU
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
@@ -52,6 +56,23 @@ class TrialRecord:
     trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
     repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
     factors: dict[str, str | int | float | bool] = field(default_factory=dict)  # further ones of its cell, by key
+    newer: dict[str, Any] = field(default_factory=dict)  # what a newer version has written beside; stays there
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> TrialRecord:
+        """A record from its JSON.
+
+        Raises:
+            TypeError: fields are missing.
+        """
+        known = {field.name for field in fields(cls)}
+        newer = {name: value for name, value in content.items() if name not in known}
+        return cls(**{name: value for name, value in content.items() if name in known}, newer=newer)
+
+    def write(self) -> dict[str, Any]:
+        """The record as JSON."""
+        content = asdict(self)
+        return content | content.pop("newer")
 
     @property
     def epochs(self) -> int:
@@ -62,6 +83,8 @@ class TrialRecord:
 NO_CODE = Code()
 LOCK = "driver.lock"
 CONFIRMATION = "confirm"
+DATA = "data.json"
+TARGET = "target"
 
 
 class Damaged(Exception):
@@ -102,6 +125,7 @@ class StudyFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            study = folder.with_found_target(study)
             storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
             if code:
                 write_code(path, code)
@@ -146,7 +170,7 @@ class StudyFolder:
         Raises:
             StudyError: with a diff of the two, or of the checksums of their code.
         """
-        old, study = self.study(), _with_copy(study, code)
+        old, study = self.study(), _with_copy(self.with_found_target(study), code)
         if code and (changed := differences(self.path, code)):
             raise StudyError(
                 f"{self.path} holds a study that ran with other code. Choose another --name, or take back:\n"
@@ -163,6 +187,44 @@ class StudyFolder:
             "else. Choose another --name, or take back:\n" + "\n".join(line for line in diff if line[0] in "+-")
         )
 
+    def require_same_data(self, found: Mapping[str, dict[str, Any]]) -> bool:
+        """Make sure that data are those that the study has run on.
+
+        Args:
+            found: by dataset, what it is known again by (`datasets.identities`).
+
+        Returns:
+            Whether the study has kept what its data are known by, as all do since version 0.2.
+
+        Raises:
+            StudyError: says what differs.
+        """
+        try:
+            kept = json.loads(storage.read(self.path / DATA) or b"{}")
+        except ValueError:  # damaged: known again from now on
+            kept = {}
+        changed = [
+            f"{name}: {kept[key].get(name)} then, {value} now"
+            for key, facts in found.items()
+            if key in kept
+            for name, value in facts.items()
+            if kept[key].get(name) != value
+        ]
+        if changed:
+            raise StudyError(
+                f"{self.path} holds a study of other data. Point --data at those, or choose another --name:\n"
+                + "\n".join(changed)
+            )
+        return bool(kept)
+
+    def keep_data(self, found: Mapping[str, dict[str, Any]]) -> None:
+        """Keep what the data are known again by; those of cells that were there before have been found equal."""
+        try:
+            kept = json.loads(storage.read(self.path / DATA) or b"{}")
+        except ValueError:
+            kept = {}
+        storage.write(self.path / DATA, json.dumps(kept | dict(found), indent=2).encode())
+
     @property
     def journal(self) -> StoragePath:
         """Optuna's journal of all cells."""
@@ -173,11 +235,29 @@ class StudyFolder:
         """The folder of the study's confirmed runs, which may not exist: laid out like a study's."""
         return StudyFolder(self.path / CONFIRMATION)
 
+    @property
+    def target(self) -> StudyFolder:
+        """The folder of the study of the plain small-batch cell that gives a study its target `auto`, if it has one."""
+        return StudyFolder(self.path / TARGET)
+
+    def fix_target(self, study: StudySpec, accuracy: float, code: Code = NO_CODE) -> None:
+        """Write down the target that was found for a study that asked for one; it keeps it from then on."""
+        tuning = study.tuning.model_copy(update={"target": Target(val_accuracy=accuracy)})
+        settled = study.model_copy(update={"tuning": tuning})
+        storage.write(self.path / "study.yaml", _with_copy(settled, code).to_yaml().encode())
+
+    def with_found_target(self, study: StudySpec) -> StudySpec:
+        """The study, with the target that was found for it if it asks for one and there is one."""
+        if study.tuning.target != "auto" or not (self.target.path / "study.yaml").is_file():
+            return study
+        goal = self.study().tuning.target
+        return study.model_copy(update={"tuning": study.tuning.model_copy(update={"target": goal})})
+
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
         folder = self.trial_folder(record)
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write(folder / "trial.json", _with_checksum(json.dumps(asdict(record)).encode()))
+        storage.write(folder / "trial.json", _with_checksum(json.dumps(record.write()).encode()))
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
@@ -228,7 +308,7 @@ class StudyFolder:
         paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
         for path, content in zip(paths, storage.read_all(paths), strict=True):
             try:
-                record = TrialRecord(**json.loads(_checked(content)))
+                record = TrialRecord.read(json.loads(_checked(content)))
                 if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
                     raise Damaged("a copy")
                 records.append(record)
@@ -262,8 +342,7 @@ class StudyFolder:
 def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
     """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
     completed = [record for record in records if record.status == "completed"]
-    sign = -1 if study.tuning.direction == "maximize" else 1
-    return sorted(completed, key=lambda record: (sign * record.metrics[study.tuning.metric], record.number))
+    return sorted(completed, key=lambda record: (sort_key(study.tuning, record.metrics), record.number))
 
 
 def model_name(epoch: int) -> str:

@@ -39,10 +39,13 @@ def environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the source tree that runs, marked where it has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed: a repository around it is somebody else's
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import product
+from typing import get_args
 
 from lbstudy.study import split
 from lbstudy.study.factor_checks import said_once
 from lbstudy.study.factors import Value, value_text
-from lbstudy.study.file import Keys, Problem, nearest, show
+from lbstudy.study.file import ALLOWED, Keys, Problem, nearest, show
 from lbstudy.study.space import Condition
-from lbstudy.study.spec import StudySpec
+from lbstudy.study.spec import Metric, StudySpec
 
 Check = Callable[[StudySpec], Iterator[Problem]]
 Checks = Sequence[tuple[Check, Collection[str]]]
@@ -168,6 +169,21 @@ def _rate_rule(study: StudySpec) -> Iterator[Problem]:
         yield Problem(keys, f"no cell with a batch size above {rule.reference} tunes its learning rate")
 
 
+def _target(study: StudySpec) -> Iterator[Problem]:
+    tuning, keys = study.tuning, ("tuning", "target")
+    for_targets = [name for name in get_args(Metric) if name.endswith("_to_target")]
+    if tuning.metric in for_targets and tuning.target is None:
+        yield Problem(keys, f"is needed by metric {tuning.metric}; it should be {ALLOWED[keys]}")
+    elif tuning.metric not in for_targets and tuning.target is not None:
+        yield Problem(keys, f"is for the metrics {', '.join(for_targets)} only; got metric {tuning.metric}")
+
+
+def _evaluations(study: StudySpec) -> Iterator[Problem]:
+    every, steps = study.evaluate_every, study.budget.steps
+    if every and steps and every > steps:
+        yield Problem(("evaluate_every",), f"must be no more than the budget of {steps} steps; got {every}")
+
+
 def _room_for_published(study: StudySpec) -> Iterator[Problem]:
     for cell in study.list_cells():
         count, trials = len(study.published_params(cell)), study.tuning.trials
@@ -183,6 +199,8 @@ CHECKS: Checks = (
     (_warmup, ("schedule", "budget", "search")),
     (_published, ("cells", "search", "published")),
     (_rate_rule, ("cells", "search", "tuning")),
+    (_target, ("tuning",)),
+    (_evaluations, ("evaluate_every", "budget")),
     (_room_for_published, ("cells", "published", "tuning")),
 )
 

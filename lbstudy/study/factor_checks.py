@@ -24,7 +24,9 @@ MAX_CELLS = 1000
 LONGEST_NAME = 200
 """Characters of a cell's name, which is that of a folder."""
 
-SAME_IN_ALL = ("name", "source", "code", "cells", "search", "published", "tuning", "resources", "seed")
+SAME_IN_ALL = (
+    "name", "source", "code", "cells", "search", "published", "tuning", "resources", "evaluate_every", "seed",
+)  # fmt: skip
 """Sections that are no factors: what all cells must share to be compared."""
 
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -29,6 +29,7 @@ ALLOWED = {
     ("cells", "smoothing"): "a list of names",
     ("batch_norm",): "'sync', or {ghost: N} with N at least 2",
     ("tuning", "pruner"): "'none', or {name: asha, grace_period: EPOCHS, reduction_factor: R}",
+    ("tuning", "target"): "{val_accuracy: A}, {val_loss: L} or {train_loss: L}, or 'auto'",
     ("resources", "gpus_per_worker"): "'auto', or a number from 0 up",
     ("dataset", "validation_size"): "a number of samples, or a fraction below 1",
 }
@@ -212,7 +213,8 @@ def explain(error: ValidationError, content: dict[str, Any], root: type[Spec]) -
     for keys, found_there in branches.items():
         inside = [problem for problem in found_there if len(problem.keys) > len(keys)]
         got = show(_value(content, keys))
-        problems += inside or [Problem(keys, f"input should be {_allowed(keys, root)}; got {got}")]
+        known = any(len(problem.keys) > len(keys) and problem.keys[: len(keys)] == keys for problem in problems)
+        problems += inside or ([] if known else [Problem(keys, f"input should be {_allowed(keys, root)}; got {got}")])
     return problems + [problem for problem in missing if problem.keys not in instead]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from math import ceil, cos, pi
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
@@ -242,6 +242,57 @@ class ModelSpec(Spec):
         return self.name + (f" ({', '.join(f'{k}: {v}' for k, v in self.settings.items())})" if self.settings else "")
 
 
+TargetMetric = Literal["val_accuracy", "val_loss", "train_loss"]
+
+
+class Target(Spec):
+    """What a run is to reach: one value of one metric."""
+
+    val_accuracy: float | None = Field(None, gt=0, le=1, description="of the validation split, a fraction")
+    val_loss: float | None = Field(None, gt=0, description="of the validation split")
+    train_loss: float | None = Field(None, gt=0, description="of all training images as they are, not augmented")
+
+    @model_validator(mode="after")
+    def _one_metric(self) -> Target:
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError("give one of `val_accuracy`, `val_loss` and `train_loss`, and not several")
+        return self
+
+    @property
+    def metric(self) -> TargetMetric:
+        """What is measured."""
+        return next(name for name in get_args(TargetMetric) if getattr(self, name) is not None)
+
+    @property
+    def value(self) -> float:
+        """What it has to come to: at least that of an accuracy, at most that of a loss."""
+        return float(getattr(self, self.metric))
+
+    @property
+    def measured(self) -> str:
+        """The metric as an epoch's report calls it; its `train_loss` is the loss as it is optimised."""
+        return "clean_train_loss" if self.metric == "train_loss" else self.metric
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether larger is better."""
+        return self.metric == "val_accuracy"
+
+    def is_met(self, value: float) -> bool:
+        """Whether a value of the metric meets it; NaN does not."""
+        return value >= self.value if self.is_accuracy else value <= self.value
+
+    def shortfall(self, nearest: float | None) -> float:
+        """How far a value that does not meet it is away, relatively: in (0, 1], and 1 where there is none."""
+        if nearest is None:
+            return 1.0
+        return 1 - nearest / self.value if self.is_accuracy else 1 - self.value / nearest
+
+    def __str__(self) -> str:
+        words = {"val_accuracy": "validation accuracy", "val_loss": "validation loss", "train_loss": "training loss"}
+        return f"{words[self.metric]} {self.value:.3g}"
+
+
 class RunSpec(Spec):
     """One training run.
 
@@ -268,6 +319,9 @@ class RunSpec(Spec):
     evaluate: Literal["validation", "all"] = Field(
         "validation", description="after each epoch; all: also the training images as they are, and the test set"
     )
+    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations within epochs")
+    target: Target | None = Field(None, description="what the run is to reach; its reports say how near it has come")
+    until_target: bool = Field(False, description="the run ends when it has reached its target")
 
     @model_validator(mode="before")
     @classmethod

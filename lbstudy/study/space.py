@@ -97,6 +97,15 @@ class Range(Spec):
         low, high = sorted(map(self.searched, self.searched_bounds))
         return low, high
 
+    @property
+    def middle(self) -> float:
+        """A value from the middle of the range, of a choice the smallest."""
+        if self.choice is not None:
+            return min(self.choice)
+        low, high = self.bounds
+        middle = (low * high) ** 0.5 if self.log_uniform else (low + high) / 2
+        return int(middle) if self.integer else middle
+
     def contains(self, value: float) -> bool:
         """Whether the range holds the value."""
         if self.choice is not None:

@@ -31,6 +31,7 @@ from lbstudy.study.run import (
     Number,
     Schedule,
     Spec,
+    Target,
     steps_per_pass,
 )
 from lbstudy.study.space import Condition, Range
@@ -177,6 +178,9 @@ class ScalingRule(Spec):
         return ratio if self.rule == "linear" else ratio**0.5
 
 
+Metric = Literal["val_accuracy", "val_loss", "steps_to_target", "epochs_to_target", "seconds_to_target"]
+
+
 class Tuning(Spec):
     """How each cell is tuned. All cells get the same number of trials."""
 
@@ -187,8 +191,18 @@ class Tuning(Spec):
     learning_rate_rule: ScalingRule | None = Field(
         None, description="first trial of every larger batch size: the best learning rate of batch `from`, scaled"
     )
-    metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    direction: Literal["maximize", "minimize"] = "maximize"
+    metric: Metric = Field("val_accuracy", description="after the last epoch, or the time until the target is met")
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="follows from the metric")
+    target: Target | Literal["auto"] | None = Field(
+        None, description="what *_to_target is about; auto: what the plain small batch reaches, which is tuned first"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_follows(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "direction" in content or "metric" not in content:
+            return content
+        return content | {"direction": "maximize" if content["metric"] == "val_accuracy" else "minimize"}
 
     @model_validator(mode="after")
     def _direction_fits(self) -> Tuning:
@@ -196,6 +210,26 @@ class Tuning(Spec):
         if self.direction != right:
             raise ValueError(f"`direction` of metric {self.metric} must be {right}, but got {self.direction}")
         return self
+
+    @property
+    def goal(self) -> Target | None:
+        """The target that trials are ended at; None where they are tuned for what their last epoch comes to, or where
+        the target is not known yet."""
+        return self.target if isinstance(self.target, Target) else None
+
+    @property
+    def in_words(self) -> str:
+        """What trials are compared by."""
+        if self.target is None:
+            return f"{self.metric} after the last epoch"
+        first = "what the plain small batch reaches, which is tuned for accuracy first"
+        what = first if self.target == "auto" else str(self.target)
+        return f"{self.metric.partition('_')[0]} to {what}"
+
+    def verdicts(self, epochs: int, pace: float = 1) -> list[int]:
+        """Epochs after which a trial of `epochs` epochs may be ended from outside: at rungs, and at any where it is
+        tuned for a target, which another trial may have reached sooner."""
+        return list(range(1, epochs)) if self.goal else self.rungs(epochs, pace)
 
     def rungs(self, epochs: int, pace: float = 1) -> list[int]:
         """Epochs, which are passes over the data, at which the pruner may end a trial of `epochs` of them; its own
@@ -246,6 +280,9 @@ class StudySpec(Spec):
     resources: Resources = Resources()
     batch_norm: BatchNormSpec = "sync"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    evaluate_every: int | None = Field(
+        None, gt=0, description="steps between evaluations within epochs; default: at the ends of epochs only"
+    )
     seed: int = Field(0, ge=0)
     labels: dict[str, str] = Field({}, description="names of methods in tables and figures; theirs where left out")
 
@@ -379,6 +416,10 @@ class StudySpec(Spec):
     def rungs(self, cell: Cell, epochs: int) -> list[int]:
         """Epochs at which the pruner may end a trial of a cell, of so many epochs (`Tuning.rungs`)."""
         return self.tuning.rungs(epochs, self.variant(cell).budget.pace(cell.batch_size))
+
+    def verdicts(self, cell: Cell, epochs: int) -> list[int]:
+        """Epochs after which a trial of a cell, of so many epochs, may be ended from outside (`Tuning.verdicts`)."""
+        return self.tuning.verdicts(epochs, self.variant(cell).budget.pace(cell.batch_size))
 
     def trial_seed(self, cell: Cell, number: int) -> int:
         """The seed of a cell's trial; another one for each."""

@@ -7,6 +7,7 @@ each worker asks for its own positions of the *global* mini-batch: what is learn
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -135,6 +136,7 @@ class EpochImages:
 
     def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
         device, count = data.train.images.device, len(data.train)
+        self._before = partial(EpochImages, data, spec, seed, epoch - 1, dtype) if epoch > 1 else None
         self._data, self.dtype, self._source = data, dtype, data.augmentable(spec.augment)
         self.order = torch.from_numpy(stream(seed, "order", epoch).permutation(count)).to(device)
         draw = stream(seed, "augmentation", epoch)
@@ -146,6 +148,10 @@ class EpochImages:
         self._crop = (integers(2 * PAD + 1), integers(2 * PAD + 1)) if "crop" in spec.augment else None
         self._flip = integers(2) if "flip" in spec.augment else None
         self._cutout = (integers(height), integers(width)) if "cutout" in spec.augment else None
+
+    def of_epoch_before(self) -> EpochImages | None:
+        """Those of the epoch before, if there was one."""
+        return self._before() if self._before else None
 
     def labels(self, positions: Tensor) -> Tensor:
         """Labels of these positions of the epoch."""

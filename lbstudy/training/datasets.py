@@ -1,18 +1,16 @@
 """Where images come from: each dataset read once into uint8 arrays, or an error that says which files to get.
 
-`load` returns the training and the test set. Files may be torchvision's or an image tree
-(`train/<class>/*`, `test/<class>/*`), told apart by what lies in the root folder. Trees are decoded once into a
-cache. No torch here but for torchvision's readers; what happens on the device is `data.py`.
+`load` returns the training and the test set. Files may be torchvision's or an image tree (`trees`), told apart by what
+lies in the root folder. No torch here but for torchvision's readers; what happens on the device is `data.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ from lbstudy.parallel.randomness import stream
 from lbstudy.study.file import KeyProblems, Keys, Problem
 from lbstudy.study.run import DatasetSpec
 from lbstudy.study.spec import StudySpec
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
-DEFAULT_ROOT = Path.home() / ".cache" / "lbstudy"
+from lbstudy.training import trees
+from lbstudy.training.trees import Origin, Track
 
 # dataset -> (torchvision class, classes, image shape C x H x W, the files torchvision looks for below the root)
 TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
@@ -37,8 +34,14 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
 
 ROOT: Keys = ("dataset", "root")
 
-Track = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps the decoding of an image tree to show progress: (files, count) -> files."""
+
+def cache_folder() -> Path:
+    """Where data are looked for by default, and decoded trees kept: in the user's cache folder; for a user who has no
+    home, as in some containers, among the temporary files."""
+    try:
+        return Path.home() / ".cache" / "lbstudy"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "lbstudy"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,30 @@ class Dataset:
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
     classes: int
+    origin: Origin = field(default_factory=Origin)  # of an image tree
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What it is known again by (JSON): a SHA-256 of all images and labels, and what a person can compare."""
+        digest = hashlib.sha256()
+        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
+            digest.update(f"{images.shape}".encode())
+            for rows in pieces(images):
+                digest.update(rows.data)
+            digest.update(np.ascontiguousarray(labels).data)
+        return {
+            "training images": len(self.train_labels),
+            "test images": len(self.test_labels),
+            "shape": list(self.train_images.shape[1:]),
+            "classes": self.classes,
+            "sha256": digest.hexdigest(),
+        }
+
+
+def pieces(images: NDArray[np.uint8], rows: int = 4096) -> Iterator[NDArray[np.uint8]]:
+    """The images, some at a time and contiguous, which bounds the memory that looking at them takes."""
+    for start in range(0, len(images), rows):
+        yield np.ascontiguousarray(images[start : start + rows])
 
 
 Datasets = Mapping[str, Dataset]
@@ -79,16 +106,21 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
     if spec.function is not None:
         reason = f"{spec.function} is a function of the user's own, which only commands that train import"
         raise KeyProblems(Problem(("dataset", "name"), reason))
-    root = Path(spec.root).expanduser() if spec.root else DEFAULT_ROOT
+    root = _expanded(spec.root) if spec.root else cache_folder()
     try:
-        if not _is_tree(root):
+        if not trees.is_tree(root):
             if spec.name == "image_folder":
                 raise _wrong(f"no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
             dataset = _torchvision(spec.name, root, spec.download)
         else:
-            dataset = _image_tree(root, spec.image_size, track)
+            train, train_labels, test, test_labels, origin = trees.read(
+                root, spec.image_size, cache_folder() / "decoded", track
+            )
+            dataset = Dataset(train, train_labels, test, test_labels, len(origin.class_names), origin)
             if spec.name in TORCHVISION:
                 _check_shape(spec.name, root, dataset)
+    except trees.TreeError as error:
+        raise _wrong(str(error)) from error
     except OSError as error:
         raise _wrong(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
     _check_labels(root, dataset)
@@ -110,6 +142,34 @@ def load_all(
     """
     specs = {source(part.dataset): part.dataset for part in study.variants()}
     return {name: read(spec, track) for name, spec in specs.items()}
+
+
+def _expanded(root: str) -> Path:
+    """The folder, `~` replaced.
+
+    Raises:
+        StudyError: there is no home.
+    """
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise _wrong(f"{root}: {error}") from error
+
+
+def identities(study: StudySpec, data: Datasets) -> dict[str, dict[str, Any]]:
+    """What a study's data are known again by, each dataset by its name and what else changes its images; the folder
+    that they are read from counts only where folders are compared.
+
+    Args:
+        study: the study.
+        data: of all its cells.
+    """
+    fixed = {"dataset.root", "dataset"}.isdisjoint(study.factors)
+    found = {}
+    for part in study.variants():
+        key = part.dataset.model_copy(update={"root": None}) if fixed else part.dataset
+        found[source(key)] = data[source(part.dataset)].identity
+    return found
 
 
 def _wrong(message: str) -> KeyProblems:
@@ -189,10 +249,6 @@ def _synthetic(samples: int) -> Dataset:
     return Dataset(train[0], train[1], test[0], test[1], classes=10)
 
 
-def _is_tree(root: Path) -> bool:
-    return (root / "train").is_dir() and (root / "test").is_dir()
-
-
 def _torchvision(name: str, root: Path, download: bool) -> Dataset:
     import torchvision.datasets
 
@@ -246,86 +302,3 @@ def _check_shape(name: str, root: Path, dataset: Dataset) -> None:
             f"the image tree in {root} is not {name}: it has {dataset.classes} classes of "
             f"{'x'.join(map(str, found))}, not {classes} of {'x'.join(map(str, shape))}"
         )
-
-
-def _image_tree(root: Path, size: int | None, track: Track | None) -> Dataset:
-    """Decode `train/<class>/*` and `test/<class>/*`; labels follow the alphabetical order of the class names."""
-    names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    if len(names) < 2:
-        raise _wrong(
-            f"{root / 'train'} needs a folder for each of two classes or more; got {', '.join(names) or 'none'}"
-        )
-    files: dict[str, list[tuple[Path, int]]] = {}
-    for part in ("train", "test"):
-        found = sorted(folder.name for folder in (root / part).iterdir() if folder.is_dir())
-        if found != names:
-            odd = sorted(set(found) ^ set(names))
-            raise _wrong(f"{root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
-        files[part] = [
-            (file, label)
-            for label, name in enumerate(names)
-            for file in sorted((root / part / name).iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if empty := sorted(set(names) - {file.parent.name for file, _ in files[part]}) if files[part] else []:
-            raise _wrong(f"class {empty[0]} has no images in {root / part}")
-        if not files[part]:
-            raise _wrong(f"no images in {root / part}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    cache = DEFAULT_ROOT / "decoded" / f"{_tree_digest(root, files, size)}.npz"
-    if cache.is_file():
-        with suppress(Exception), np.load(cache, allow_pickle=False) as stored:  # a damaged cache is made again
-            return Dataset(**stored, classes=len(names))
-    listed = files["train"] + files["test"]
-    tracked = track(listed, len(listed)) if track else listed
-    try:
-        images = _decode(tracked, size)
-    finally:
-        if isinstance(tracked, Generator):
-            tracked.close()  # ends the progress bar here, and not in whichever thread collects the garbage
-    labels = np.array([label for _, label in listed], dtype=np.int64)
-    split = len(files["train"])
-    dataset = Dataset(images[:split], labels[:split], images[split:], labels[split:], classes=len(names))
-    with suppress(OSError):  # without room for it, or the right to write it, the next run decodes again
-        _write_cache(cache, dataset)
-    return dataset
-
-
-def _write_cache(cache: Path, dataset: Dataset) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {field.name: getattr(dataset, field.name) for field in fields(Dataset) if field.name != "classes"}
-    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
-        try:
-            np.savez(out, **arrays)
-        except OSError:
-            os.unlink(out.name)
-            raise
-    os.replace(out.name, cache)
-
-
-def _tree_digest(root: Path, files: dict[str, list[tuple[Path, int]]], size: int | None) -> str:
-    digest = hashlib.sha256(f"{root.resolve()} {size}".encode())
-    for part in files.values():
-        for file, label in part:
-            digest.update(f"{file.parent.name}/{file.name} {label} {file.stat().st_size}\n".encode())
-    return digest.hexdigest()[:24]
-
-
-def _decode(files: Iterable[tuple[Path, int]], size: int | None) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    images: list[NDArray[np.uint8]] = []
-    for file, _ in files:
-        try:
-            with Image.open(file) as stored:
-                image = stored.convert("L" if stored.mode in ("1", "L", "I;16") else "RGB")
-            pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
-        except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError and more on a damaged file
-            raise _wrong(f"{file} is no readable image: {_one_line(error)}") from error
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        if images and pixels.shape != images[0].shape:
-            raise _wrong(
-                f"{file} is {'x'.join(map(str, pixels.shape))}, the images before it are "
-                f"{'x'.join(map(str, images[0].shape))}; set dataset.image_size to resize them all"
-            )
-        images.append(pixels)
-    return np.stack(images)

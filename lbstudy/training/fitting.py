@@ -39,7 +39,8 @@ def check(study: StudySpec, data: Datasets) -> None:
     found = []
     for part in study.variants():
         dataset = data[source(part.dataset)]
-        found.append((part, list(misfits(part, dataset)) or list(_model(part, dataset))))
+        wrong = [*misfits(part, dataset), *_evaluated_too_rarely(part, dataset)]
+        found.append((part, wrong or list(_model(part, dataset))))
     if problems := list(said_once(found, study)):
         raise KeyProblems(*problems)
 
@@ -56,6 +57,16 @@ def _model(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
     yield from batch_norm_problems(study, has_batch_norm(network))
     if models.normalises_vectors(network, shape):
         yield from _lone_samples(study, ghost, training_samples(study.dataset, dataset))
+
+
+def _evaluated_too_rarely(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
+    """Evaluations within epochs that no run is long enough for."""
+    samples = training_samples(study.dataset, dataset)
+    steps = [study.steps_per_epoch(cell, samples) for cell in study.list_cells()]
+    longest = max(map(study.budget.total_steps, steps))
+    if study.evaluate_every and study.evaluate_every > longest:
+        reason = f"must be no more than the steps of the longest run, {longest}; got {study.evaluate_every}"
+        yield Problem(("evaluate_every",), reason)
 
 
 def _lone_samples(study: StudySpec, ghost: int | None, samples: int) -> Iterable[Problem]:
@@ -119,11 +130,7 @@ def _images(dataset: Dataset) -> ImageData:
 
 def _run_spec(study: StudySpec, cell: Cell) -> RunSpec:
     """A few steps of a cell, with values from the middle of what is searched."""
-    params = {}
-    for name, tuned in study.ranges(cell).items():
-        low, high = tuned.bounds
-        middle = (low * high) ** 0.5 if tuned.log_uniform else (low + high) / 2
-        params[name] = min(tuned.choice) if tuned.choice else int(middle) if tuned.integer else middle
+    params = {name: tuned.middle for name, tuned in study.ranges(cell).items()}
     return configure.run_spec(study, cell, params, seed=0).model_copy(
         update={
             "dataset": study.dataset.model_copy(update={"augment": (), "drop_last": False}),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import EpochImages, ImageData, Images, worker_slice
 from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut
+from lbstudy.training.pursuit import Pursuit
 
 EVALUATION_BATCH = 1024
 STATISTICS_SAMPLES = 4096
@@ -53,16 +54,30 @@ class EpochReport:
     clean_train_accuracy: float | None = None
     test_loss: float | None = None
     test_accuracy: float | None = None
+    within: list[dict[str, float]] | None = None
+    """Evaluations within the epoch: `step`, `epochs` (with a part of one, by its steps), `seconds` (of the epoch so
+    far), `val_loss`, `val_accuracy`, and `clean_train_loss` and `clean_train_accuracy` where the target is about it."""
+    run_seconds: float | None = None  # this and what follows is there if the run has a target, see `Pursuit`
+    nearest: float | None = None
+    steps_to_target: int | None = None
+    epochs_to_target: float | None = None
+    seconds_to_target: float | None = None
 
     @property
     def diverged(self) -> bool:
         """Whether the run has left the finite numbers, or a loss of any use."""
         return not (math.isfinite(self.train_loss) and math.isfinite(self.val_loss))
 
+    def is_last(self, run: RunSpec, epochs: int) -> bool:
+        """Whether a run of so many epochs ends with this one by itself."""
+        there = run.until_target and self.steps_to_target is not None
+        return self.epoch == epochs or self.diverged or there
+
 
 Snapshot = dict[str, Any]
 """Everything a bit-identical continuation needs: `epoch`, `step`, the state of `model`, `optimizer` and `smoothing`,
-and the best model; and the model `evaluated`, which is another where weights are averaged."""
+the best model, and how near the target it has come; and the model `evaluated`, which is another where weights are
+averaged."""
 
 Best = dict[str, Any]
 """The model that did best on the validation split: `epoch`, `val_accuracy` and `model` state."""
@@ -109,9 +124,11 @@ def train(
 
     step = first_epoch = 0
     best: Best | None = None
+    pursuit = Pursuit(run.target)
     if resume is not None:
         loop.load_state_dict(resume)
         first_epoch, step, best = resume["epoch"], resume["step"], resume["best"]
+        pursuit.load_state_dict(resume.get("pursuit", {}))
     total_steps, total_epochs = extent.steps, extent.epochs
     if first_epoch >= total_epochs:
         raise ValueError(f"nothing to resume: the snapshot is of epoch {first_epoch} of {total_epochs}")
@@ -123,7 +140,9 @@ def train(
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         norm_sum = torch.zeros((), dtype=torch.float64, device=device)
         samples = steps = 0
-        for start in starts[: total_steps - step]:
+        before, paused, within = pursuit.run_seconds or 0.0, 0.0, list[dict[str, float]]()
+        planned = starts[: total_steps - step]
+        for start in planned:
             batch = MiniBatch(step, start, min(run.batch_size, len(data.train) - start), images)
             rate = loop.course.set(step)
             loop.optimizer.zero_grad(set_to_none=True)
@@ -134,14 +153,24 @@ def train(
             loop.optimizer.step()
             loop.smoothing.after_step(step)
             step, samples, steps = step + 1, samples + batch.size, steps + 1
+            if steps < len(planned) and run.evaluate_every and step % run.evaluate_every == 0:
+                pause = time.perf_counter()
+                found = _evaluate_within(loop, data, images, starts[:steps], step)
+                paused += time.perf_counter() - pause
+                found |= {"step": step, "epochs": step / len(starts), "seconds": time.perf_counter() - began}
+                if pursuit.see(found, before) and run.until_target:
+                    break  # the epoch ends here, and its report is this evaluation
+                within.append(found)
 
         sums = loop.workers.sum(torch.stack([loss_sum, norm_sum / loop.workers.size])).tolist()
-        trained = time.perf_counter() - began
+        trained = time.perf_counter() - began - paused
         with loop.evaluated():
-            renew_statistics(loop, images, starts[:steps], step)
+            renew_statistics(loop, images, starts[:steps], step, within=steps < len(planned))
             evaluations = _evaluations(model, data, run)
             best = _better(best, epoch, evaluations["val_accuracy"], model, run)
             kept = copy_of_state(model) if loop.averages else None
+        seconds = time.perf_counter() - began
+        pursuit.see(evaluations | {"step": step, "epochs": step / len(starts), "seconds": seconds}, before)
         report = EpochReport(
             epoch=epoch,
             step=step,
@@ -150,16 +179,18 @@ def train(
             gradient_norm=sums[1] / steps,
             fallbacks=getattr(loop.optimizer, "fallbacks", 0),
             images_per_second=samples / trained,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
+            within=within or None,
             images=extent.images(step),
             **evaluations,
+            **pursuit.state_dict(),
         )
 
         def snapshot(epoch: int = epoch, step: int = step, best: Best | None = best, kept: Any = kept) -> Snapshot:
-            state = {"epoch": epoch, "step": step, "best": best, **loop.state_dict()}
+            state = {"epoch": epoch, "step": step, "best": best, "pursuit": pursuit.state_dict(), **loop.state_dict()}
             return state | {"evaluated": state["model"] if kept is None else kept}
 
-        if on_epoch(report, snapshot) or report.diverged:
+        if on_epoch(report, snapshot) or report.is_last(run, total_epochs):
             break
     if kept is not None:
         model.load_state_dict(kept)
@@ -174,38 +205,67 @@ def minibatch_starts(samples: int, run: RunSpec) -> range:
 
 
 @torch.no_grad()
-def renew_statistics(loop: Loop, images: EpochImages, starts: range, step: int) -> None:
+def renew_statistics(loop: Loop, images: EpochImages, starts: range, step: int, within: bool = False) -> None:
     """Make batch norm's running statistics those of the present weights, for the evaluation that follows.
 
     One rule for every cell: forward passes over the epoch's last mini-batches, with the inputs that they were trained
     on (augmented, mixed, in their ghost batches) but at the weights that are evaluated, until they hold
-    STATISTICS_SAMPLES samples or all.
+    STATISTICS_SAMPLES samples or all. Within an epoch those of the epoch before come after its own, until they hold as
+    many as an epoch has, since there may have been few.
 
     Args:
         loop: its model in training mode; without batch norm nothing happens.
         images: of the epoch.
         starts: of the epoch's mini-batches so far.
         step: optimizer steps since the beginning of the run.
+        within: the epoch is not over.
     """
     if not has_batch_norm(loop.model):
         return
     workers, run, seen = loop.workers, loop.run, 0
     with renewed_statistics(loop.model, workers):
-        for back, start in enumerate(reversed(starts), start=1):
-            batch = MiniBatch(step - back, start, min(run.batch_size, len(images.order) - start), images)
+        for batch in _backwards(run, images, starts, step, within):
             mine = worker_slice(batch.size, workers.rank, workers.size, loop.slice_unit)
             for positions in cut(mine, run.micro_batch_size):
                 loop.outputs(loop.model, batch, positions)
             seen += batch.size
-            if seen >= STATISTICS_SAMPLES:
+            if seen >= min(STATISTICS_SAMPLES, len(images.order)):
                 break
 
 
-def _evaluations(model: nn.Module, data: ImageData, run: RunSpec) -> dict[str, float]:
-    """Loss and accuracy on what the run evaluates."""
+def _backwards(
+    run: RunSpec, images: EpochImages, starts: range, step: int, beyond: bool
+) -> Iterator[MiniBatch]:  # fmt: skip
+    """The mini-batches trained on, the last one first: of an epoch and, with `beyond`, of the one before."""
+    for back, start in enumerate(reversed(starts), start=1):
+        yield MiniBatch(step - back, start, min(run.batch_size, len(images.order) - start), images)
+    if beyond and (earlier := images.of_epoch_before()):
+        yield from _backwards(run, earlier, minibatch_starts(len(images.order), run), step - len(starts), beyond=False)
+
+
+@torch.no_grad()
+def _evaluate_within(
+    loop: Loop, data: ImageData, images: EpochImages, starts: range, step: int
+) -> dict[str, float]:  # fmt: skip
+    """Loss and accuracy in the midst of an epoch, of whose mini-batches these have been; training goes on as if nothing
+    had happened."""
+    trained = [parameter.clone() for parameter in loop.model.parameters()] if loop.averages else []
+    with loop.evaluated():
+        renew_statistics(loop, images, starts, step, within=True)
+        found = _evaluations(loop.model, data, loop.run, within=True)
+    if trained:  # optimizers that take their weights to an average and back do so up to rounding
+        for parameter, value in zip(loop.model.parameters(), trained, strict=True):
+            parameter.copy_(value)
+    return found
+
+
+def _evaluations(model: nn.Module, data: ImageData, run: RunSpec, within: bool = False) -> dict[str, float]:
+    """Loss and accuracy on what the run evaluates; within an epoch on no more than its target needs."""
     parts = {"val": data.validation}
-    if run.evaluate == "all":
-        parts |= {"clean_train": data.train, "test": data.test}
+    if (run.evaluate == "all" and not within) or (run.target and run.target.metric == "train_loss"):
+        parts["clean_train"] = data.train
+    if run.evaluate == "all" and not within:
+        parts["test"] = data.test
     found = {}
     for name, images in parts.items():
         found[f"{name}_loss"], found[f"{name}_accuracy"] = evaluate(model, data, images, run.precision)

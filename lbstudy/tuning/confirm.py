@@ -81,7 +81,9 @@ def _new_run(
     from lbstudy.methods.configure import run_spec  # imports torch, which those who only look at results do not need
 
     seed = derive_seed(study.seed, "confirm", repeat)
-    run = run_spec(study, cell, trial.params, seed).model_copy(update={"train_on": train_on, "evaluate": "all"})
+    # to the end of the budget, past a target too: curves and test accuracies are those of runs of one length
+    whole = {"train_on": train_on, "evaluate": "all", "until_target": False}
+    run = run_spec(study, cell, trial.params, seed).model_copy(update=whole)
     return TrialRecord(
         cell.name, number, cell.optimizer, cell.batch_size, cell.smoothing, trial.params, seed,
         run.model_dump(mode="json"), trial.published, trial=trial.number, repeat=repeat,
@@ -90,8 +92,14 @@ def _new_run(
 
 
 def as_study(study: StudySpec, runs: Sequence[TrialRecord]) -> StudySpec:
-    """The study whose trials these runs are: nothing is pruned, and every final model is kept."""
-    count = 1 + max(run.number for run in runs)
+    """The study whose trials these runs are."""
+    return repeated(study, 1 + max(run.number for run in runs))
+
+
+def repeated(study: StudySpec, count: int) -> StudySpec:
+    """The study with so many runs of each cell, of which nothing is pruned, and every final model is kept."""
     tuning = study.tuning.model_copy(update={"pruner": "none", "trials": count})
+    if study.tuning.target is not None:
+        tuning = tuning.model_copy(update={"metric": "val_accuracy", "direction": "maximize", "target": None})
     resources = study.resources.model_copy(update={"keep_best": count})
     return study.model_copy(update={"tuning": tuning, "resources": resources})

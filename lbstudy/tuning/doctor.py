@@ -6,6 +6,7 @@ one. Only the driver writes to the storage (checkpoints reach it through Ray), s
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -159,12 +160,22 @@ def check_state_api() -> Finding:
 
     try:
         here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
+        _without_proxy(ray.nodes())
         list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
     except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = "start the head node with --include-dashboard=true, and install ray[default] there"
         return Finding("State API", False, f"does not answer: {reason}; {advice}")
     return Finding("State API", True, "answers")
+
+
+def _without_proxy(nodes: Sequence[dict[str, Any]]) -> None:
+    """Keep HTTP among the nodes of the cluster from a proxy, which does not know them."""
+    if any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
+        hosts = {"localhost", "127.0.0.1", *(node["NodeManagerAddress"] for node in nodes)}
+        for name in ("no_proxy", "NO_PROXY"):
+            given = [host for host in os.environ.get(name, "").split(",") if host]
+            os.environ[name] = ",".join([*given, *sorted(hosts - set(given))])
 
 
 def check_devices(report: NodeReport) -> Finding:
@@ -198,18 +209,19 @@ def check_storage(folder: StoragePath, needed: int) -> Finding:
     if free is None:
         return Finding("storage", True, f"{folder} can be written")
     if free < needed:
-        return Finding("storage", False, f"{folder} has {_size(free)} free, but the study may need {_size(needed)}")
-    plan = f"; the study needs at most {_size(needed)}" if needed else ""
-    return Finding("storage", True, f"{folder} can be written, {_size(free)} free{plan}")
+        return Finding("storage", False, f"{folder} has {size(free)} free, but the study may need {size(needed)}")
+    plan = f"; the study needs at most {size(needed)}" if needed else ""
+    return Finding("storage", True, f"{folder} can be written, {size(free)} free{plan}")
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """So many bytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
     """What a study may write: records, checkpoints of running trials (two at a replacement), models of the best."""
-    from lbstudy.methods import models, optimizers, sizes  # only here: they import torch, which takes seconds
+    from lbstudy.methods import models, optimizers, sizes, smoothing  # only here: importing torch takes seconds
 
     records, checkpoint, kept = 0, 0, 0
     for part in study.variants():
@@ -219,7 +231,8 @@ def planned_bytes(study: StudySpec, data: Datasets, lanes: int) -> int:
         samples = len(dataset.train_labels)
         epochs = max(part.extent(cell, samples).epochs for cell in cells)
         records += len(cells) * study.tuning.trials * (TRIAL_BYTES + EPOCH_BYTES * epochs)
-        remembered = [optimizers.get(name).remembers(model) for name in {cell.optimizer for cell in cells}]
-        checkpoint = max(checkpoint, *(sizes.checkpoint_bytes(model, state, element) for state in remembered))
+        for optimizer, averaged in {(cell.optimizer, smoothing.averages(cell.smoothing)) for cell in cells}:
+            remembered = optimizers.get(optimizer).remembers(model)
+            checkpoint = max(checkpoint, sizes.checkpoint_bytes(model, remembered, element, averaged))
         kept += len(cells) * (study.resources.keep_best + 1) * sizes.model_bytes(model, element)
     return records + 2 * lanes * checkpoint + kept

@@ -16,6 +16,8 @@ import asyncio
 import gc
 import io
 import math
+import resource
+import sys
 import threading
 import time
 import traceback
@@ -33,6 +35,8 @@ from lbstudy.study.run import DatasetSpec, RunSpec, TrainOn
 from lbstudy.study.spec import Resources
 
 if TYPE_CHECKING:
+    import torch
+
     from lbstudy.training.data import ImageData
     from lbstudy.training.train import EpochReport
 
@@ -55,7 +59,7 @@ class Job:
 
     key: str  # unique within the lane
     run: dict[str, Any]  # RunSpec as plain data
-    rungs: list[int]  # epochs after which the workers wait for a verdict
+    rungs: list[int]  # epochs after which the workers wait for a verdict, of the pruner or on a target
     resume: Sequence[ray.ObjectRef] = ()  # a checkpoint to go on from, if any
     checkpoint_seconds: float = math.inf  # how often a report brings a checkpoint
     keep: Sequence[int] = ()  # epochs whose reports bring the model
@@ -279,16 +283,18 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}
     posted, saved = 0, time.monotonic()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
     def post(report: dict[str, Any]) -> None:
         nonlocal posted
         posted += 1
         if rank == 0:
-            ray.get(mailbox.post.remote(job.key, report | machine))
+            ray.get(mailbox.post.remote(job.key, report | machine | peak_memory(device)))
 
     def on_epoch(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
         nonlocal saved
-        if report.epoch == epochs or report.diverged:
+        if report.is_last(run, epochs):
             return True  # posted below, together with the outcome
         message = _plain(report)
         if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
@@ -302,11 +308,20 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     if job.resume:
         resume = torch.load(io.BytesIO(ray.get(job.resume[0])), map_location=device, weights_only=True)
     outcome = train(run, data, on_epoch=on_epoch, resume=resume)
-    if outcome.last.epoch == epochs or outcome.diverged:
+    if outcome.last.is_last(run, epochs):
         ended = {"outcome": "diverged" if outcome.diverged else "completed", "fingerprint": outcome.fingerprint}
         states = {"model": outcome.model.state_dict()} | ({"best": outcome.best["model"]} if outcome.best else {})
         found = {name: [ray.put(_to_bytes(state))] for name, state in states.items() if rank == 0}
         post(_plain(outcome.last) | ended | found)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most that this process has had resident so far, and that the present job has taken of its GPU, in bytes."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    taken = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+    return {"memory": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "device_memory": taken}
 
 
 def _plain(report: EpochReport) -> dict[str, Any]:

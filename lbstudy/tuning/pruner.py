@@ -1,11 +1,16 @@
 """Which trials a study ends early: one ASHA per cell, behind the interface of Ray Tune.
 
+In a study that is tuned for a target, a trial ends when it has reached it. It then has its value for good, and counts
+with it at all rungs to come; one that still runs when its time is that of its cell's best cannot become the best any
+more, and is ended with or without ASHA.
+
 `StudyPruner` is rebuilt from the records when a study goes on; it keeps no truth of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +19,9 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from lbstudy.records.folder import FINISHED
+from lbstudy.study.objective import MISSED
 from lbstudy.study.spec import Asha, StudySpec
-from lbstudy.tuning.search import OBJECTIVE, Past
+from lbstudy.tuning.search import ELAPSED, OBJECTIVE, Past
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -33,6 +39,11 @@ class StudyPruner(FIFOScheduler):
     def __init__(self, study: StudySpec, epochs: dict[str, int], past: Sequence[Past]):
         super().__init__()
         pruner = study.tuning.pruner
+        self._goal = study.tuning.goal
+        self._rungs = {
+            cell.name: study.rungs(cell, epochs[cell.name]) for cell in study.list_cells() if cell.name in epochs
+        }
+        self._best: dict[str, float] = {}  # log10 of the least time to the target, by cell
         self._cells: dict[str, AsyncHyperBandScheduler] = {}
         if isinstance(pruner, Asha):
             for cell in (cell for cell in study.list_cells() if cell.name in epochs):
@@ -47,17 +58,36 @@ class StudyPruner(FIFOScheduler):
                 )
         for trial in past:
             if trial.status in FINISHED:
-                self.replay(trial.cell.name, trial.number, trial.values)
+                self.replay(trial)
 
-    def replay(self, cell: str, number: int, values: Sequence[float]) -> bool:
+    def replay(self, trial: Past) -> bool:
         """Enter a trial's values into its cell's rungs; returns whether its last one prunes it."""
-        action, controller = TrialScheduler.CONTINUE, cast("TuneController", None)  # ASHA does not look at it
-        if cell in self._cells and values:
-            trial = _identity(cell, number)
-            self._cells[cell].on_trial_add(controller, trial)
-            for epoch, value in enumerate(values, start=1):
-                action = self._cells[cell].on_trial_result(controller, trial, {"epoch": epoch, OBJECTIVE: value})
-        return action == TrialScheduler.STOP
+        action, controller, cell = TrialScheduler.CONTINUE, cast("TuneController", None), trial.cell.name
+        if cell in self._cells and trial.values:
+            known = _identity(cell, trial.number)
+            self._cells[cell].on_trial_add(controller, known)  # ASHA does not look at the controller
+            for epoch, value in enumerate(trial.values, start=1):
+                action = self._cells[cell].on_trial_result(controller, known, {"epoch": epoch, OBJECTIVE: value})
+        if trial.values:
+            self._hit(cell, trial.number, len(trial.values), trial.values[-1])
+        beaten = trial.status not in FINISHED and self._is_beaten(cell, trial.elapsed)
+        return beaten or action == TrialScheduler.STOP
+
+    def _hit(self, cell: str, number: int, epoch: int, value: float) -> None:
+        """A trial that reached the target has its value at all rungs to come."""
+        if self._goal is None or value > MISSED:
+            return
+        self._best[cell] = min(value, self._best.get(cell, value))
+        if cell in self._cells:
+            for rung in self._rungs[cell]:
+                if rung > epoch:
+                    self._cells[cell].on_trial_result(
+                        cast("TuneController", None), _identity(cell, number), {"epoch": rung, OBJECTIVE: value}
+                    )
+
+    def _is_beaten(self, cell: str, elapsed: float | None) -> bool:
+        """Whether a trial that has not reached the target after this time comes too late to be its cell's best."""
+        return elapsed is not None and elapsed >= self._best.get(cell, inf)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The cells' schedulers already know both."""
@@ -72,6 +102,8 @@ class StudyPruner(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
         cell, number = trial.config["cell"], trial.config["number"]
+        if self._is_beaten(cell, result.get(ELAPSED)):
+            return TrialScheduler.STOP
         if cell not in self._cells:
             return TrialScheduler.CONTINUE
         return self._cells[cell].on_trial_result(tune_controller, _identity(cell, number), result)
@@ -79,6 +111,8 @@ class StudyPruner(FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """The last value of a trial that ended by itself still counts for the rung it reached."""
         cell, number = trial.config["cell"], trial.config["number"]
+        if OBJECTIVE in result:
+            self._hit(cell, number, result["epoch"], result[OBJECTIVE])
         if cell in self._cells and OBJECTIVE in result:
             self._cells[cell].on_trial_complete(tune_controller, _identity(cell, number), result)
 

@@ -1,7 +1,7 @@
 """Settings that Ray reads from the environment when it is imported; modules that need Ray import this one first.
 
-Whatever the user has set stays. Where Ray is there already (in its workers, or in a user's own program), its
-authentication is decided and left alone.
+Whatever the user has set stays, but for what nothing here would work with. Where Ray is there already (in its workers,
+or in a user's own program), its authentication is decided and left alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # lanes are Ray Train's second version; old job scripts switch it off
+if not os.environ.get("RAY_ADDRESS", "set"):
+    del os.environ["RAY_ADDRESS"]  # empty: unset, and not an address
 
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)

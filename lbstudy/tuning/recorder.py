@@ -22,9 +22,10 @@ from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import FINISHED, Damaged, StudyFolder, TrialRecord, model_name, ranked, set_aside
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
+from lbstudy.study.objective import objective, time_so_far
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.tuning.pruner import StudyPruner
-from lbstudy.tuning.search import Past, objective
+from lbstudy.tuning.search import Past
 
 TRAJECTORY = 20
 
@@ -53,6 +54,8 @@ def take_up(
             f"trials here were trained by {' and '.join(map(str, others))} workers, what follows will be by "
             f"{study.resources.workers}: the same but for the rounding of sums, which training amplifies"
         )
+    if newer := sorted({name for record in records for name in record.newer}):
+        notice(f"a newer version of lbstudy has written records here: what it knows of them ({', '.join(newer)}) stays")
     past = []
     for record in records:
         series = folder.epochs(record)
@@ -65,7 +68,9 @@ def take_up(
             notice(f"{record.cell} trial {record.number} was interrupted; it goes on after epoch {kept}")
             series = _cut_back(folder, record, kept)
         values = _values(study, record, series)
-        past.append(Past(cells[record.cell], record.number, record.params, record.status, tuple(values)))
+        elapsed = time_so_far(study.tuning, series[-1]) if series else None
+        known = (record.number, record.params, record.status, tuple(values), elapsed, record.published)
+        past.append(Past(cells[record.cell], *known))
     return past, records
 
 
@@ -85,7 +90,7 @@ def _cut_back(folder: StudyFolder, record: TrialRecord, kept: int) -> list[dict[
     """Reduce a trial to its first `kept` epochs."""
     folder.keep_epochs(record, kept)
     series = folder.epochs(record)
-    record.metrics = series[-1] if series else {}
+    record.metrics = _at_its_end(series[-1]) if series else {}
     record.workers = record.workers if series else []
     record.seconds = sum(entry["seconds"] for entry in series)
     return series
@@ -93,10 +98,10 @@ def _cut_back(folder: StudyFolder, record: TrialRecord, kept: int) -> list[dict[
 
 def _values(study: StudySpec, record: TrialRecord, series: list[dict[str, Any]]) -> list[float]:
     """The objective after each epoch."""
-    values = [objective(study.tuning.metric, entry, None) for entry in series[:-1]]
+    values = [objective(study.tuning, entry, None) for entry in series[:-1]]
     if series:
         outcome = record.status if record.status in FINISHED else None
-        values.append(objective(study.tuning.metric, series[-1], outcome))
+        values.append(objective(study.tuning, series[-1], outcome))
     return values
 
 
@@ -159,7 +164,7 @@ class Recorder(tune.Callback):
         driver died, is pruned now."""
         settled = []
         for trial in past:
-            if trial.status not in FINISHED and pruner.replay(trial.cell.name, trial.number, trial.values):
+            if trial.status not in FINISHED and pruner.replay(trial):
                 record = self._known[trial.cell.name, trial.number]
                 record.status = "pruned"
                 self._write(record)
@@ -183,7 +188,7 @@ class Recorder(tune.Callback):
             "cell": cell.name,
             "number": number,
             "run": record.run,
-            "rungs": self._study.rungs(cell, self._epochs[cell.name]),
+            "rungs": self._study.verdicts(cell, self._epochs[cell.name]),
             "resume": [ray.put(checkpoint[1])] if checkpoint else [],
             "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
         }
@@ -218,12 +223,17 @@ class Recorder(tune.Callback):
             return
         record.status = result.get("outcome", "running")
         record.device = result["device"]
+        record.memory = max(record.memory, result["memory"])
+        record.device_memory = max(record.device_memory, result["device_memory"])
         if record.workers[-1:] != [result["workers"]]:
             record.workers.append(result["workers"])
         record.fingerprint = report.pop("fingerprint", "")
-        record.metrics = {name: value if math.isfinite(value) else None for name, value in report.items()}
+        series_entry = _without_infinities(report)
+        if "within" in report:
+            series_entry["within"] = list(map(_without_infinities, report["within"]))
+        record.metrics = _at_its_end(series_entry)
         record.seconds += report["seconds"]
-        self._folder.append_epoch(record, record.metrics)
+        self._folder.append_epoch(record, series_entry)
         if record.status == "running":
             self._save(record, "checkpoint", result.get("checkpoint"))
             self._save(record, model_name(record.epochs), result.get("kept"))
@@ -280,6 +290,16 @@ class Recorder(tune.Callback):
     def _write(self, record: TrialRecord) -> None:
         self._folder.write_trial(record)
         self._show(record)
+
+
+def _at_its_end(report: dict[str, Any]) -> dict[str, Any]:
+    """An epoch's report without the evaluations within it."""
+    return {name: value for name, value in report.items() if name != "within"}
+
+
+def _without_infinities(numbers: dict[str, Any]) -> dict[str, Any]:
+    """JSON has none, nor NaN."""
+    return {n: value if math.isfinite(value) else None for n, value in numbers.items() if n != "within"}
 
 
 def _fetch(reference: Sequence[ray.ObjectRef] | None) -> bytes | None:

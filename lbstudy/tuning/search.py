@@ -1,7 +1,8 @@
 """What a study tries next: one Optuna study per cell, behind the interface of Ray Tune.
 
 `StudySearch` hands out trials, cells taking turns, and tells Optuna how each ended: pruned trials as PRUNED with
-their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst finite value. It is rebuilt
+their intermediate values, failed ones as FAIL, diverged ones as COMPLETE with the worst value. What a trial's value is
+says `study/objective.py`. It is rebuilt
 from the records when a study goes on and keeps no truth of its own. `TrialQueue`, beneath it, hands out a list of
 trials and searches nothing.
 """
@@ -21,31 +22,27 @@ from ray.tune.search.optuna import OptunaSearch
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import FINISHED
 from lbstudy.study import split
+from lbstudy.study.objective import worst
 from lbstudy.study.space import Range
 from lbstudy.study.spec import Cell, StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-OBJECTIVE = "objective"
-WORST_LOSS = 100.0
-
-
-def objective(metric: str, report: dict[str, Any], outcome: str | None) -> float:
-    """The value that is searched for: the report's metric, or the worst finite value where the run has diverged."""
-    if outcome == "diverged":
-        return 0.0 if metric == "val_accuracy" else WORST_LOSS
-    return min(report[metric], WORST_LOSS)
+OBJECTIVE, ELAPSED = "objective", "elapsed"
+"""What Tune is told of an epoch: what it came to, and how long the trial has trained (`objective.time_so_far`)."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """A trial that the records hold: how it stands, and its objective after each epoch that counts."""
+    """A trial that the records hold: how it stands, its objective after each epoch that counts, the time so far."""
 
     cell: Cell
     number: int
     params: dict[str, float]
     status: str
     values: tuple[float, ...]
+    elapsed: float | None = None
+    published: bool = False
 
 
 def distribution(entry: Range) -> optuna.distributions.BaseDistribution:
@@ -94,28 +91,46 @@ class CellSearch(OptunaSearch):
             storage=storage,
             sampler=make_sampler(study, cell, 0),
         )
+        self._untried = list(study.published_params(cell))
+        self._sampled = 0
         for trial in sorted(past, key=lambda trial: trial.number):
-            self.ask(trial.number, trial.params)
+            self.ask(trial.number, trial.params, published=trial.published)
             for epoch, value in enumerate(trial.values, start=1):
                 self.report(trial.number, epoch, value)
             if trial.status in FINISHED:
                 self.tell(trial.number, trial.status, trial.values[-1] if trial.values else None)
 
+    @property
+    def is_first_of_its_own(self) -> bool:
+        """Whether the next trial will be the first whose values were not published."""
+        return not self._untried and not self._sampled
+
     def ask(
-        self, number: int, params: dict[str, float] | None = None, hint: dict[str, float] | None = None
+        self,
+        number: int,
+        params: dict[str, float] | None = None,
+        hint: dict[str, float] | None = None,
+        published: bool = False,
     ) -> tuple[dict[str, float], bool]:
-        """Begin a trial.
+        """Begin a trial. What was published comes first, in its order, whenever it came into the study.
 
         Args:
             number: of the trial in its cell.
             params: its tuned values, where they are known already.
             hint: values to try first, if they are not known yet and none were published.
+            published: whether values that are known already were.
 
         Returns:
             The tuned values, and whether they were published.
         """
-        published = self._spec.published_params(self._cell)
-        known = params or (published[number] if number < len(published) else hint)
+        if params:
+            known: dict[str, float] | None = params
+            tried = [entry for entry in self._untried if published and entry.items() <= params.items()]
+            self._untried = [entry for entry in self._untried if entry not in tried[:1]]
+        else:
+            published = bool(self._untried)
+            known = self._untried.pop(0) if published else hint
+        self._sampled += not published
         if known is not None:  # may leave tuned values open: those are sampled
             entries = {name: value for name, value in known.items() if name in self._ranges}
             self._ot_study.enqueue_trial({self._names[n]: self._ranges[n].searched(v) for n, v in entries.items()})
@@ -123,14 +138,14 @@ class CellSearch(OptunaSearch):
         suggested = self.suggest(str(number))
         assert suggested is not None
         values = {name: entry.searched(suggested[self._names[name]]) for name, entry in self._ranges.items()}
-        return values | (known or {}), number < len(published)
+        return values | (known or {}), published
 
     def best_params(self) -> dict[str, float]:
         """The tuned values of the best trial that completed without diverging; empty where there is none."""
         states = (optuna.trial.TrialState.COMPLETE,)
         if not self._ot_study.get_trials(deepcopy=False, states=states):
             return {}
-        if self._ot_study.best_value in (0.0, WORST_LOSS):
+        if self._ot_study.best_value == worst(self._spec.tuning):
             return {}
         found = self._ot_study.best_trial.params
         return {name: self._ranges[name].searched(found[alias]) for name, alias in self._names.items()}
@@ -245,8 +260,7 @@ class StudySearch(TrialQueue):
         for trial in past:
             self._open[trial.cell].remove(trial.number)
             if trial.status not in FINISHED:
-                published = trial.number < len(study.published_params(trial.cell))
-                self._waiting.append((trial.cell, trial.number, trial.params, published))
+                self._waiting.append((trial.cell, trial.number, trial.params, trial.published))
 
     def is_done(self) -> bool:
         """Whether there is nothing left to begin or to go on with."""
@@ -260,8 +274,9 @@ class StudySearch(TrialQueue):
         if not self._open[cell]:
             return None
         number = self._open[cell].pop(0)
-        hint = self._scaled_rate(cell) if number == len(self._study.published_params(cell)) else None
-        return (cell, number, *self._searches[cell].ask(number, hint=hint))
+        search = self._searches[cell]
+        hint = self._scaled_rate(cell) if search.is_first_of_its_own else None
+        return (cell, number, *search.ask(number, hint=hint))
 
     def _scaled_rate(self, cell: Cell) -> dict[str, float] | None:
         """The learning rate that the study's rule gives a cell, as far as its reference is known."""

@@ -21,25 +21,28 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.storage import local_file
 from lbstudy.study.file import StudyError
+from lbstudy.study.objective import objective, time_so_far
 from lbstudy.study.run import TrainOn
-from lbstudy.study.spec import Resources, StudySpec
+from lbstudy.study.spec import Resources, StudySpec, Tuning
 from lbstudy.training.datasets import Datasets, source, training_samples
 from lbstudy.tuning.lane import Job, Lane, LaneNotStarted
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
 from lbstudy.tuning.resources import count_lanes, with_gpus
-from lbstudy.tuning.search import OBJECTIVE, StudySearch, TrialQueue, objective
+from lbstudy.tuning.search import ELAPSED, OBJECTIVE, StudySearch, TrialQueue
 
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
-BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
+MACHINE = ("device", "workers", "memory", "device_memory")  # what it says of where it comes from
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
 
@@ -51,6 +54,7 @@ def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
             ask for an autoscaler's limits.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bootstrap = Path(os.path.expanduser(bootstrap))  # which leaves it alone where there is no home
     if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
         return nodes
     config = YAML(typ="safe", pure=True).load(bootstrap.read_text(encoding="utf-8"))
@@ -131,7 +135,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the worker group; it comes up while the first trial waits for its first report."""
-        self._metric, self._jobs = config["lane"]["metric"], count()
+        self._tuning, self._jobs = Tuning.model_validate(config["lane"]["tuning"]), count()
         self._resources = Resources.model_validate(config["lane"]["resources"])
         self._lane: Lane | None = None
         self.reset_config(config)
@@ -167,11 +171,13 @@ class TrialActor(tune.Trainable):
             return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
         outcome = report.pop("outcome", None)
         result = {"report": report, "done": outcome is not None}
-        result |= {name: report.pop(name) for name in (*STATES, "device", "workers") if name in report}
+        result |= {name: report.pop(name) for name in (*STATES, *MACHINE) if name in report}
         if outcome is not None:
             result["outcome"] = outcome
         if outcome != "failed":
-            result |= {"epoch": report["epoch"], OBJECTIVE: objective(self._metric, report, outcome)}
+            result |= {"epoch": report["epoch"], OBJECTIVE: objective(self._tuning, report, outcome)}
+            if (elapsed := time_so_far(self._tuning, report)) is not None:
+                result[ELAPSED] = elapsed
         return result
 
     def cleanup(self) -> None:
@@ -211,10 +217,12 @@ def tune_study(
     recorder = Recorder(folder, study, plan.epochs, records, show)
     past = recorder.settle_interrupted(pruner_past, pruner)
     with local_file(folder.journal) as journal:  # rebuilt from the records
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        Path(f"{journal}.lock").unlink(missing_ok=True)  # of a driver that died while it wrote; nobody else is here
+        # Optuna's default lock needs symbolic links, which not every file system has
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
-            _fit(plan, search, pruner, recorder, verbose)
+            fit_runs(plan, search, pruner, recorder, verbose)
 
 
 def confirm_runs(
@@ -246,17 +254,22 @@ def confirm_runs(
     waiting = [(cells[run.cell], run.number, run.params, run.published) for run in missing]
     search = TrialQueue(plan.study, waiting, recorder.begin, recorder.try_again)
     if not search.is_done():
-        _fit(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
+        fit_runs(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
 
 
-def _fit(plan: Plan, search: TrialQueue, pruner: StudyPruner, recorder: Recorder, verbose: bool) -> None:
+def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: Recorder, verbose: bool) -> None:
+    """Run what the search hands out on the connected Ray, in the plan's lanes, until it has no more.
+
+    Raises:
+        OSError: the recorder cannot write any more.
+    """
     from lbstudy.methods.user_code import active  # imports torch
 
     study = plan.study
     with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
         lane = {
             "resources": study.resources.model_dump(),
-            "metric": study.tuning.metric,
+            "tuning": study.tuning.model_dump(by_alias=True),
             "storage": scratch,
             "sources": list(plan.data),
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial

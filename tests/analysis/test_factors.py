@@ -171,9 +171,8 @@ def test_claims_are_of_every_variant_and_say_which(confirmed: pd.DataFrame):
     claim = claims.together(judged)
     assert len(claim.comparisons) == 2 * 2 * 2
     assert claim.verdict == "supported"
-    assert claim.comparisons[0].sentence.startswith(
-        "With lenet5 and weight decay 0: From batch 32 to 128, SGD without smoothing lost 19.91 points"
-    )
+    assert claim.comparisons[0].of == ("lenet5 and weight decay 0",)
+    assert claim.comparisons[0].sentence.startswith("From batch 32 to 128, SGD without smoothing lost 19.91 points")
     wrong = judged[0][1]._replace(comparisons=[claims.Comparison("contradicted", "no")])
     assert claims.together([(STUDY.variants()[0], wrong), *judged[1:]]).verdict == "cannot tell"
 
@@ -199,6 +198,7 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """One figure instead of all, which take half a minute."""
     name, every = "best_learning_rates", figures.figures_of
     monkeypatch.setattr(figures, "figures_of", lambda *arguments: {name: every(*arguments)[name]})
+    monkeypatch.setattr(figures, "figures_of_all", lambda *arguments: {})
 
 
 def test_each_figure_is_drawn_once_for_each_variant_with_its_cells_only(folder: StudyFolder, one_figure: None):

@@ -70,7 +70,7 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
     "grace period of zero": ("trials: 4", "trials: 4, pruner: {grace_period: 0}", ["tuning.pruner.grace_period: input should be greater than 0"]),
     "gpus as text": ("tuning:", "resources: {gpus_per_worker: all}\ntuning:", ["resources.gpus_per_worker: input should be 'auto', or a number from 0 up; got 'all'"]),
     "validation size as text": ("samples: 640", "samples: 640, validation_size: some", ["dataset.validation_size: input should be a number of samples, or a fraction below 1; got 'some'"]),
-    "metric and direction": ("trials: 4", "trials: 4, metric: val_loss", ["tuning: `direction` of metric val_loss must be minimize"]),
+    "metric and direction": ("trials: 4", "trials: 4, metric: val_loss, direction: maximize", ["tuning: `direction` of metric val_loss must be minimize"]),
     "infinite hyper-parameter": ("tuning:", "fixed: {weight_decay: .inf}\ntuning:", ["fixed.weight_decay: input should be a finite number; got inf"]),
     "momentum of one": ("tuning:", "fixed: {momentum: 1}\ntuning:", ["fixed.momentum: input should be less than 1; got 1"]),
     "unsafe name": ("name: tiny", "name: ../tiny", [":1: name: input should be letters, digits, '.', '_' and '-' only", "got '../tiny'"]),
@@ -135,6 +135,20 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
     "ghost larger than the mini-batch": ("model: lenet5", "model: vgg9\nbatch_norm: {ghost: 40}", [":3: batch_norm.ghost: must be no more than the smallest batch size it is for, 32; got 40"]),
     "noise ghost larger than the mini-batch": ("tuning:", "fixed: {noise: {ghost: 40}}\ntuning:", ["fixed.noise.ghost: must be no more than the smallest batch size it is for, 32; got 40"]),
     "micro-batches that change batch norm": ("model: lenet5", "model: vgg9\nresources: {micro_batch_size: 8}", ["batch_norm: `micro_batch_size` = 8 splits the mini-batch"]),
+    # targets
+    "no target": ("{trials: 4}", "{trials: 4, metric: steps_to_target}", [":14: tuning.target: is needed by metric steps_to_target; it should be {val_accuracy: A}, {val_loss: L} or {train_loss: L}, or 'auto'"]),
+    "target without its metric": ("{trials: 4}", "{trials: 4, target: {val_accuracy: 0.7}}", [":14: tuning.target: is for the metrics steps_to_target, epochs_to_target, seconds_to_target only; got metric val_accuracy"]),
+    "target in percent": ("{trials: 4}", "{trials: 4, metric: steps_to_target, target: {val_accuracy: 70}}", [":14: tuning.target.val_accuracy: input should be less than or equal to 1; got 70"]),
+    "target loss of zero": ("{trials: 4}", "{trials: 4, metric: steps_to_target, target: {train_loss: 0}}", [":14: tuning.target.train_loss: input should be greater than 0; got 0"]),
+    "two targets": ("{trials: 4}", "{trials: 4, metric: steps_to_target, target: {val_accuracy: 0.7, val_loss: 1}}", [":14: tuning.target: input should be {val_accuracy: A}, {val_loss: L} or {train_loss: L}, or 'auto'; got {val_accuracy: 0.7, val_loss: 1}"]),
+    "target of another metric": ("{trials: 4}", "{trials: 4, metric: steps_to_target, target: {val_acuracy: 0.7}}", [":14: tuning.target.val_acuracy: unknown key; did you mean `val_accuracy`?"]),
+    "target that is a number": ("{trials: 4}", "{trials: 4, metric: steps_to_target, target: 0.7}", [":14: tuning.target: input should be {val_accuracy: A}, {val_loss: L} or {train_loss: L}, or 'auto'; got 0.7"]),
+    "misspelt time": ("{trials: 4}", "{trials: 4, metric: steps_to_targt, target: {val_loss: 1}}", [":14: tuning.metric:", "'steps_to_target'", "got 'steps_to_targt'; did you mean 'steps_to_target'?"]),
+    "direction of a time": ("{trials: 4}", "{trials: 4, metric: steps_to_target, direction: maximize, target: {val_loss: 1}}", [":14: tuning: `direction` of metric steps_to_target must be minimize, but got maximize"]),
+    "evaluated every zero steps": ("tuning:", "evaluate_every: 0\ntuning:", [":14: evaluate_every: input should be greater than 0; got 0"]),
+    "evaluated beyond the budget": ("{epochs: 4}", "{steps: 9}\nevaluate_every: 10", [":5: evaluate_every: must be no more than the budget of 9 steps; got 10"]),
+    "evaluated beyond the longest run": ("tuning:", "evaluate_every: 73\ntuning:", [":14: evaluate_every: must be no more than the steps of the longest run, 72; got 73"]),
+    "evaluations as a factor": ("cells: {", "cells: {evaluate_every: [5, 10], ", [":5: cells.evaluate_every: unknown key; `evaluate_every` is the same in all cells, so that they can be compared"]),
     "batch size larger than the training split": ("[32, 64]", "[32, 64, 600]", [":5: cells.batch_size: 600 is more than the 576 training samples"]),
     "validation set that takes everything": ("samples: 640", "samples: 640, validation_size: 640", [":3: dataset.validation_size: 640 asks for 640 of 640"]),
     "fewer validation samples than classes": ("samples: 640", "samples: 640, validation_size: 9", [":3: dataset.validation_size: leaves 631 samples to train and 9 to validate"]),
@@ -236,8 +250,8 @@ def small_images(root: Path) -> None:
 TREES: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "corrupt image": (corrupt_image, "", ["study.yaml:3: dataset.root:", "dog/003.png is no readable image"]),
     "truncated image": (truncated_image, "", ["dataset.root:", "dog/004.png is no readable image"]),
-    "image of another size": (lambda root: paint(root / "train" / "dog" / "odd.png", (21, 20)), "", ["odd.png is 3x20x21, the images before it are 3x20x20; set dataset.image_size"]),
-    "image without colours": (lambda root: paint(root / "train" / "dog" / "odd.png", mode="L"), "", ["odd.png is 1x20x20, the images before it are 3x20x20"]),
+    "image of another size": (lambda root: paint(root / "train" / "dog" / "odd.png", (21, 20)), "", ["odd.png is 20x21, the images before it are 20x20; set dataset.image_size"]),
+    "pixels without a range": (lambda root: paint(root / "train" / "dog" / "odd.tif", mode="F"), "", ["odd.tif has pixels of floating-point numbers, whose range is not known"]),
     "different classes": (rename_test_class, "", ["have different classes: bird, dog"]),
     "one class": (only_one_class, "", ["needs a folder for each of two classes or more; got cat"]),
     "class without images": (empty_class, "", ["class dog has no images in"]),
@@ -258,7 +272,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from lbstudy.tuning import tuner
 
     monkeypatch.setattr(tuner, "connect", no_ray)
-    monkeypatch.setattr(datasets, "DEFAULT_ROOT", tmp_path / "cache")
+    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path / "cache")
     (tmp_path / "run" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run")
     return tmp_path / "run"

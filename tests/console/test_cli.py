@@ -81,6 +81,34 @@ def test_plan_shows_cells_and_runs_nothing(monkeypatch, capsys, study_file: str,
     assert "[0.001, 1e+06] log" in text
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
 
+    assert "cost: not measured; --measure" in text
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["dataset.name=cifar10", "dataset.root=/nowhere"], "cifar10 is not in /nowhere"),
+        (["cells.batch_size=[9999]", "published=[]"], "9999 is more than"),
+        (["model={name: vgg9, depth: 3}"], "depth"),
+    ],
+)
+def test_plan_of_a_study_that_cannot_run_ends_with_the_error_of_run(
+    sets: list[str], message: str, monkeypatch, capsys, study_file: str
+):
+    arguments = [study_file, *(part for text in sets for part in ("--set", text))]
+    assert lbstudy(monkeypatch, "plan", *arguments) == 2
+    planned = capsys.readouterr()
+    assert message in planned.err
+    assert lbstudy(monkeypatch, "run", *arguments) == 2
+    assert capsys.readouterr().err == planned.err
+    if "model" not in sets[0]:  # of which nothing is known without it
+        assert "4 cells x 4 trials" in planned.out or "2 cells x 4 trials" in planned.out
+
+
+def test_a_price_without_a_measure_is_refused(monkeypatch, capsys, study_file: str):
+    assert lbstudy(monkeypatch, "plan", study_file, "--price", "2") == 2
+    assert "--price needs --measure" in capsys.readouterr().err
+
 
 def test_schema_is_json(monkeypatch, capsys):
     assert lbstudy(monkeypatch, "schema") == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lbstudy.methods import models, optimizers, sizes
+from lbstudy.methods import models, optimizers, sizes, smoothing
 from lbstudy.methods.optimizers.kfac import KFAC, factor_numbers
 from lbstudy.study.run import RunSpec
 
@@ -94,6 +94,23 @@ def test_checkpoint_is_no_larger_than_planned_and_not_much_smaller(model: str, o
         < 1.1
     )
     assert 1 <= sizes.model_bytes(planned, 4) / saved(network.state_dict()) < 1.1
+
+
+def test_a_checkpoint_with_averaged_weights_is_no_larger_than_planned():
+    run = RunSpec.model_validate({
+        "model": "lenet5", "dataset": {"name": "digits"}, "batch_size": 4, "optimizer": "sgd", "smoothing": "ema",
+        "hyper": {"learning_rate": 0.01, "momentum": 0.9, "ema_decay": 0.9}, "budget": {"epochs": 1},
+    })  # fmt: skip
+    network, planned = models.build("lenet5", SHAPES["lenet5"], 10), models.check("lenet5", SHAPES["lenet5"], 10)
+    smooth = smoothing.build(run, network)
+    snapshot = snapshot_after_a_step(run, network, SHAPES["lenet5"])
+    smooth.after_step(0)
+    with smooth.averaged():
+        kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    size = saved(snapshot | {"smoothing": smooth.state_dict(), "evaluated": kept})
+    remembered = optimizers.get("sgd").remembers(planned)
+    assert 1 <= sizes.checkpoint_bytes(planned, remembered, 4, averaged=smoothing.averages("ema")) / size < 1.1
+    assert not smoothing.averages("mixup+noise")
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "timm:efficientnet_b0"])

@@ -116,17 +116,17 @@ def test_statistics_are_those_of_the_evaluated_weights(monkeypatch: pytest.Monke
     theirs.load_state_dict(model.state_dict())
     for module in theirs.modules():
         module.ghost = None  # each batch is whole
-    expected = _average_statistics(theirs, batches)
+    expected = average_statistics(theirs, batches)
     for name, value in expected.items():
         torch.testing.assert_close(model.state_dict()[name], value, msg=name)
     # fewer samples than an epoch has: its last mini-batches
     monkeypatch.setattr("lbstudy.training.train.STATISTICS_SAMPLES", 40)
     fewer = train(run, data).model  # mini-batches of 32, 32 and 16: the last two hold 40
-    for name, value in _average_statistics(theirs, batches[4:]).items():
+    for name, value in average_statistics(theirs, batches[4:]).items():
         torch.testing.assert_close(fewer.state_dict()[name], value, msg=name)
 
 
-def _average_statistics(model: nn.Module, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def average_statistics(model: nn.Module, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Means over the batches of each batch-norm layer's mean and unbiased variance, taken from its inputs."""
     seen: dict[str, list[torch.Tensor]] = {}
 

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from lbstudy.console import cli
+from lbstudy.methods import models, sizes
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
 from lbstudy.tuning import doctor, tuner
 from lbstudy.tuning.doctor import NodeReport, own_versions
 from lbstudy.tuning.resources import this_machine
-from tests.conftest import tiny_study
+from tests.conftest import TINY_STUDY, tiny_study
 
 
 @pytest.fixture
@@ -143,3 +144,14 @@ def test_plan_of_the_disk_grows_with_the_study():
     planned = doctor.planned_bytes(study, dataset, lanes=2)
     assert 1e6 < planned < 1e7
     assert doctor.planned_bytes(tiny_study(model="resnet18"), dataset, lanes=2) > 100 * planned
+
+
+def test_averaged_weights_are_in_the_plan_of_the_disk():
+    study = tiny_study(published=[], cells=TINY_STUDY["cells"] | {"smoothing": ["none"]})
+    averaged = tiny_study(
+        published=[], cells=TINY_STUDY["cells"] | {"smoothing": ["ema"]}, fixed={"ema_decay": 0.9}
+    )  # fmt: skip
+    dataset = datasets.load_all(study)
+    model = sizes.model_bytes(models.check("lenet5", (1, 32, 32), 10), 4)
+    more = doctor.planned_bytes(averaged, dataset, lanes=3) - doctor.planned_bytes(study, dataset, lanes=3)
+    assert more == 2 * 3 * 2 * model  # two checkpoints a lane, each with the averages and the model that has them

@@ -8,10 +8,10 @@ import optuna
 import pytest
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
-from lbstudy.study.spec import Cell
+from lbstudy.study.spec import Cell, Published
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
-from lbstudy.tuning.search import Past, StudySearch
+from lbstudy.tuning.search import CellSearch, Past, StudySearch
 from tests.conftest import tiny_study
 
 CELL = Cell("sgd", 32, "none")
@@ -123,7 +123,27 @@ def test_search_taken_up_suggests_what_the_uninterrupted_one_does():
         value = 0.1 * (n % 7)
         status = "pruned" if n % 3 else "completed"
         whole.on_trial_complete(str(n), {"epoch": 1, "objective": value, "outcome": status})
-        past.append(Past(Cell(*next((c.optimizer, c.batch_size, c.smoothing) for c in STUDY.list_cells() if c.name == cell)), number, params, status, (value,)))  # fmt: skip
+        its_cell = next(c for c in STUDY.list_cells() if c.name == cell)
+        published = any(entry.items() <= params.items() for entry in STUDY.published_params(its_cell))
+        past.append(Past(its_cell, number, params, status, (value,), published=published))
+
+
+def test_published_configurations_that_come_later_are_tried_next():
+    """Their numbers have been taken by sampled trials; what was tried is not tried again."""
+    first = STUDY.published_params(CELL)
+    later = {"learning_rate": 0.123}
+    entry = Published.model_validate({"optimizer": "sgd", "batch_size": 32, "smoothing": "none", "params": later})
+    study = STUDY.model_copy(update={"published": [*STUDY.published, entry]})
+    past = [
+        Past(CELL, 0, first[0], "completed", (0.5,), published=True),
+        Past(CELL, 1, {"learning_rate": 0.3}, "completed", (0.4,)),
+        Past(CELL, 2, {"learning_rate": 0.4}, "pruned", (0.1,)),
+    ]
+    search = CellSearch(study, CELL, optuna.storages.InMemoryStorage(), past)
+    assert search.ask(3) == (later, True)
+    params, published = search.ask(4)
+    assert not published
+    assert params not in (later, first[0])
 
 
 def test_interrupted_trials_come_first_with_their_own_values():
@@ -169,7 +189,8 @@ def test_a_record_names_the_workers_that_trained_it(folder: StudyFolder):
     report = {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": 1.0}
     recorder.on_trial_start(0, [], SimpleNamespace(trial_id="a"))
     for epoch, workers in ((1, 1), (2, 1), (3, 2)):
-        result = {"report": report | {"epoch": epoch}, "device": f"{workers} x cpu", "workers": workers}
+        machine = {"device": f"{workers} x cpu", "workers": workers, "memory": 1000 * epoch, "device_memory": 0}
+        result = {"report": report | {"epoch": epoch}, **machine}
         recorder.on_trial_result(0, [], SimpleNamespace(trial_id="a"), result)
     recorder.write_running()
     assert folder.trials()[0].workers == [1, 2]
@@ -182,5 +203,6 @@ def test_more_trials_pass_a_rung_than_one_in_the_reduction_factor(trials: int, s
     random, passed = np.random.default_rng(0), []
     for _ in range(2400 // trials):
         pruner = StudyPruner(study, {CELL.name: 3}, [])
-        passed += [not pruner.replay(CELL.name, number, [value]) for number, value in enumerate(random.random(trials))]
+        past = [Past(CELL, number, {}, "running", (value,)) for number, value in enumerate(random.random(trials))]
+        passed += [not pruner.replay(trial) for trial in past]
     assert np.mean(passed) == pytest.approx(share, abs=0.03)

@@ -170,6 +170,11 @@ def places(smoothing: type[Smoothing]) -> list[str]:
     return [place for place in EXCLUSIVE if getattr(smoothing, place) is not getattr(Smoothing, place)]
 
 
+def averages(name: str) -> bool:
+    """Whether with a smoothing other weights are evaluated than are trained."""
+    return any("averaged" in places(part) for part in parts_of(name).values())
+
+
 def names() -> list[str]:
     """The built-in smoothings."""
     return [NONE, *built_in(sys.modules[__name__])]

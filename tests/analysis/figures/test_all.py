@@ -82,11 +82,12 @@ def make_epochs(study: StudySpec, confirmed: bool, seeds: int = 3, epochs: int =
 def make_reached(study: StudySpec, steps: Callable[[int], list[float]]) -> pd.DataFrame:
     """Runs of each cell with the steps that a batch size takes."""
     rows = [
-        (cell.optimizer, cell.batch_size, cell.smoothing, s, s / 10, s / 100)
+        (cell.optimizer, cell.batch_size, cell.smoothing, repeat, s, s / 10, s / 100, 0.9 * s if s < np.inf else 20.0)
         for cell in study.list_cells()
-        for s in steps(cell.batch_size)
+        for repeat, s in enumerate(steps(cell.batch_size))
     ]
-    return pd.DataFrame(rows, columns=["optimizer", "batch_size", "smoothing", "steps", "epochs", "seconds"])
+    names = ["optimizer", "batch_size", "smoothing", "repeat", "steps", "epochs", "seconds", "steps_low"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def images(count: int = 20, channels: int = 3) -> np.ndarray:
@@ -418,6 +419,75 @@ def test_no_bands_where_they_would_promise_too_much(sampler: str, statuses: tupl
     assert "no guarantee" in heading
 
 
+def tuned_for_steps() -> tuple[StudySpec, pd.DataFrame]:
+    """In each cell hits after 10 and 20 steps, a miss, a pruned trial and one that diverged."""
+    tuning = {"trials": 5, "sampler": "random", "metric": "steps_to_target", "target": {"val_accuracy": 0.7}}
+    study = make_study(tuning=tuning)
+    trials = make_trials(study, ("completed", "completed", "completed", "pruned", "diverged"))
+    times = {0: 20.0, 1: 10.0, 2: np.inf}
+    return study, trials.assign(steps_to_target=trials["number"].map(times), nearest=0.6)
+
+
+def test_sensitivity_of_a_study_for_a_target_is_one_of_times():
+    study, trials = tuned_for_steps()
+    info = figures_tuning.sensitivity_info(study, trials, "learning_rate")
+    cell = of_cell(info.trials, "kfac-b128-none")
+    assert cell["status"].tolist() == ["completed", "completed", "missed", "pruned", "diverged"]
+    np.testing.assert_allclose(cell["steps_to_target"], [20, 10, np.nan, np.nan, np.nan])
+    assert cell["best"].tolist() == [False, True, False, False, False]
+    figure = figures_tuning.draw_sensitivity(info)
+    axes = figure.axes[0]
+    heights = {
+        line.get_marker(): axes.transAxes.inverted().transform(line.get_transform().transform(line.get_xydata()))[:, 1]
+        for line in axes.get_lines()
+        if line.get_marker() == "x" and len(line.get_xdata())
+    }
+    assert heights["x"] > 0.9
+    assert "steps to validation accuracy 0.7" in figure.get_suptitle()
+
+
+def test_expected_least_time_is_the_mean_over_all_draws():
+    study, trials = tuned_for_steps()
+    info = figures_tuning.tuning_curves_info(study, trials)
+    scores = [20, 10, 40, 40, 40]  # not reached: as long as any has trained
+    expected = [np.mean([min(draw) for draw in product(scores, repeat=k)]) for k in (1, 2, 3, 4, 5)]
+    cell = of_cell(info.points, "sgd-b32-none")
+    np.testing.assert_allclose(cell["expected"], expected)
+    assert not info.guaranteed
+    unpruned = figures_tuning.tuning_curves_info(study, trials[trials["status"] != "pruned"])
+    assert unpruned.guaranteed
+    points = of_cell(unpruned.points, "sgd-b32-none")
+    assert (points["low"] <= points["expected"]).all()
+    assert (points["expected"] <= points["high"]).all()
+    figure = figures_tuning.draw_tuning_curves(info)
+    assert "expected fewest steps to validation accuracy 0.7" in figure.get_suptitle()
+
+
+def test_learning_curves_have_the_evaluations_within_epochs():
+    study, _, confirmed = full()
+    inner = [
+        [
+            {
+                "step": 10 * epoch - 5,
+                "epochs": epoch - 0.5,
+                "seconds": 0.5,
+                "val_accuracy": 0.1 * epoch - 0.03,
+                "val_loss": 1.0,
+            }
+        ]
+        for epoch in confirmed["epoch"]
+    ]
+    watched = confirmed.assign(within=inner, seconds=1.0)
+    info = figures_runs.learning_curves_info(study, make_trials(study), make_epochs(study, False), watched)
+    plain = figures_runs.learning_curves_info(study, make_trials(study), make_epochs(study, False), confirmed)
+    assert info.diverged == plain.diverged == {}
+    curve = of_cell(info.points, "sgd-b32-none").set_index(["metric", "step"])["mean"]
+    np.testing.assert_allclose(curve["val_accuracy"].loc[[5, 15, 35]], [0.07, 0.17, 0.37])
+    before = of_cell(plain.points, "sgd-b32-none").set_index(["metric", "step"])["mean"]
+    np.testing.assert_allclose(curve["val_accuracy"].loc[[10, 20, 40]], before["val_accuracy"].loc[[10, 20, 40]])
+    pd.testing.assert_series_equal(curve["test_accuracy"], before["test_accuracy"])  # at the ends of epochs only
+
+
 def test_steps_to_target_and_ideal_scaling():
     study = make_study(("sgd",), smoothings=("none",))
     steps = {32: [np.inf, 100.0, 80.0], 128: [50.0, 30.0, 40.0], 512: [np.inf, 20.0, np.inf]}
@@ -519,7 +589,8 @@ def test_command_writes_what_can_be_drawn_and_says_what_cannot(tmp_path: Path):
     assert result.exit_code == 0, result.output
     written = {path.stem for path in (folder.path / "figures").iterdir()}
     assert written == {
-        "learning_curves", "learning_curves_steps", "best_learning_rates", "tuning_curves", "sensitivity_learning_rate",
+        "accuracy", "learning_curves", "learning_curves_steps", "best_learning_rates", "tuning_curves",
+        "sensitivity_learning_rate",
     }  # fmt: skip
     lines = result.output.splitlines()
     assert "left out mixup_densities: no trial with Mixup has completed" in lines

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from benchmarks import claims as simulated
 from lbstudy.analysis import load
-from lbstudy.analysis.report import claims, sentences
+from lbstudy.analysis.report import claims, questions, sentences
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, targets
 from lbstudy.study.spec import Cell, StudySpec
@@ -105,6 +105,77 @@ def test_steps(kfac: list[int], sgd: list[int], verdict: str, tmp_path: Path):
         ratio = np.exp(np.mean(np.log(np.array(kfac) / np.array(sgd))))
         assert f"K-FAC reached training loss 0.1, where SGD ended, in {ratio:.2g} times" in sentence
         assert ("no interval" in sentence) == (len(kfac) == 1)
+
+
+SOON = study_of(
+    ["sgd", "kfac"], [32, 128], ["none"], evaluate_every=2,
+    tuning={"trials": 4, "metric": "steps_to_target", "target": {"val_accuracy": 0.8}},
+)  # fmt: skip
+
+
+def tuned_claim(path: Path, study: StudySpec, kfac: list[float], sgd: list[float], **run: object) -> claims.Claim:
+    """The first claim of such a study, where runs of 30 epochs reach the target after so many tenths of them."""
+    folder = confirmed_study(path, study, {})
+    for cell, times in {"kfac-b128-none": kfac, "sgd-b128-none": sgd}.items():
+        for repeat, at in enumerate(times):
+            series = [
+                {
+                    "clean_train_loss": 0.1, "val_accuracy": 0.9 if epoch >= at else 0.5, "within": [
+                        {"step": round(10 * part), "epochs": part, "seconds": 1.0, "val_accuracy": 0.9 if part >= at else 0.5}
+                        for part in (epoch - 1 + np.arange(0.2, 1, 0.2)).round(1).tolist()
+                    ],
+                }
+                for epoch in range(1, 31)
+            ]  # fmt: skip
+            add_run(folder, cell, series, repeat, trial=0, run=run)
+    confirmed, epochs = load.confirmed(folder), load.confirmed_epochs(folder)
+    goals = claims.goals(study, confirmed, epochs)
+    return claims.fewer_steps(study, confirmed, {g: targets.winners_times(confirmed, epochs, g) for g in goals})
+
+
+@pytest.mark.parametrize(
+    ("kfac", "sgd", "verdict"),
+    [
+        ([2, 2.2, 2], [6, 7, 6], "supported"),
+        ([6, 7, 6], [2, 2.2, 2], "contradicted"),
+        ([28.2] * 3, [29.2] * 3, "supported"),  # within an epoch's resolution, and beyond that of two steps
+        ([29] * 3, [29.2] * 3, "cannot tell"),
+        ([99] * 5, [6] * 5, "contradicted"),
+        ([99] * 3, [6] * 3, "cannot tell"),
+        ([2, 99, 2, 2], [99] * 4, "cannot tell"),  # Fisher: p = 0.14
+        ([2] * 4, [99] * 4, "supported"),
+        ([99] * 3, [99] * 3, "cannot tell"),
+        ([2] * 3, [], "cannot tell"),
+    ],
+)
+def test_a_study_tuned_for_steps_is_decided_by_its_target(
+    kfac: list[float], sgd: list[float], verdict: str, tmp_path: Path
+):
+    claim = tuned_claim(tmp_path, SOON, kfac, sgd)
+    assert claim.verdict == verdict
+    (comparison,) = claim.comparisons
+    assert "tuned to reach soon (validation accuracy 0.8)" in claim.rule
+    assert "times are known to 2 steps" in claim.rule
+    assert claim.table == "targets"
+    assert "neither was tuned" not in claim.elsewhere
+    if sgd and 99 not in [*kfac, *sgd]:
+        ratio = np.exp(np.mean(np.log(np.array(kfac) / np.array(sgd))))
+        assert f"K-FAC reached validation accuracy 0.8, which both were tuned for, in {ratio:.2g} times" in (
+            comparison.sentence
+        )
+
+
+def test_a_study_tuned_for_seconds_keeps_the_rule_for_steps(tmp_path: Path):
+    study = SOON.model_copy(update={"tuning": SOON.tuning.model_copy(update={"metric": "seconds_to_target"})})
+    claim = tuned_claim(tmp_path, study, [2, 2, 2], [6, 6, 6])
+    assert len(claim.comparisons) == 4
+    assert "halfway" in claim.rule
+
+
+def test_a_target_on_samples_that_were_trained_on_decides_nothing(tmp_path: Path):
+    claim = tuned_claim(tmp_path, SOON, [2, 2, 2], [6, 6, 6], train_on="all")
+    assert claim.verdict == "cannot tell"
+    assert "trained on the validation samples" in claim.comparisons[0].sentence
 
 
 def test_where_sgd_ends_does_not_decide_alone(tmp_path: Path):
@@ -228,10 +299,8 @@ def test_the_answer_leads_with_the_gap_and_what_closes_it(tmp_path: Path):
     runs = {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN, "sgd-b32-mixup": SMALL,
             "sgd-b512-mixup": [0.86, 0.875, 0.88, 0.86, 0.875]}  # fmt: skip
     folder = confirmed_study(tmp_path, SGD, runs)
-    confirmed = load.confirmed(folder)
-    table = gaps.gap_table(SGD, confirmed)
-    steps = claims.fewer_steps(SGD, confirmed, {})
-    first, last = claims.answer(SGD, table, steps, tables.best_configs(folder))
+    table = gaps.gap_table(SGD, load.confirmed(folder))
+    first, last = questions.lead(SGD, table, tables.best_configs(folder))
     closed = scipy_stats.ttest_1samp(np.subtract(runs["sgd-b512-mixup"], PLAIN) / 0.10 * 100, 0).confidence_interval()
     assert first[1] == "gap"
     assert first[0].startswith("From batch 32 to 512, SGD without smoothing lost 10.00 points of test accuracy")
@@ -249,8 +318,7 @@ def test_a_gap_that_smoothing_widens_is_not_called_closed(tmp_path: Path):
             "sgd-b512-mixup": [a - 0.05 for a in PLAIN]}  # fmt: skip
     folder = confirmed_study(tmp_path, SGD, runs)
     table = gaps.gap_table(SGD, load.confirmed(folder))
-    steps = claims.fewer_steps(SGD, load.confirmed(folder), {})
-    (sentence, _), *_ = claims.answer(SGD, table, steps, tables.best_configs(folder))
+    (sentence, _), *_ = questions.lead(SGD, table, tables.best_configs(folder))
     assert "Mixup closed none of SGD’s large-batch gap: −50 % [" in sentence
 
 

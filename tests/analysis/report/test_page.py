@@ -15,7 +15,7 @@ from jinja2 import UndefinedError
 
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
-from lbstudy.analysis.report import conditions, sentences
+from lbstudy.analysis.report import conditions, evidence, sentences
 from lbstudy.analysis.report import page as report
 from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import StudyFolder
@@ -127,12 +127,12 @@ def test_a_whole_study(tmp_path: Path):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without figures, which take seconds."""
-    nothing = figures.Drawing("learning_curves", "Accuracy & loss", None, "not <here>")
-    monkeypatch.setattr(figures, "draw_all", lambda folder, at_most: [nothing])
+    nothing = figures.Drawing("learning_curves", "Accuracy & loss", None, "not <here>", "learning_curves")
+    monkeypatch.setattr(figures, "draw_all", lambda folder, **at_most: [nothing])
 
 
 def test_the_verdicts_of_a_whole_study(quick: None, tmp_path: Path):
-    found = {claim.name: claim.verdict for claim in report.collect(whole_study(tmp_path / "s")).claims}
+    found = {claim.name: claim.verdict for claim in report.collect(whole_study(tmp_path / "s")).questions}
     assert found["steps"] == "supported"
     assert found["generalisation"] == "supported"
     assert found["minima"] == "cannot tell"
@@ -212,7 +212,7 @@ def test_a_study_that_lacks_something_says_so(kind: str, quick: None, tmp_path: 
         assert part in page.text
     assert not re.search(r"\bnan\b|\bNone\b(?!\.)|<NA>", page.text)
     if kind in ("empty", "one seed", "nothing confirmed"):
-        assert {claim.verdict for claim in report.collect(folder).claims} == {"cannot tell"}
+        assert {claim.verdict for claim in report.collect(folder).questions} == {"cannot tell"}
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ def test_columns_are_set_by_what_they_hold():
     table = pd.DataFrame({
         "a": ["0.1 [-0.2, 0.3]", "-"], "b": ["inf", "1e-05"], "c": ["1 of 5 diverged", "-"], "d": ["x" * 40, "-"],
     })  # fmt: skip
-    shown = report.Shown("n", "t", table, "", "")
+    shown = evidence.Shown("n", "t", table, "", "")
     assert [shown.kind(column) for column in table] == ["number", "number", "word", "long"]
 
 

@@ -12,7 +12,7 @@ from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import health
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import StudySpec
-from tests.confirmed_runs import add_run, confirmed_study, study_of
+from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
 
 STUDY = study_of(["sgd", "kfac"], [32, 128], ["none"])
 CHECKS = ["budget", "divergence", "edge", "convergence", "over-fitting"]
@@ -185,6 +185,59 @@ def test_table_of_a_study(tmp_path: Path):
     assert "learning_rate 9e+05 (the high end of [0.001, 1e+06] log)" in found["sgd-b128-none", "edge"].sentence
     assert found["kfac-b32-none", "edge"].verdict == "ok"
     assert table["sentence"].str.endswith(".").all()
+
+
+def health_of(
+    path: Path, kfac: list[float], sgd: list[float], **changes: object
+) -> dict[tuple[str, str], health.Finding]:
+    """Of a study that was tuned for steps, where confirmed runs of 30 epochs get there after so many of them."""
+    study = study_of(
+        ["sgd", "kfac"], [128], ["none"],
+        **{"tuning": {"trials": 1, "metric": "steps_to_target", "target": {"val_accuracy": 0.8}}} | changes,
+    )  # fmt: skip
+    folder = confirmed_study(path / "s", study, {})
+    for cell, times in {"kfac-b128-none": kfac, "sgd-b128-none": sgd}.items():
+        hit = {"steps_to_target": 40} if any(at <= 30 for at in times) else {}
+        add_run(folder, cell, [{"val_accuracy": 0.75, "val_loss": 0.3, "nearest": 0.75, **hit}], params=PARAMS)
+        for repeat, at in enumerate(times):
+            add_run(folder, cell, [{"val_accuracy": 0.9 if e >= at else 0.5} for e in range(1, 31)], repeat, trial=0)
+    table = health.health_table(folder)
+    assert "convergence" not in set(table["check"])
+    return {(row.cell, row.check): health.Finding(row.verdict, row.sentence) for row in table.itertuples()}
+
+
+def test_a_study_for_a_target_is_asked_whether_it_gets_there(tmp_path: Path):
+    found = health_of(tmp_path, [3, 4, 5], [99] * 3)
+    assert found["kfac-b128-none", "target"] == health.Finding(
+        "ok", "The best trial has reached validation accuracy 0.8 after 40 steps, and all 3 confirmed runs have."
+    )
+    missed = found["sgd-b128-none", "target"]
+    assert missed.verdict == "warning"
+    assert "No trial has reached validation accuracy 0.8: the best one came to 0.75" in missed.sentence
+    assert found["kfac-b128-none", "against SGD"].verdict == "cannot tell"
+
+
+def test_confirmed_runs_that_miss_are_a_warning(tmp_path: Path):
+    found = health_of(tmp_path, [3, 99, 99], [3, 4, 5])["kfac-b128-none", "target"]
+    assert found.verdict == "warning"
+    assert "but of 3 confirmed runs 1 have within the budget" in found.sentence
+
+
+@pytest.mark.parametrize(("kfac", "sgd", "verdict", "words"), [
+    ([10, 11, 12], [20, 22, 25], "ok", "0.49 times SGD's steps to the target"),
+    ([20, 22, 24], [10, 11, 12], "cannot tell", "K-FAC is behind SGD: 2 times SGD's steps"),
+    ([20], [10], "cannot tell", "Two confirmed seeds of both"),
+])  # fmt: skip
+def test_kfac_loses_where_it_needs_more_steps(kfac, sgd, verdict: str, words: str, tmp_path: Path):
+    found = health_of(tmp_path, kfac, sgd)["kfac-b128-none", "against SGD"]
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
+def test_kfac_is_not_sgd_in_seconds(tmp_path: Path):
+    tuning = {"trials": 1, "metric": "seconds_to_target", "target": {"val_accuracy": 0.8}}
+    found = health_of(tmp_path, [20, 22, 24], [10, 11, 12], tuning=tuning)["kfac-b128-none", "against SGD"]
+    assert "in seconds it may lose" in found.sentence
 
 
 def test_curves_are_those_of_the_best_trial_where_nothing_is_confirmed(tmp_path: Path):

@@ -67,6 +67,9 @@ def test_times_of_every_run(folder: StudyFolder):
     large = times[times["cell"] == "sgd-b128-none"].sort_values("repeat")
     assert large["steps"].tolist() == [inf, 20, inf]
     assert large["seconds"].tolist() == [inf, 4, inf]
+    assert large["steps_low"].tolist() == [30, 10, 20]  # of misses the last step, of hits the evaluation before
+    small = times[times["cell"] == "sgd-b32-none"].sort_values("repeat")
+    assert small["steps_low"].tolist() == [10, 20, 0]
 
 
 def test_runs_that_go_on_do_not_count_and_are_said(folder: StudyFolder):
@@ -137,4 +140,81 @@ def test_equally_fast_cells_are_told_apart_in_one_of_twenty_studies(n: int, sd: 
     random = np.random.default_rng(0)
     times = np.ceil(random.uniform(10, 11, (600, 1, 1)) + random.normal(0, sd, (600, 2, n)))
     found = [targets.speed_ratio(*map(pd.Series, pair)) for pair in times]
+    assert np.mean([ratio.low > 1 or ratio.high < 1 for ratio in found]) < 0.05 + 2 * sqrt(0.05 * 0.95 / 600)
+
+
+TUNED = study_of(
+    ["kfac", "sgd"], [32, 128], ["none"],
+    tuning={"trials": 4, "metric": "steps_to_target", "target": {"val_accuracy": 0.7}},
+)  # fmt: skip
+
+
+def watched(*accuracies: float) -> list[dict]:
+    """A run of two epochs of ten steps and two seconds, evaluated every four steps and at the ends of epochs."""
+    found = {4: 0, 8: 1, 10: 2, 12: 3, 16: 4, 20: 5}
+    values = {step: accuracies[place] for step, place in found.items()}
+    return [
+        {
+            "val_accuracy": values[end], "clean_train_loss": 1 - values[end],
+            "within": [
+                {"step": step, "epochs": step / 10, "seconds": 0.2 * (step - end + 10), "val_accuracy": values[step]}
+                for step in steps
+            ],
+        }
+        for end, steps in ((10, (4, 8)), (20, (12, 16)))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("at", "time"), [
+    (0, (4, 0, 0.4, 0, 0.8)), (1, (8, 4, 0.8, 0.4, 1.6)), (2, (10, 8, 1, 0.8, 2)), (3, (12, 10, 1.2, 1, 2.4)),
+    (4, (16, 12, 1.6, 1.2, 3.2)), (5, (20, 16, 2, 1.6, 4)), (6, (inf, 20, inf, 2, inf)),
+])  # fmt: skip
+def test_times_are_known_to_the_evaluations_within_epochs(at: int, time: tuple[float, ...], tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", TUNED, {})
+    add_run(folder, "sgd-b32-none", watched(*[0.1] * at, *[0.7] * (6 - at)), 0, trial=0)
+    add_run(folder, "kfac-b32-none", curve(0.9, 0.2), 0, trial=0)  # without any
+    times = targets.times_to_target(load.confirmed_epochs(folder), Target("val_accuracy", 0.7)).set_index("cell")
+    found = times.loc["sgd-b32-none", ["steps", "steps_low", "epochs", "epochs_low", "seconds"]]
+    assert found.tolist() == pytest.approx(list(time))
+    assert times.loc["kfac-b32-none", ["steps", "steps_low", "epochs_low"]].tolist() == [20, 10, 1]
+    # the training loss is measured at the ends of epochs only
+    loss = targets.times_to_target(load.confirmed_epochs(folder), Target("clean_train_loss", 0.3 + 1e-9))
+    sgd = loss.set_index("cell").loc["sgd-b32-none"]
+    ends = (10, 0) if at <= 2 else (20, 10) if at <= 5 else (inf, 20)
+    assert (sgd["steps"], sgd["steps_low"]) == ends
+
+
+def test_a_study_that_was_tuned_for_a_target_has_that_one(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", TUNED, {})
+    for repeat, at in enumerate((1, 3, 6)):
+        add_run(folder, "sgd-b32-none", watched(*[0.1] * at, *[0.7] * (6 - at)), repeat, trial=0)
+    for repeat in range(3):
+        add_run(folder, "sgd-b128-none", watched(*[0.5] * 6), repeat, trial=0)  # nobody gets there
+        add_run(folder, "kfac-b128-none", watched(*[0.5 + 0.2 * (repeat == 1)] * 6), repeat, trial=0)  # one of three
+    confirmed = load.confirmed(folder)
+    assert targets.choose_targets(TUNED, confirmed) == [Target("val_accuracy", 0.7, "tuned")]
+    assert targets.choose_targets(TUNED, confirmed, accuracy=0.6)[1] == Target("val_accuracy", 0.6)
+    table = targets.targets_table(TUNED, confirmed, load.confirmed_epochs(folder))
+    found = table.set_index(["optimizer", "batch_size"])[["n", "reached", "steps"]]
+    assert found.loc[("sgd", 32)].tolist() == [3, 2, 12]
+    assert found.loc[("sgd", 128)].tolist() == [3, 0, inf]
+    assert found.loc[("kfac", 128)].tolist() == [3, 1, inf]
+    assert found.loc[("kfac", 32), "n"] == 0
+
+
+def test_a_ratio_is_widened_by_what_is_known():
+    a, b = pd.Series([3.0, 3.2, 3.4]), pd.Series([6.0, 6.1, 5.9])
+    epochs, exact = targets.speed_ratio(a, b), targets.speed_ratio(a, b, a - 1e-9, b - 1e-9)
+    known = targets.speed_ratio(a, b, a - 0.1, b - 0.1)
+    assert epochs.low < known.low < exact.low < exact.high < known.high < epochs.high
+    interval = np.exp(scipy_stats.ttest_1samp(np.log(a / b), 0).confidence_interval())
+    assert (exact.low, exact.high) == pytest.approx(tuple(interval), rel=1e-6)
+    assert epochs == targets.speed_ratio(a, b, a - 1, b - 1)
+
+
+def test_equally_fast_cells_are_told_apart_in_one_of_twenty_studies_where_steps_are_known():
+    """Evaluated every tenth of an epoch."""
+    random = np.random.default_rng(0)
+    times = np.ceil(10 * (random.uniform(10, 11, (600, 1, 1)) + random.normal(0, 0.5, (600, 2, 3)))) / 10
+    found = [targets.speed_ratio(*map(pd.Series, pair), *map(pd.Series, pair - 0.1)) for pair in times]
     assert np.mean([ratio.low > 1 or ratio.high < 1 for ratio in found]) < 0.05 + 2 * sqrt(0.05 * 0.95 / 600)
