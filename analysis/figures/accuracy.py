@@ -8,7 +8,7 @@ each combination. Where nothing has been confirmed, it is the validation accurac
 from __future__ import annotations
 
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -117,9 +117,9 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
                 panel.plot(here["batch_size"] * beside, here["value"], **look | {"marker": None})
                 panel.vlines(here["batch_size"] * beside, here["low"], here["high"], color=look["color"], lw=1)
                 for cell in here.itertuples():
-                    hollow = {} if info.confirmed else {"fillstyle": "none"}
+                    hollow: dict[str, Any] = {} if info.confirmed else {"fillstyle": "none"}
                     (mark,) = panel.plot(cell.batch_size * beside, cell.value, **look | hollow)
-                    tip(mark, _tip(info, cell))
+                    tip(mark, _tip(info.study, cell))
             if cells.empty:
                 mark_empty(panel, "nothing confirmed" if info.confirmed else "no trial has completed")
             batch_size_axis(panel, encoding.batch_sizes)
@@ -132,14 +132,11 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
     return figure
 
 
-def _tip(info: Accuracy, cell: object) -> str:
+def _tip(study: StudySpec, cell: Any) -> str:
     """A cell's numbers in words."""
-    label, c = info.study.label, cell
-    interval = "" if np.isnan(c.low) else f" [{100 * c.low:.2f}, {100 * c.high:.2f}]"  # type: ignore[attr-defined]
-    return (
-        f"{label(c.optimizer)}, batch {c.batch_size}, {label(c.smoothing)}{f', {c.of}' if c.of else ''}: "  # type: ignore[attr-defined]
-        f"{100 * c.value:.2f} %{interval}, n = {c.n}"  # type: ignore[attr-defined]
-    )
+    interval = "" if np.isnan(cell.low) else f" [{100 * cell.low:.2f}, {100 * cell.high:.2f}]"
+    who = [study.label(cell.optimizer), f"batch {cell.batch_size}", study.label(cell.smoothing), cell.of]
+    return f"{', '.join(filter(None, who))}: {100 * cell.value:.2f} %{interval}, n = {cell.n}"
 
 
 def _note(info: Accuracy, left_out: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -107,12 +107,13 @@ def _draw(info: Intervals, title: str, note: str, scale: Scale, at_most: int | N
     low, high = np.nanmin([*ends.flat, scale.threshold]), np.nanmax([*ends.flat, scale.threshold])
     if low < scale.widest[0] or high > scale.widest[1]:
         note += " Cut off at the edges."
+        low, high = max(low, scale.widest[0]), min(high, scale.widest[1])
     room = 0.05 * (high - low)
     figure, grid = panels(
         info.study.name, title, note, [textwrap.fill(of, int(15 * height)) for of in every[:at_most]], [""],
         width=4.2, height=height, sharey=False,
     )  # fmt: skip
-    grid[0, 0].set_xlim(max(low, scale.widest[0]) - room, min(high, scale.widest[1]) + room)
+    grid[0, 0].set_xlim(low - room, high + room)
     grid[-1, 0].set_xlabel(scale.label)
     for panel, part in zip(grid[:, 0], parts, strict=True):
         panel.axvline(scale.threshold, color=INK, lw=0.9, ls="--")
@@ -129,9 +130,8 @@ def _draw(info: Intervals, title: str, note: str, scale: Scale, at_most: int | N
         panel.set_yticks(range(len(part)), names)
         panel.set_ylim(len(part) - 0.4, -0.6)
         panel.grid(visible=False, axis="y")
-    extra = []
-    if set(info.rows["notion"]) == {"closed", "narrowed"}:
-        plain = {"marker": "o", "ls": "none", "color": INK}
-        extra = [Line2D([], [], label="closed", **plain), Line2D([], [], label="narrowed", fillstyle="none", **plain)]
-        figure.legend(handles=extra, loc="outside lower center", ncols=2)
+    if "narrowed" in set(info.rows["notion"]):
+        plain: dict[str, Any] = {"marker": "o", "ls": "none", "color": INK}
+        kinds = [Line2D([], [], label="closed", **plain), Line2D([], [], label="narrowed", fillstyle="none", **plain)]
+        figure.legend(handles=kinds, loc="outside lower center", ncols=2)
     return figure

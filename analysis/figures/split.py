@@ -6,19 +6,22 @@ costs from there on, and the gap, which is both. A part that is a gain goes up i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lbstudy.analysis.figures.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
-from lbstudy.analysis.tables.split import PARTS_OF_GAP, Split, list_splits
+from lbstudy.analysis.tables.split import PARTS_OF_GAP, Part, Split, list_splits
 from lbstudy.study.spec import StudySpec
 from lbstudy.study.split import FEWER_UPDATES, SAME_UPDATES, part_of, whole
 
-BARS = {"few_updates": 0.9, "less_noise": 0.45, "gap": 0.12}
+Bar = Part | Literal["gap"]
+
+BARS: dict[Bar, float] = {"few_updates": 0.9, "less_noise": 0.45, "gap": 0.12}
 """What the bars are, and how opaque."""
 
 WIDTH = 0.26
@@ -58,8 +61,8 @@ def split_info(study: StudySpec, confirmed: pd.DataFrame, variant: StudySpec | N
         sizes[way] = (split.small.batch_size, largest)
         bottom = 0.0
         for name in BARS:
-            found = 100 * np.array(split.gap if name == "gap" else split.cost(name))  # type: ignore[arg-type]
-            value, _, _, low, high = found
+            estimate = split.gap if name == "gap" else split.cost(name)
+            value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
             start = 0.0 if name == "gap" else bottom
             bars.append(
                 key | {"bar": name, "bottom": start, "value": value, "low": low, "high": high, "n": split.gap.n}
@@ -71,11 +74,11 @@ def split_info(study: StudySpec, confirmed: pd.DataFrame, variant: StudySpec | N
     return SplitGaps(variant, pd.DataFrame(bars), pd.DataFrame(seeds), sizes)
 
 
-def _each(split: Split, bar: str) -> np.ndarray:
+def _each(split: Split, bar: Bar) -> np.ndarray:
     """A bar's value at each repeat."""
     if bar == "gap":
         return (split.accuracies["small"] - split.accuracies["large"]).to_numpy(float)
-    return split.lost(bar).to_numpy(float)  # type: ignore[arg-type]
+    return split.lost(bar).to_numpy(float)
 
 
 @in_style
@@ -100,25 +103,25 @@ def draw_split(info: SplitGaps) -> Figure:
             for place, optimizer in enumerate(encoding.optimizers):
                 for offset, bar in enumerate(BARS):
                     x = place + (offset - 1) * WIDTH
-                    of_bar = [f[(f["optimizer"] == optimizer) & (f["bar"] == bar)] for f in here]
-                    _draw_bar(panel, x, *of_bar, colour=encoding.look(optimizer)["color"])
+                    bars, seeds = (f[(f["optimizer"] == optimizer) & (f["bar"] == bar)] for f in here)
+                    _draw_bar(panel, x, bars, seeds, encoding.look(optimizer)["color"])
             if here[0].empty:
                 mark_empty(panel, "nothing confirmed")
             panel.set_xticks(range(len(encoding.optimizers)), [info.study.label(o) for o in encoding.optimizers])
             panel.set_xlim(-0.55, len(encoding.optimizers) - 0.45)
     label_outer(axes, "", "points of test accuracy")
-    words = {**PARTS_OF_GAP, "gap": "the gap"}
-    extra = [Patch(facecolor=INK, alpha=alpha, edgecolor=INK, label=words[bar]) for bar, alpha in BARS.items()]  # type: ignore[index]
+    words = [*PARTS_OF_GAP.values(), "the gap"]
+    looks = zip(BARS.values(), words, strict=True)
+    extra = [Patch(facecolor=INK, alpha=alpha, edgecolor=INK, label=label) for alpha, label in looks]
     encoding.legend(figure, ["optimizer"], extra)
     return figure
 
 
-def _draw_bar(panel, x: float, bars: pd.DataFrame, seeds: pd.DataFrame, colour: str) -> None:  # type: ignore[no-untyped-def]
-    for bar in bars.itertuples():
-        panel.bar(
-            x, bar.value, 0.92 * WIDTH, bottom=bar.bottom, color=colour, alpha=BARS[bar.bar], lw=0.6, edgecolor=colour
-        )
-        panel.vlines(x, bar.bottom + bar.low, bar.bottom + bar.high, color=INK, lw=0.9)
+def _draw_bar(panel: Axes, x: float, bars: pd.DataFrame, seeds: pd.DataFrame, colour: str) -> None:
+    for name, bottom, value, low, high in bars[["bar", "bottom", "value", "low", "high"]].to_numpy():
+        opaque = BARS[name]
+        panel.bar(x, value, 0.92 * WIDTH, bottom=bottom, color=colour, alpha=opaque, lw=0.6, edgecolor=colour)
+        panel.vlines(x, bottom + low, bottom + high, color=INK, lw=0.9)
     shift = np.linspace(-0.25, 0.25, len(seeds)) * WIDTH if len(seeds) > 1 else np.zeros(len(seeds))
     panel.plot(
         x + shift, seeds["bottom"] + seeds["value"], ls="none", marker="o", ms=1.8, color=INK, mfc="white", mew=0.5

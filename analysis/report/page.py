@@ -28,9 +28,9 @@ from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims, conditions, evidence, sentences
 from lbstudy.analysis.report.evidence import Mark, Shown, for_page
-from lbstudy.analysis.report.questions import Question, lead, why_it_loses
+from lbstudy.analysis.report.questions import Question, lead, up_to_which_batch, why_it_loses
 from lbstudy.analysis.tables import best as tables
-from lbstudy.analysis.tables import gaps, health, targets
+from lbstudy.analysis.tables import critical, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
@@ -129,6 +129,7 @@ def collect(folder: StudyFolder) -> Report:
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
+    critical_table = critical.critical_table(study, confirmed, epochs, critical.Tuning(trials, load.epochs(folder)))
     splits = any(part.splits for part in study.variants())
     rows = slice(0 if confirmed.empty else None)  # "What is missing" says so once; these tables would in every row
 
@@ -162,6 +163,7 @@ def collect(folder: StudyFolder) -> Report:
                 about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
                 "sharpness_accuracy", "landscape_widths",
             ),
+            up_to_which_batch(study, critical_table[rows]),
             *([why_it_loses(study, confirmed)] if splits else []),
         ],
         missing=health.list_missing(study, trials, confirmed)
@@ -179,6 +181,10 @@ def collect(folder: StudyFolder) -> Report:
                 "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
                 for_page(targets.targets_table(study, confirmed, epochs)[rows]),
                 evidence.TARGETS_TUNED if study.tuning.goal else evidence.TARGETS, command("table", "targets"),
+            ),
+            Shown(
+                "critical", "Critical batch sizes", for_page(critical_table[rows]), evidence.CRITICAL,
+                command("table", "critical"),
             ),
             *evidence.times_to_sgd(sought, confirmed, epochs, command),
             Shown(

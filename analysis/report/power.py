@@ -71,7 +71,8 @@ def sentence(found: Iterable[stats.Mean], threshold: float) -> str:
     if inf in seeds:
         return f"More seeds would hardly decide it: the estimate is too near, and it would take over {MOST_SEEDS}."
     most = int(max(seeds))
-    return f"Some {most - n} more seeds, {most} in all, would decide it if estimate and spread stay as they are."
+    more = f"{most - n} more seed{'' if most - n == 1 else 's'}"
+    return f"{more}, {most} in all, would decide it if estimate and spread stay as they are."
 
 
 def sentence_of_counts(first: int, of_first: int, second: int, of_second: int, level: float) -> str:

@@ -20,6 +20,7 @@ from lbstudy.analysis.report import evidence, split
 from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch, words_of
 from lbstudy.analysis.report.sentences import (
     closed_sentence,
+    critical_sentence,
     gap_sentence,
     gaps_sentence,
     selected_sentence,
@@ -72,6 +73,24 @@ class Question(NamedTuple):
         counts = Counter(group.verdict for group in self.groups for _ in group.of if group.verdict)
         told = ", ".join(f"{verdict} in {count}" for verdict, count in counts.most_common())
         return f"{told} of {counts.total()} combinations" if len(counts) > 1 else ""
+
+
+def up_to_which_batch(study: StudySpec, critical_table: pd.DataFrame) -> Question:
+    """How far larger batches save steps.
+
+    Args:
+        study: the study.
+        critical_table: `critical.critical_table`.
+    """
+    rows = [worded({str(k): v for k, v in row.items()}, study) for _, row in critical_table.iterrows()]
+    return Question(
+        "critical",
+        "Up to which batch size does a larger one save steps?",
+        [Comparison(None, critical_sentence(row)) for row in rows],
+        evidence.CRITICAL,
+        ["steps_to_target"],
+        ["critical"],
+    )
 
 
 def why_it_loses(study: StudySpec, confirmed: pd.DataFrame) -> Question:

@@ -352,6 +352,19 @@ def examine(
 
 
 @app.command()
+def unlock(
+    study: Folder,
+    force: Annotated[bool, typer.Option("--force", help="even if its driver is alive, which then stops")] = False,
+) -> None:
+    """Take the lock of a study away from a driver that has died where nobody can tell: on a machine that is gone."""
+    from lbstudy.records import lock
+
+    folder = StudyFolder.open(locate(study).resolve())
+    removed = lock.unlock(folder.path, notice, force)
+    print(f"{folder.path}: {'the lock is removed' if removed else 'there is no lock'}")
+
+
+@app.command()
 def schema() -> None:
     """The JSON Schema of the study file, for editors."""
     from lbstudy.methods.configure import full_study_class

@@ -31,7 +31,7 @@ class TableKind(StrEnum):
     """What `table` shows."""
 
     gap = "gap"
-    split = "split"  # type: ignore[assignment]  # a method of str, which nobody calls here
+    parts = "split"  # `split` is a method of every text
     targets = "targets"
     critical = "critical"
     health = "health"
@@ -119,7 +119,7 @@ def table(
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
-    elif kind is TableKind.split:
+    elif kind is TableKind.parts:
         found = split.split_table(spec, confirmed)
     elif kind in (TableKind.targets, TableKind.critical):
         goals = [

@@ -248,10 +248,10 @@ class MeasuredRuns(TrialQueue):
         super().__init__(study, course.waiting, self._begin_run, recorder.try_again)
 
     def _begin_run(self, trial_id: str, cell: Cell, number: int, *values: Any) -> dict[str, Any]:
-        """A run that may be ended after each of its epochs."""
+        """A run that may be ended after each of its epochs, and does not end by itself at a target."""
         self._course.suggested(cell.name, number)
         begun = self._recorder.begin(trial_id, cell, number, *values)
-        return begun | {"rungs": self._course.rungs}
+        return begun | {"rungs": self._course.rungs, "run": begun["run"] | {"until_target": False}}
 
     def _new_trial(self) -> QueuedTrial | None:
         return self._course.company()

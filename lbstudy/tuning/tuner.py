@@ -21,7 +21,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
@@ -217,7 +217,9 @@ def tune_study(
     recorder = Recorder(folder, study, plan.epochs, records, show)
     past = recorder.settle_interrupted(pruner_past, pruner)
     with local_file(folder.journal) as journal:  # rebuilt from the records
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        Path(f"{journal}.lock").unlink(missing_ok=True)  # of a driver that died while it wrote; nobody else is here
+        # Optuna's default lock needs symbolic links, which not every file system has
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
             fit_runs(plan, search, pruner, recorder, verbose)

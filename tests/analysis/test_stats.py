@@ -218,3 +218,38 @@ def test_interval_of_a_rank_correlation_has_its_coverage(n: int, rho: float):
 def test_no_interval_from_three_cells_or_a_perfect_correlation():
     assert all(map(isnan, stats.rank_interval(0.5, 3)))
     assert all(map(isnan, stats.rank_interval(-1.0, 9)))
+
+
+def beta(mean: float, sd: float) -> tuple[float, float]:
+    """The parameters of the beta distribution with these."""
+    size = mean * (1 - mean) / sd**2 - 1
+    return mean * size, (1 - mean) * size
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize(
+    ("mean", "sd"),
+    [(0.5, 0.01), (0.5, 0.3), (0.7, 0.01), (0.7, 0.2), (0.95, 0.005), (0.95, 0.05), (0.99, 0.002), (0.99, 0.01)],
+)
+def test_interval_of_an_accuracy_keeps_its_coverage_at_strong_spreads(mean: float, sd: float, n: int):
+    """Within two points of 95 %, from runs that agree to runs that spread over all that accuracies can be."""
+    samples = np.random.default_rng(7).beta(*beta(mean, sd), (SIMULATIONS, n))
+    found = [stats.mean_accuracy(sample) for sample in samples]
+    assert np.mean([i.low <= mean <= i.high for i in found]) == pytest.approx(0.95, abs=0.02)
+    assert all(0 < i.low < i.high < 1 for i in found)
+
+
+@pytest.mark.parametrize(("n", "least"), [(3, 0.95), (5, 0.9)])
+def test_an_interval_of_runs_of_which_some_hardly_learn_holds_the_mean(n: int, least: float):
+    """Two of three runs hardly learn. Where the seeds show both kinds the interval has the mean of all runs; where they
+    show one kind, as of three seeds in a third of the studies, none can."""
+    random = np.random.default_rng(8)
+    learns = random.random((SIMULATIONS, n)) < 1 / 3
+    samples = np.where(learns, 0.9, 0.1) + random.normal(0, 0.01, (SIMULATIONS, n))
+    both = samples[learns.any(axis=1) & ~learns.all(axis=1)]
+    found = [stats.mean_accuracy(sample) for sample in both]
+    true = 0.9 / 3 + 0.1 * 2 / 3
+    assert np.mean([i.low <= true <= i.high for i in found]) >= least
+    assert all(0 < i.low < i.high < 1 for i in found)
+    t = [stats.mean(sample) for sample in both]
+    assert np.mean([i.low < 0 or i.high > 1 for i in t]) > 0.5  # which is no interval of an accuracy

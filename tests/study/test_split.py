@@ -256,3 +256,14 @@ def test_the_shipped_study_splits_both_ways(tmp_path: Path):
     costs = {cell.name: study.extent(cell, 45_000) for cell in study.list_cells()}
     assert costs["sgd-b2048-none-same_updates"].steps == costs["sgd-b128-none-same_epochs"].steps == 10_560
     assert costs["sgd-b128-none-fewer_updates"].steps == costs["sgd-b2048-none-same_epochs"].steps == 660
+
+
+def test_the_example_of_the_documentation_is_as_it_says(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "study-file.md").read_text()
+    section = text[text.index("#### The gap, split") : text.index("## tuning")]
+    study = load_study(write(tmp_path, section.partition("```yaml\n")[2].partition("```")[0]))
+    assert f"the study above has {len(study.list_cells())}, not 24" in section
+    large = study.extent(Cell("sgd", 256, "none", (("budget", "same_updates"),)), SAMPLES)
+    small = study.extent(Cell("sgd", 32, "none", (("budget", "fewer_updates"),)), SAMPLES)
+    assert (large.steps, 20 * large.steps_per_epoch, 150 * large.steps_per_pass) == (1350, 900, 900)
+    assert (small.steps, 20 * small.steps_per_epoch, 120 // small.steps_per_pass) == (180, 120, 2)
