@@ -51,7 +51,7 @@ def compared_info(studies: Sequence[tuple[str, StudySpec, pd.DataFrame]]) -> Com
     Raises:
         NothingToDraw: no run of any of them was confirmed.
     """
-    cells, labels, without = [], dict[str, str](), []
+    cells, labels, without = list[tuple[object, ...]](), dict[str, str](), list[str]()
     for name, study, confirmed in studies:
         before = len(cells)
         for part in study.variants():

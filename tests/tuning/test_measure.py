@@ -43,7 +43,7 @@ def test_plan_measures_and_leaves_nothing(ray_session: None, tmp_path: Path, mon
     assert "at 3 an hour" in captured.out
     assert "disk: at most" in captured.out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scratch", "tiny.yaml"]
-    assert not list(scratch.iterdir())
+    assert not list(scratch.glob("lbstudy-*"))
 
 
 def test_a_run_that_fails_is_told_and_no_costs_are_made_up():
