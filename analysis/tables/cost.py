@@ -132,7 +132,8 @@ def device_seconds(records: Iterable[TrialRecord], resources: Resources) -> dict
     gpus = 1.0 if resources.gpus_per_worker in ("auto", 0) else float(resources.gpus_per_worker)
     for record in records:
         if record.device:
-            workers, _, kind = record.device.partition(" x ")
+            workers, several, kind = record.device.partition(" x ")
+            workers, kind = (workers, kind) if several else ("1", record.device)
             share = resources.cpus_per_worker if kind == "cpu" else gpus
             found["CPU" if kind == "cpu" else kind] += record.seconds * int(workers) * share
     return dict(found)
