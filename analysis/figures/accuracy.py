@@ -63,15 +63,15 @@ def accuracy_info(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFram
     Raises:
         NothingToDraw: no run was confirmed, and no trial has completed.
     """
-    found = {cell: accuracy_by_repeat(confirmed, cell.name) for cell in study.list_cells()}
+    words = {cell: part.in_words for part in study.compared() for cell in part.list_cells()}
+    found = {cell: accuracy_by_repeat(confirmed, cell.name) for cell in words}
     is_confirmed = any(map(len, found.values()))
     if not is_confirmed:
         best = best_trials(study, trials).set_index("cell")["val_accuracy"].astype(float)
         found = {cell: best[best.index == cell.name] for cell in found}
-    words = {part.list_cells()[0].factors: part.in_words for part in study.variants()}
     cells, runs, lost = [], [], {}
     for cell, accuracies in found.items():
-        key = (words.get(cell.factors, ""), cell.optimizer, cell.batch_size, cell.smoothing)
+        key = (words[cell], cell.optimizer, cell.batch_size, cell.smoothing)
         if len(accuracies):
             mean = stats.mean_accuracy(accuracies)
             cells.append((*key, mean.value, mean.low, mean.high, mean.n))
