@@ -37,7 +37,7 @@ from lbstudy.analysis.tables import gaps, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study.factors import in_words, suffix
+from lbstudy.study.factors import suffix
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from lbstudy.study.split import without_budget
@@ -134,20 +134,17 @@ def _drawn(kind: str, name: str, description: str, draw: Callable[[], Figure]) -
 def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
     """The gaps and their parts, which are of several variants: a figure for each whose gaps are split."""
     for part in study.compared():
-        factors = without_budget(part.list_cells()[0].factors)
-        words = f", with {in_words(factors)}" if factors else ""
-        named = part.model_copy(update={"name": f"{part.name}{words.replace(' with', '')}"})
-        name, description = (
-            f"split{suffix(factors)}",
-            f"What few updates and what less noise cost the large batch{words}",
-        )
+        words = f", with {part.in_words}" if part.in_words else ""
+        named = part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))})
+        name = f"split{suffix(without_budget(part.list_cells()[0].factors))}"
+        description = f"What few updates and what less noise cost the large batch{words}"
         yield _drawn("split", name, description, lambda named=named: draw_split(split_info(study, runs, named)))  # type: ignore[misc]
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:
     """The frames of one variant of the study, whose name in the headings says which."""
     return Frames(
-        study=part.model_copy(update={"name": f"{part.name}, {part.in_words}"}),
+        study=part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))}),
         trials=load.of_variant(frames.trials, part),
         epochs=load.of_variant(frames.epochs, part),
         runs=load.of_variant(frames.runs, part),

@@ -17,7 +17,7 @@ import pandas as pd
 
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.report import evidence, split
-from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch, words_of
+from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch
 from lbstudy.analysis.report.sentences import (
     closed_sentence,
     critical_sentence,
@@ -101,7 +101,10 @@ def why_it_loses(study: StudySpec, confirmed: pd.DataFrame) -> Question:
         confirmed: `load.confirmed` of its folder.
     """
     found = split.gap_sentences(study, confirmed)
-    found += [f"{a.question} {a.verdict.capitalize()}: {a.answer}" for a in split.answers(study, confirmed)]
+    found += [
+        f"{a.question} {a.verdict.capitalize()}, with {a.split} between: {a.answer}"
+        for a in split.answers(study, confirmed)
+    ]
     return Question(
         "split",
         "Why does the large batch lose: few updates, or less noise in the gradient?",
@@ -133,7 +136,7 @@ def lead(study: StudySpec, gap_table: pd.DataFrame, configs: pd.DataFrame) -> li
         shares = [worded(row, study) for row in sorted(smoothed, key=lambda row: -row["closed"])]
         sentences.append(" ".join([gap_sentence(plain), *([closed_sentence(shares)] if shares else [])]))
     chosen = _best_variant(study, configs)
-    selected = selected_sentence(study, of_variant(configs, chosen), words_of(chosen))
+    selected = selected_sentence(study, of_variant(configs, chosen), chosen.in_words)
     return [(s, "gap") for s in sentences[:MOST_OPTIMIZERS]] + [(s, "best") for s in [selected] if s]
 
 

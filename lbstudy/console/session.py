@@ -23,6 +23,7 @@ from lbstudy.console.progress import Progress, TaskProgress
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import StoragePath, locate
+from lbstudy.study import split
 from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
@@ -211,7 +212,9 @@ def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bo
     folder = StudyFolder.create(path, study, code_in_use())
     if folder.study().tuning.goal is None:
         first = targets.baseline(study)
-        only = {key: [getattr(first, key)] for key in ("optimizer", "batch_size", "smoothing")}
+        only: dict[str, Any] = {key: [getattr(first, key)] for key in ("optimizer", "batch_size", "smoothing")}
+        if any(part.splits for part in study.variants()):
+            only |= {split.KEY: {split.SAME_EPOCHS: study.factors[split.KEY][split.SAME_EPOCHS]}}
         tuning = {"metric": "val_accuracy", "direction": "maximize", "target": None, "learning_rate_rule": None}
         plain = study.model_copy(
             update={
