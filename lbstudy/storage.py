@@ -175,7 +175,10 @@ def locate(where: str | StoragePath) -> StoragePath:
         return where
     scheme, found, _ = where.partition("://")
     if not found:
-        return Path(where)
+        try:
+            return Path(where).expanduser()  # a shell does not expand it in --storage=~/studies
+        except RuntimeError as error:
+            raise StorageError(where, str(error)) from error
     parts = urlsplit(where)
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)

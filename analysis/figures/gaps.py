@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from lbstudy.analysis.figures.style import INK, Encoding, NothingToDraw, in_style, panels, tip
 from lbstudy.study.factors import in_words
 from lbstudy.study.spec import StudySpec
+from lbstudy.study.split import without_budget
 
 
 class Intervals(NamedTuple):
@@ -61,7 +62,7 @@ def _rows(study: StudySpec, table: pd.DataFrame, notions: Sequence[str]) -> pd.D
     largest = table[table["large_batch"] == table.groupby("optimizer")["large_batch"].transform("max")]
     found = []
     for row in largest.to_dict("records"):
-        of = in_words(tuple((key, row[key]) for key in study.factors))
+        of = in_words(without_budget(tuple((key, row[key]) for key in study.factors)))
         batch = f"{row['small_batch']} to {row['large_batch']}"
         for notion in notions:
             value, low, high = (100 * float(row[f"{notion}{end}"]) for end in ("", "_low", "_high"))

@@ -19,7 +19,7 @@ from pydantic import Field
 from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.rules import RULES, OldRule, require_rule
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
@@ -211,9 +211,13 @@ def compute(
     def state(run: TrialRecord, name: str) -> ray.ObjectRef:
         key = (_name(run), name)
         if key not in states:
-            found = folder.confirmation.read_state(run, name)
+            place = folder.confirmation.trial_folder(run)
+            try:
+                found = folder.confirmation.read_state(run, name)
+            except Damaged as error:
+                raise StudyError(f"{error} is damaged; `lbstudy confirm` trains this run again") from error
             if found is None:
-                raise StudyError(f"{folder.confirmation.trial_folder(run)}: {name}.pt is missing")
+                raise StudyError(f"{place / name}.pt is missing; without {place}, `lbstudy confirm` trains it again")
             states[key] = ray.put(found[1])
         return states[key]
 
@@ -222,7 +226,12 @@ def compute(
         of_states = (state(*s) for s in task.states)
         return remote.remote(task.kind, task.run, task.settings, task.part, of_run, code, *of_states)
 
-    waiting = {start(task): task for task in tasks}
+    waiting: dict[ray.ObjectRef, Task] = {}
+    for task in tasks:
+        try:
+            waiting[start(task)] = task
+        except StudyError as error:  # the others need not suffer from it
+            failed(task, str(error))
     while waiting:
         for answer in ray.wait(list(waiting), num_returns=1)[0]:
             task = waiting.pop(answer)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis.tables.best import workers_of
+from lbstudy.analysis.tables.cost import Spent, in_words
 from lbstudy.study.factors import labels, value_text
 from lbstudy.study.spec import StudySpec
 
@@ -71,27 +72,14 @@ def describe_compared(study: StudySpec) -> str:
     return f"{optimizers}; batch {sizes}; {smoothings}; {'; '.join([*factors, of])}"
 
 
-def describe_cost(trials: pd.DataFrame, confirmed: pd.DataFrame) -> str:
-    """What it cost: trials, hours of devices (each worker of a run has one), and images seen in training."""
-    runs = pd.concat([frame for frame in (trials, confirmed) if len(frame)] or [trials])
-    parts = [f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in
-             ((len(trials), "trial"), (len(confirmed), "confirmed run")) if count]  # fmt: skip
+def describe_cost(spent: Spent) -> str:
+    """What it cost: trials, hours of devices, and images seen in training."""
+    counts = {"trial": spent.trials, "confirmed run": spent.confirmed}
+    parts = [f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items() if count]
     if not parts:
         return "Nothing has run yet."
-    kinds = runs["device"].fillna("").astype(str).str.extract(r"^(\d+) x (.*)$")
-    hours = kinds[0].fillna(1).astype(float) * runs["seconds"].astype(float) / 3600
-    of = kinds[1].fillna(runs["device"]).replace("", None).fillna("device").replace("cpu", "CPU")
-    parts += [f"{value:.2g} {kind} hours" for kind, value in hours.groupby(of, sort=False).sum().items()]
-    images = float((runs["step"] * runs["batch_size"]).sum())
-    return f"{', '.join(parts)}, {_count(images)} images seen."
-
-
-def _count(number: float) -> str:
-    """A large number, to two digits, in words."""
-    for size, word in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
-        if number >= size:
-            return f"{float(f'{number / size:.2g}'):g}{word}"
-    return f"{number:.0f}"
+    parts += [f"{seconds / 3600:.2g} {kind} hours" for kind, seconds in spent.devices.items()]
+    return f"{', '.join(parts)}, {in_words(spent.images)} images seen."
 
 
 MOST_LISTED = 5

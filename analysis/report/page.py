@@ -30,7 +30,7 @@ from lbstudy.analysis.report import claims, conditions, evidence, sentences
 from lbstudy.analysis.report.evidence import Mark, Shown, for_page
 from lbstudy.analysis.report.questions import Question, lead, up_to_which_batch, why_it_loses
 from lbstudy.analysis.tables import best as tables
-from lbstudy.analysis.tables import critical, gaps, health, targets
+from lbstudy.analysis.tables import cost, critical, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
@@ -144,7 +144,7 @@ def collect(folder: StudyFolder) -> Report:
         source=study.source,
         made=utc_now()[:16].replace("T", " ") + " UTC",
         compared=conditions.describe_compared(study),
-        cost=conditions.describe_cost(trials, confirmed),
+        cost=conditions.describe_cost(cost.standing(folder).spent),
         lead=lead(study, gap_table, configs),
         questions=[
             Question.of(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -117,7 +118,7 @@ def main() -> None:
 def _complain(message: str, code: int, log: str = "") -> NoReturn:
     """Say what is wrong and leave."""
     for line in (message + log).splitlines():  # an indented one belongs to the error above it
-        err.print(line if line.startswith(" ") else f"error: {line}", markup=False, emoji=False)
+        err.print(line if line.startswith(" ") else f"error: {line}")
     sys.exit(code)
 
 
@@ -184,7 +185,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     print_best(folder, TableFormat.table)
     print(f"report: {report.write(folder)}")
     for failure in failures:
-        err.print(f"failed: {failure}", markup=False)
+        err.print(f"failed: {failure}")
     raise typer.Exit(1 if failures else 0)
 
 
@@ -224,7 +225,7 @@ def run(
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
-    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {path}")
+    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {quote(str(path))}")
 
 
 @app.command()
@@ -242,7 +243,7 @@ def confirm(
     spec, source = resolve(study, None, None, None, workers, data, set_)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
-    command = f"lbstudy confirm {folder.path}"
+    command = f"lbstudy confirm {quote(str(folder.path))}"
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
         images = load_data(spec, source, folder.path)
@@ -322,7 +323,7 @@ def _compute(
             work = partial(compute_tasks, spec, folder, missing, where, images, failures)
             on_ray(work, folder.path, verbose)
     for failure in failures:
-        err.print(f"failed: {failure}", markup=False)
+        err.print(f"failed: {failure}")
     print(f"{len(tasks) - len(failures)} of {len(tasks)} results in {folder.path / where}")
     raise typer.Exit(1 if failures else 0)
 

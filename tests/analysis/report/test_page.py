@@ -6,17 +6,22 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.report import conditions, evidence, sentences
 from lbstudy.analysis.report import page as report
+from lbstudy.analysis.report.claims import Comparison
+from lbstudy.analysis.report.page import Picture
+from lbstudy.analysis.report.questions import Question
 from lbstudy.analysis.tables import best as tables
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
@@ -41,6 +46,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
+        self.markup = text
         self.ids: list[str] = []
         self.links: list[str] = []
         self.tags: set[str] = set()
@@ -121,6 +127,12 @@ def test_a_whole_study(tmp_path: Path):
     assert "svg" in page.tags
     assert f"lbstudy table {tmp_path}/s gap" in page.text
     assert "Fixed hyper" not in page.text
+    assert (tmp_path / "s" / "report.html").stat().st_size < 3e6
+    first_screen = page.markup[: page.markup.index('<section id="questions">')]
+    assert 'id="figure-accuracy"' in first_screen
+    assert "<title>K-FAC, batch 128, Mixup: 89.67 % [" in first_screen  # what pointing at a mean shows
+    assert 'id="figure-gap"' in page.markup[page.markup.index('id="claim-generalisation"') :].partition("</article>")[0]
+    assert "figure-landscape_surface" not in page.ids
     assert "data digits; augmentation: crop" in page.text.replace("\n", " ")  # what was fixed
 
 
@@ -136,6 +148,87 @@ def test_the_verdicts_of_a_whole_study(quick: None, tmp_path: Path):
     assert found["steps"] == "supported"
     assert found["generalisation"] == "supported"
     assert found["minima"] == "cannot tell"
+
+
+def test_the_first_screen_has_verdicts_with_signs_and_three_sentences_at_most(quick: None, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    text = page_of(folder).markup
+    first_screen = text[text.index("<body>") : text.index('<section id="questions">')]
+    strip = re.search(r'<ul class="strip">(.*?)</ul>', first_screen, re.DOTALL)
+    assert strip
+    signs = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
+    for question in report.collect(folder).questions:
+        card = re.search(rf'<a class="([^"]*)" href="#claim-{question.name}">(.*?)</a>', strip[1], re.DOTALL)
+        assert card
+        assert card[1] == question.verdict
+        assert signs[card[1]] in card[2]
+        assert question.title in card[2]
+    assert first_screen.count(">table</a></p>") in (1, 2, 3)
+    assert "SGD and K-FAC; batch 32 and 128; no smoothing and Mixup" in first_screen
+    assert "8 trials, 24 confirmed runs" in first_screen
+
+
+def test_rules_tables_and_conditions_are_folded_away(quick: None, tmp_path: Path):
+    text = page_of(whole_study(tmp_path / "s")).markup
+    folded = "".join(re.findall(r"<details(?: id=\S+)?>(.*?)</details>", text, re.DOTALL))
+    for question in report.collect(StudyFolder.open(str(tmp_path / "s"))).questions:
+        assert str(report.prose(question.rule)) in folded
+    assert '<div id="best">' in folded
+    assert "<dt>model</dt>" in folded
+    assert '<div id="best">' not in re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL)
+
+
+def test_an_open_claim_says_what_it_would_take(quick: None, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    runs = {"sgd-b128-none": [0.92, 0.87, 0.93]}  # a gap of 0.3 points, and 2.5 either way
+    for cell, values in runs.items():
+        for repeat, value in enumerate(values):
+            add_run(folder, cell, [{"test_accuracy": value}], repeat, trial=0, run={"train_on": "split"})
+    found = {question.name: question for question in report.collect(folder).questions}
+    (sgd, kfac) = found["generalisation"].findings
+    assert "More seeds would hardly decide it" in sgd.need
+    assert kfac.verdict == "supported"
+    assert kfac.need == ""
+    assert found["smoothing"].findings[0].need.startswith("First the gap without smoothing must be told from zero.")
+    assert "More seeds would hardly decide it" in page_of(folder).text
+
+
+def test_best_values_are_drawn_in_their_ranges(quick: None, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    (best, *_) = report.collect(folder).tables
+    study = folder.study()
+    cell = study.list_cells()[0]
+    place = best.places[0, "learning_rate"]
+    searched = study.ranges(cell)["learning_rate"]
+    assert place.position == pytest.approx(searched.position(PARAMS["learning_rate"]))
+    assert place.edge == (searched.edge(PARAMS["learning_rate"]) is not None)
+    drawn = re.findall(r'class="range(?: edge)?".*?M([\d.]+) 0V10', page_of(folder).markup)
+    assert len(drawn) == len(best.places)
+    assert float(drawn[0]) == pytest.approx(1 + 60 * place.position, abs=0.06)
+
+
+def test_health_is_a_line_of_marks(quick: None, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    marks = {mark.check: mark for mark in report.collect(folder).health}
+    assert (marks["budget"].verdict, marks["budget"].cells, marks["budget"].of) == ("warning", 8, 8)
+    assert marks["divergence"].verdict == "ok"
+    assert "! budget 8 of 8" in page_of(folder).text
+
+
+def test_another_question_is_one_entry(tmp_path: Path, quick: None):
+    folder = whole_study(tmp_path / "s")
+    drawing = Picture("odd", "odd", "An odd figure", Markup('<svg role="img"></svg>'), "")
+    asked = Question(
+        "odd", "Is it odd?", [Comparison(None, "It is <odd>.")], "By `counting`.", ["none", "odd"], ["best", "nowhere"]
+    )
+    found = report.collect(folder)
+    text = report.render(replace(found, questions=[*found.questions, asked], pictures=[drawing]))
+    article = text[text.index('<article id="claim-odd" class="question plain">') :]
+    assert "It is &lt;odd&gt;." in article
+    assert 'id="figure-odd"' in article
+    assert text.count('id="figure-odd"') == 1
+    assert '<a href="#best">best configurations</a>.' in article
+    assert 'href="#claim-odd"' not in text  # no verdict, no place in the strip
 
 
 def test_each_command_prints_the_numbers_beside_it(quick: None, tmp_path: Path, monkeypatch, capsys):
@@ -267,17 +360,12 @@ def test_caveats_say_what_a_reader_must_know(tmp_path: Path):
 
 
 def test_a_gap_that_no_accuracies_can_have_is_not_called_the_smallest_to_be_seen():
-    row = {
-        "optimizer": "kfac",
-        "small_batch": 32,
-        "large_batch": 128,
-        "gap": 0.2,
-        "gap_low": -1.8,
-        "gap_high": 2.2,
-        "n": 2,
-    }
+    row = {"optimizer": "kfac", "small_batch": 32, "large_batch": 128, "gap": 0.2, "gap_low": -0.5, "gap_high": 0.9,
+           "n": 2}  # fmt: skip
     assert "a gap below 5.00 points is likely" in sentences.gap_sentence(row | {"resolvable": 0.05})
     assert "any gap is likely to be missed" in sentences.gap_sentence(row | {"resolvable": 2.5})
+    nonsense = sentences.gap_sentence(row | {"gap_low": -1.8, "gap_high": 2.2, "resolvable": 2.5})
+    assert nonsense.endswith("lost 20.00 points of test accuracy (n = 2), with an interval that holds any gap.")
 
 
 def test_columns_are_set_by_what_they_hold():
