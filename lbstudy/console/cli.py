@@ -262,8 +262,8 @@ def noise(
     repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
     address: Address = None, data: Data = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """The noise of the gradient at the confirmed runs' solutions, and at the models that each cell's first seed has kept
-    on its way. Run again, it does what is missing."""
+    """The noise of the gradient at the confirmed runs' solutions, and along the first seeds' training. Run again, it
+    does what is missing."""
     from lbstudy.analysis.minima import compute as minima
     from lbstudy.analysis.minima.noise import NoiseSpec
 
