@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lbstudy.study.code import Code
     from lbstudy.training.data import ImageData
 
-Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness"]
+Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness", "noise"]
 CHUNK = 64  # points of a task: minutes at most, so that little is lost when a node is
 
 
@@ -61,7 +61,9 @@ class Task:
     @property
     def result(self) -> str:
         """The file that is there when the work is done."""
-        return f"{self.folder}/{self.part:03d}.csv" if self.kind != "sharpness" else f"{self.folder}.json"
+        if self.kind == "sharpness":
+            return f"{self.folder}.json"
+        return f"{self.folder}/{self.part:03d}.{'json' if self.kind == 'noise' else 'csv'}"
 
 
 def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialRecord]:
@@ -104,6 +106,18 @@ def sharpness_tasks(runs: Sequence[TrialRecord], settings: Spec) -> list[Task]:
     """A task per run."""
     plain = settings.model_dump(mode="json")
     return [Task("sharpness", f"sharpness/{_name(run)}", 0, run.run, ((run, "model"),), plain) for run in runs]
+
+
+def noise_tasks(folder: StudyFolder, runs: Sequence[TrialRecord], settings: Spec) -> list[Task]:
+    """A task per run's solution, and per model on the way that it has kept; `part` is the epoch."""
+    plain = settings.model_dump(mode="json")
+    tasks = []
+    for run in runs:
+        way = {int(name.removeprefix("epoch-")): name for name in folder.confirmation.models_on_the_way(run)}
+        states = {**way, run.epochs: "model"}
+        where = f"noise/{_name(run)}"
+        tasks += [Task("noise", where, epoch, run.run, ((run, name),), plain) for epoch, name in states.items()]
+    return tasks
 
 
 def _name(run: TrialRecord) -> str:
@@ -269,6 +283,12 @@ def _compute(
 
         found = measure(model, data, data.train, SharpnessSpec.model_validate(settings))
         return {"": json.dumps(found.as_json()).encode()}
+    if kind == "noise":
+        from lbstudy.analysis.minima.noise import NoiseSpec
+        from lbstudy.analysis.minima.noise import measure as measure_noise
+
+        rows = measure_noise(model, spec, data, part, NoiseSpec.model_validate(settings))
+        return {"": json.dumps([row._asdict() for row in rows]).encode()}
     from lbstudy.analysis.minima.landscape import evaluate_points, prepare
 
     chosen = LandscapeSettings.model_validate(settings)

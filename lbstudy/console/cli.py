@@ -306,6 +306,26 @@ def sharpness(
     _compute(folder, study, tasks, "sharpness", settings, address, data, verbose)
 
 
+@app.command()
+def noise(
+    study: Folder,
+    samples: Annotated[int, typer.Option(min=1, help="training samples, at each size of mini-batches")] = 4096,
+    sizes: Annotated[list[int] | None, typer.Option("--size", min=1, help="of mini-batches; may be repeated; default: "
+        "64, 128, 256")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """The noise of the gradient at the confirmed runs' solutions, and along the first seeds' training. Run again, it
+    does what is missing."""
+    from lbstudy.analysis.minima import compute as minima
+    from lbstudy.analysis.minima.noise import NoiseSpec
+
+    folder = StudyFolder.open(study)
+    settings = NoiseSpec(samples=samples, **({"batch_sizes": tuple(sorted(set(sizes)))} if sizes else {}))
+    tasks = minima.noise_tasks(folder, minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, "noise", settings, address, data, verbose)
+
+
 def _compute(
     folder: StudyFolder, study: str, tasks: Sequence[Task], where: str, settings: Spec, address: str | None,
     data: str | None, verbose: bool,
