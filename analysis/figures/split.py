@@ -24,6 +24,9 @@ Bar = Part | Literal["gap"]
 BARS: dict[Bar, float] = {"few_updates": 0.9, "less_noise": 0.45, "gap": 0.12}
 """What the bars are, and how opaque."""
 
+MOST_ROOM = 0.5
+"""How far beyond bars and seeds intervals are drawn, as a share of their range."""
+
 WIDTH = 0.26
 """Of a bar, where optimizers are 1 apart."""
 
@@ -88,12 +91,16 @@ def draw_split(info: SplitGaps) -> Figure:
     n = info.bars["n"]
     counts = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     brackets = "; lines: 95 % intervals, paired by seed" if n.max() > 1 else ", which has no interval"
+    low, high, is_cut = _limits(info)
+    cut_off = " Lines are cut off at the edges." if is_cut else ""
     figure, axes = panels(
         info.study.name, "what the large batch loses, by cause",
         f"Of n = {counts} confirmed seed{'' if n.max() == 1 else 's'}{brackets}; points: single seeds. "
-        "The two parts add up to the gap.",
-        [_row_heading(way, *info.sizes[way]) for way in ways], encoding.smoothings, height=1.9, width=2.0,
+        f"The two parts add up to the gap.{cut_off}",
+        [_row_heading(way, *info.sizes[way]) for way in ways], [info.study.label(s) for s in encoding.smoothings],
+        height=1.9, width=2.0,
     )  # fmt: skip
+    axes[0, 0].set_ylim(low, high)  # which all panels share
     for row, way in enumerate(ways):
         for column, smoothing in enumerate(encoding.smoothings):
             panel = axes[row, column]
@@ -115,6 +122,19 @@ def draw_split(info: SplitGaps) -> Figure:
     extra = [Patch(facecolor=INK, alpha=alpha, edgecolor=INK, label=label) for alpha, label in looks]
     encoding.legend(figure, ["optimizer"], extra)
     return figure
+
+
+def _limits(info: SplitGaps) -> tuple[float, float, bool]:
+    """The ends of the vertical axis, and whether intervals reach beyond: those of two seeds would flatten all bars."""
+    ends = info.bars[["low", "high"]].add(info.bars["bottom"], axis=0).to_numpy(float)
+    bars = (info.bars["bottom"] + info.bars["value"]).to_numpy(float)
+    inner = np.array([0.0, *bars, *(info.seeds["bottom"] + info.seeds["value"])])
+    low, high = inner.min(), inner.max()
+    room = MOST_ROOM * (high - low)
+    reach = np.array([*inner, *ends[np.isfinite(ends)]])
+    margin = 0.05 * (high - low)
+    bottom, top = max(reach.min(), low - room) - margin, min(reach.max(), high + room) + margin
+    return bottom, top, bool(reach.min() < bottom or reach.max() > top)
 
 
 def _draw_bar(panel: Axes, x: float, bars: pd.DataFrame, seeds: pd.DataFrame, colour: str) -> None:

@@ -101,10 +101,11 @@ def why_it_loses(study: StudySpec, confirmed: pd.DataFrame) -> Question:
         confirmed: `load.confirmed` of its folder.
     """
     found = split.gap_sentences(study, confirmed)
-    found += [
-        f"{a.question} {a.verdict.capitalize()}, with {a.split} between: {a.answer}"
-        for a in split.answers(study, confirmed)
-    ]
+    asked = split.answers(study, confirmed)
+    decided = [answer for answer in asked if answer.verdict != "cannot tell"]
+    found += [f"{a.question} {a.verdict.capitalize()} (by {a.split}): {a.answer}" for a in decided]
+    if open_ := len(asked) - len(decided):
+        found.append(f"What smoothing repairs, and which optimizer loses less: {open_} of {len(asked)} cannot be told.")
     return Question(
         "split",
         "Why does the large batch lose: few updates, or less noise in the gradient?",

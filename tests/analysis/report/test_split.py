@@ -169,7 +169,11 @@ def test_the_page_says_each_thing_once_and_about_the_studys_own_budget(folder: S
         assert not any("budget" in sentence for sentence in sentences)
     assert questions["generalisation"].verdict == "supported"
     assert len(found["generalisation"]) == 2  # one for each optimizer, and none of same_updates
-    assert len(found["split"]) == 2 + 12
+    assert len(found["split"]) == 2 + 8 + 1
+    assert found["split"][2].startswith(
+        "Does Mixup repair the missing noise of SGD? Yes (by batch 128 with as many updates as batch 32): Under SGD"
+    )
+    assert found["split"][-1].endswith("4 of 12 cannot be told.")
     selected = report.lead[-1][0]
     assert selected.startswith("At batch 128 tuning did best with Mixup under K-FAC: validation accuracy 67.70 %")
     shown = {table.name: table.table for table in report.tables}
