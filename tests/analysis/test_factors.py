@@ -15,6 +15,7 @@ from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.minima.compute import LandscapeSettings, landscape_tasks
 from lbstudy.analysis.report import claims, conditions
+from lbstudy.analysis.report.questions import Question, lead
 from lbstudy.analysis.tables import best, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.console.cli import app
@@ -163,6 +164,9 @@ def test_interpolation_goes_between_cells_that_share_all_other_factors(folder: S
     assert ends == {(cell.but(batch_size=32).name, cell.name) for cell in large}
 
 
+NO_MINIMA = dict.fromkeys([*minima_table.MEASURES, "beyond"], np.nan)
+
+
 def test_claims_are_of_every_variant_and_say_which(confirmed: pd.DataFrame):
     table = gaps.gap_table(STUDY, confirmed)
     judged = [
@@ -175,6 +179,42 @@ def test_claims_are_of_every_variant_and_say_which(confirmed: pd.DataFrame):
     assert claim.comparisons[0].sentence.startswith("From batch 32 to 128, SGD without smoothing lost 19.91 points")
     wrong = judged[0][1]._replace(comparisons=[claims.Comparison("contradicted", "no")])
     assert claims.together([(STUDY.variants()[0], wrong), *judged[1:]]).verdict == "cannot tell"
+
+
+def test_what_all_variants_say_in_the_same_words_stands_once(confirmed: pd.DataFrame):
+    table = gaps.gap_table(STUDY, confirmed)
+    parts = STUDY.variants()
+    none = claims.together([(part, claims.fewer_steps(part, confirmed, {})) for part in parts])
+    assert len({comparison.sentence for comparison in none.comparisons}) == 4  # each names a cell of its own
+    same = claims.together(
+        [(part, claims.wider_minima(part, confirmed.iloc[:0].assign(**NO_MINIMA))) for part in parts]
+    )
+    assert [(c.sentence, c.of) for c in same.comparisons] == [("No minimum has been measured.", ())]
+    judged = [(part, claims.generalises_worse(part, confirmed, load.of_variant(table, part))) for part in parts]
+    other = judged[0][1]._replace(comparisons=[claims.Comparison("cannot tell", "no")])
+    question = Question.of(claims.together([(parts[0], other), (parts[1], other), *judged[2:]]))
+    assert [group.of for group in question.groups] == [
+        ("lenet5 and weight decay 0", "lenet5 and weight decay 0.0005"), ("vgg9 and weight decay 0",),
+        ("vgg9 and weight decay 0.0005",),
+    ]  # fmt: skip
+    assert question.tally == "cannot tell in 2, supported in 2 of 4 combinations"
+    assert Question.of(claims.together(judged)).tally == ""
+
+
+def test_the_first_sentences_span_the_variants(folder: StudyFolder, confirmed: pd.DataFrame):
+    (sgd, _), (kfac, _), (chosen, where) = lead(STUDY, gaps.gap_table(STUDY, confirmed), best.best_configs(folder))
+    lost = [
+        100 * np.mean([accuracy(Cell("sgd", 32, "none", f), r) - accuracy(Cell("sgd", 128, "none", f), r)
+                       for r in range(SEEDS)])
+        for f in {cell.factors for cell in STUDY.list_cells()}
+    ]  # fmt: skip
+    assert sgd == (
+        f"From batch 32 to 128, SGD without smoothing lost {min(lost):.2f} to {max(lost):.2f} points of test accuracy in "
+        "4 combinations of model and weight decay."
+    )
+    assert kfac.startswith("From batch 32 to 128, K-FAC without smoothing lost")
+    assert "(vgg9 and weight decay 0.0005)" in chosen
+    assert where == "best"
 
 
 def test_correlations_are_within_a_variant():
