@@ -71,7 +71,7 @@ def summarise(dataset: Dataset) -> Summary:
         repeated=len(train) - len(known),
         modes=tuple(f"{mode} ({count:,})" if several else mode for mode, count in sorted(origin.modes.items())),
         left_out=tuple(
-            f"{out.count:,} {kind if kind.startswith('.') else f'files {kind}'} (first: {out.first})"
+            f"{out.files:,} {kind if kind.startswith('.') else f'files {kind}'} (first: {out.first})"
             for kind, out in origin.left_out.items()
         ),
     )

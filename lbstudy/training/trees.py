@@ -45,7 +45,7 @@ class TreeError(Exception):
 class LeftOut(NamedTuple):
     """Files of one kind that are not used."""
 
-    count: int
+    files: int
     first: str  # its path below the root
 
 

@@ -104,7 +104,7 @@ def test_hidden_folders_are_no_classes_in_either_part(tree: Path, parts: list[st
         (tree / part / name / "0.png").write_bytes((tree / part / "cat" / "0.png").read_bytes())
     _, origin = read(tree)
     assert origin.class_names == ("cat", "dog")
-    assert origin.left_out["hidden"].count == len(parts)
+    assert origin.left_out["hidden"].files == len(parts)
 
 
 def brighter(file: Path) -> None:
