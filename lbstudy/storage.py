@@ -175,7 +175,10 @@ def locate(where: str | StoragePath) -> StoragePath:
         return where
     scheme, found, _ = where.partition("://")
     if not found:
-        return Path(where)
+        try:
+            return Path(where).expanduser()  # a shell does not expand it in --storage=~/studies
+        except RuntimeError as error:
+            raise StorageError(where, str(error)) from error
     parts = urlsplit(where)
     if scheme not in SCHEMES:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
@@ -315,8 +318,22 @@ def touch(path: StoragePath) -> None:
     """Make a file the youngest; its content stays."""
     if isinstance(path, ObjectPath):
         path.write_bytes(path.read_bytes())
-    else:
+        return
+    try:
         os.utime(path)
+    except OSError:  # a file system that keeps no times of its own choice
+        path.write_bytes(path.read_bytes())
+
+
+def stamp(path: StoragePath) -> object:
+    """What changes whenever a file is written or touched; None where there is none. No clock is looked at."""
+    try:
+        if isinstance(path, ObjectPath):
+            return path.modified()
+        with path.open("rb") as opened:  # a file server's client asks anew when a file is opened
+            return os.fstat(opened.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def age(path: StoragePath) -> float:
@@ -327,15 +344,25 @@ def age(path: StoragePath) -> float:
 
 
 def require_writable(folder: StoragePath) -> None:
-    """Write something in the folder, or in the next above that exists, read it back and remove it.
+    """Do in the folder, or in the next above that exists, what a study does: make a file, replace it, add to it, read
+    it and remove it.
 
     Raises:
         OSError: that fails.
     """
     if not isinstance(folder, ObjectPath):
         above = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=above) as probe:
-            probe.write(b"lbstudy")
+        probe = above / f".probe-{uuid4().hex}"
+        try:
+            for _ in range(2):
+                write(probe, b"lb")
+            append(probe, b"study")
+            found = read(probe)
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+        if found != b"lbstudy":
+            raise StorageError(str(folder), "what was written reads back differently")
     elif _with_probe(folder, ObjectPath.read_bytes) != b"lbstudy":
         raise StorageError(str(folder), "what was written reads back differently")
 

@@ -29,9 +29,7 @@ from lbstudy.analysis.figures.style import (
     tip,
 )
 from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
-from lbstudy.study.factors import in_words
 from lbstudy.study.spec import StudySpec
-from lbstudy.study.split import without_budget
 
 WIDTH = 6.6
 """Of all panels together at least, in inches: the figure leads a page."""
@@ -65,15 +63,15 @@ def accuracy_info(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFram
     Raises:
         NothingToDraw: no run was confirmed, and no trial has completed.
     """
-    compared = [cell for part in study.compared() for cell in part.list_cells()]
-    found = {cell: accuracy_by_repeat(confirmed, cell.name) for cell in compared}
+    words = {cell: part.in_words for part in study.compared() for cell in part.list_cells()}
+    found = {cell: accuracy_by_repeat(confirmed, cell.name) for cell in words}
     is_confirmed = any(map(len, found.values()))
     if not is_confirmed:
         best = best_trials(study, trials).set_index("cell")["val_accuracy"].astype(float)
         found = {cell: best[best.index == cell.name] for cell in found}
     cells, runs, lost = [], [], {}
     for cell, accuracies in found.items():
-        key = (in_words(without_budget(cell.factors)), cell.optimizer, cell.batch_size, cell.smoothing)
+        key = (words[cell], cell.optimizer, cell.batch_size, cell.smoothing)
         if len(accuracies):
             mean = stats.mean_accuracy(accuracies)
             cells.append((*key, mean.value, mean.low, mean.high, mean.n))

@@ -1,8 +1,8 @@
 """All figures of a study that can be drawn, each with its name and a description; and why the others cannot.
 
 The figures themselves: `figures_runs` (learning curves, steps to a target), `figures_tuning` (sensitivity, learning
-rates, tuning curves), `figures_mixup`, `figures_landscape` (lines), `figures_planes`, `figures_sharpness`. How they
-look: `style`.
+rates, tuning curves), `figures_mixup`, `figures_landscape` (lines), `figures_planes`, `figures_noise`,
+`figures_sharpness`. How they look: `style`.
 
 Colour, line style and marker tell optimizer, batch size and smoothing apart. Where a study has further factors, every
 figure is drawn for each of its variants, all cells of which share them.
@@ -25,6 +25,7 @@ from lbstudy.analysis.figures import accuracy as figures_accuracy
 from lbstudy.analysis.figures import gaps as figures_gaps
 from lbstudy.analysis.figures import landscape as figures_landscape
 from lbstudy.analysis.figures import mixup as figures_mixup
+from lbstudy.analysis.figures import noise as figures_noise
 from lbstudy.analysis.figures import planes as figures_planes
 from lbstudy.analysis.figures import runs as figures_runs
 from lbstudy.analysis.figures import sharpness as figures_sharpness
@@ -37,7 +38,7 @@ from lbstudy.analysis.tables import gaps, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study.factors import in_words, suffix
+from lbstudy.study.factors import suffix
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from lbstudy.study.split import without_budget
@@ -71,6 +72,7 @@ class Frames(NamedTuple):
     confirmed: pd.DataFrame  # their epochs
     landscape: Callable[[results.Kind], pd.DataFrame]
     sharpness: Callable[[], pd.DataFrame]
+    noise: Callable[[], pd.DataFrame]
 
 
 Figures = dict[str, tuple[str, Callable[[], Figure]]]
@@ -94,6 +96,7 @@ def draw_all(
     frames = Frames(
         study, trials, load.epochs(folder), load.confirmed(folder, trials), load.confirmed_epochs(folder),
         cache(lambda kind: results.landscape(folder, kind, trials)), cache(lambda: results.sharpness(folder, trials)),
+        cache(lambda: results.noise(folder, trials)),
     )  # fmt: skip
     variants = study.variants()
     if any(part.splits for part in variants):
@@ -134,26 +137,24 @@ def _drawn(kind: str, name: str, description: str, draw: Callable[[], Figure]) -
 def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
     """The gaps and their parts, which are of several variants: a figure for each whose gaps are split."""
     for part in study.compared():
-        factors = without_budget(part.list_cells()[0].factors)
-        words = f", with {in_words(factors)}" if factors else ""
-        named = part.model_copy(update={"name": f"{part.name}{words.replace(' with', '')}"})
-        name, description = (
-            f"split{suffix(factors)}",
-            f"What few updates and what less noise cost the large batch{words}",
-        )
+        words = f", with {part.in_words}" if part.in_words else ""
+        named = part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))})
+        name = f"split{suffix(without_budget(part.list_cells()[0].factors))}"
+        description = f"What few updates and what less noise cost the large batch{words}"
         yield _drawn("split", name, description, lambda named=named: draw_split(split_info(study, runs, named)))  # type: ignore[misc]
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:
     """The frames of one variant of the study, whose name in the headings says which."""
     return Frames(
-        study=part.model_copy(update={"name": f"{part.name}, {part.in_words}"}),
+        study=part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))}),
         trials=load.of_variant(frames.trials, part),
         epochs=load.of_variant(frames.epochs, part),
         runs=load.of_variant(frames.runs, part),
         confirmed=load.of_variant(frames.confirmed, part),
         landscape=lambda kind: load.of_variant(frames.landscape(kind), part),
         sharpness=lambda: load.of_variant(frames.sharpness(), part),
+        noise=lambda: load.of_variant(frames.noise(), part),
     )
 
 
@@ -179,7 +180,7 @@ def figures_of_all(frames: Frames, rows: int | None = None) -> Figures:
 
 def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> Figures:
     """All figures of a study, or of one of its variants."""
-    study, trials, epochs, runs, confirmed, landscape, sharpness = frames
+    study, trials, epochs, runs, confirmed, landscape, sharpness, noise = frames
     on_all = bool(runs["train_on"].eq("all").any())
 
     @cache
@@ -250,6 +251,8 @@ def figures_of(folder: StudyFolder, frames: Frames, reached: Reached | None) -> 
              figures_landscape.interpolation_info(study, landscape("interpolate")))),
         ("landscape_trajectory", "The path of a run over its training loss, on the plane that holds most of it",
          trajectories),
+        ("noise_scale", "Gradient noise scale along training, with the batch sizes",
+         lambda: figures_noise.draw_noise_scales(figures_noise.noise_scales_info(study, noise()))),
         ("spectral_densities", "Density of the Hessian's eigenvalues at the minima of every cell", densities),
         ("sharpness_accuracy", "Sharpness of the minima against test accuracy, a point per cell", sharpness_accuracy),
     ]  # fmt: skip

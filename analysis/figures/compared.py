@@ -51,10 +51,10 @@ def compared_info(studies: Sequence[tuple[str, StudySpec, pd.DataFrame]]) -> Com
     Raises:
         NothingToDraw: no run of any of them was confirmed.
     """
-    cells, labels, without = [], dict[str, str](), []
+    cells, labels, without = list[tuple[object, ...]](), dict[str, str](), list[str]()
     for name, study, confirmed in studies:
         before = len(cells)
-        for part in study.variants():
+        for part in study.compared():
             line = f"{name}, {part.in_words}" if part.in_words else name
             for cell in part.list_cells():
                 mean = stats.mean_accuracy(accuracy_by_repeat(confirmed, cell.name))

@@ -6,20 +6,26 @@ costs from there on, and the gap, which is both. A part that is a gain goes up i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lbstudy.analysis.figures.style import INK, Encoding, NothingToDraw, in_style, label_outer, mark_empty, panels
-from lbstudy.analysis.tables.split import PARTS_OF_GAP, Split, list_splits
+from lbstudy.analysis.tables.split import PARTS_OF_GAP, Part, Split, list_splits
 from lbstudy.study.spec import StudySpec
 from lbstudy.study.split import FEWER_UPDATES, SAME_UPDATES, part_of, whole
 
-BARS = {"few_updates": 0.9, "less_noise": 0.45, "gap": 0.12}
+Bar = Part | Literal["gap"]
+
+BARS: dict[Bar, float] = {"few_updates": 0.9, "less_noise": 0.45, "gap": 0.12}
 """What the bars are, and how opaque."""
+
+MOST_ROOM = 0.5
+"""How far beyond bars and seeds intervals are drawn, as a share of their range."""
 
 WIDTH = 0.26
 """Of a bar, where optimizers are 1 apart."""
@@ -58,8 +64,8 @@ def split_info(study: StudySpec, confirmed: pd.DataFrame, variant: StudySpec | N
         sizes[way] = (split.small.batch_size, largest)
         bottom = 0.0
         for name in BARS:
-            found = 100 * np.array(split.gap if name == "gap" else split.cost(name))  # type: ignore[arg-type]
-            value, _, _, low, high = found
+            estimate = split.gap if name == "gap" else split.cost(name)
+            value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
             start = 0.0 if name == "gap" else bottom
             bars.append(
                 key | {"bar": name, "bottom": start, "value": value, "low": low, "high": high, "n": split.gap.n}
@@ -71,11 +77,11 @@ def split_info(study: StudySpec, confirmed: pd.DataFrame, variant: StudySpec | N
     return SplitGaps(variant, pd.DataFrame(bars), pd.DataFrame(seeds), sizes)
 
 
-def _each(split: Split, bar: str) -> np.ndarray:
+def _each(split: Split, bar: Bar) -> np.ndarray:
     """A bar's value at each repeat."""
     if bar == "gap":
         return (split.accuracies["small"] - split.accuracies["large"]).to_numpy(float)
-    return split.lost(bar).to_numpy(float)  # type: ignore[arg-type]
+    return split.lost(bar).to_numpy(float)
 
 
 @in_style
@@ -85,12 +91,16 @@ def draw_split(info: SplitGaps) -> Figure:
     n = info.bars["n"]
     counts = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     brackets = "; lines: 95 % intervals, paired by seed" if n.max() > 1 else ", which has no interval"
+    low, high, is_cut = _limits(info)
+    cut_off = " Lines are cut off at the edges." if is_cut else ""
     figure, axes = panels(
         info.study.name, "what the large batch loses, by cause",
         f"Of n = {counts} confirmed seed{'' if n.max() == 1 else 's'}{brackets}; points: single seeds. "
-        "The two parts add up to the gap.",
-        [_row_heading(way, *info.sizes[way]) for way in ways], encoding.smoothings, height=1.9, width=2.0,
+        f"The two parts add up to the gap.{cut_off}",
+        [_row_heading(way, *info.sizes[way]) for way in ways], [info.study.label(s) for s in encoding.smoothings],
+        height=1.9, width=2.0,
     )  # fmt: skip
+    axes[0, 0].set_ylim(low, high)  # which all panels share
     for row, way in enumerate(ways):
         for column, smoothing in enumerate(encoding.smoothings):
             panel = axes[row, column]
@@ -100,25 +110,38 @@ def draw_split(info: SplitGaps) -> Figure:
             for place, optimizer in enumerate(encoding.optimizers):
                 for offset, bar in enumerate(BARS):
                     x = place + (offset - 1) * WIDTH
-                    of_bar = [f[(f["optimizer"] == optimizer) & (f["bar"] == bar)] for f in here]
-                    _draw_bar(panel, x, *of_bar, colour=encoding.look(optimizer)["color"])
+                    bars, seeds = (f[(f["optimizer"] == optimizer) & (f["bar"] == bar)] for f in here)
+                    _draw_bar(panel, x, bars, seeds, encoding.look(optimizer)["color"])
             if here[0].empty:
                 mark_empty(panel, "nothing confirmed")
             panel.set_xticks(range(len(encoding.optimizers)), [info.study.label(o) for o in encoding.optimizers])
             panel.set_xlim(-0.55, len(encoding.optimizers) - 0.45)
     label_outer(axes, "", "points of test accuracy")
-    words = {**PARTS_OF_GAP, "gap": "the gap"}
-    extra = [Patch(facecolor=INK, alpha=alpha, edgecolor=INK, label=words[bar]) for bar, alpha in BARS.items()]  # type: ignore[index]
+    words = [*PARTS_OF_GAP.values(), "the gap"]
+    looks = zip(BARS.values(), words, strict=True)
+    extra = [Patch(facecolor=INK, alpha=alpha, edgecolor=INK, label=label) for alpha, label in looks]
     encoding.legend(figure, ["optimizer"], extra)
     return figure
 
 
-def _draw_bar(panel, x: float, bars: pd.DataFrame, seeds: pd.DataFrame, colour: str) -> None:  # type: ignore[no-untyped-def]
-    for bar in bars.itertuples():
-        panel.bar(
-            x, bar.value, 0.92 * WIDTH, bottom=bar.bottom, color=colour, alpha=BARS[bar.bar], lw=0.6, edgecolor=colour
-        )
-        panel.vlines(x, bar.bottom + bar.low, bar.bottom + bar.high, color=INK, lw=0.9)
+def _limits(info: SplitGaps) -> tuple[float, float, bool]:
+    """The ends of the vertical axis, and whether intervals reach beyond: those of two seeds would flatten all bars."""
+    ends = info.bars[["low", "high"]].add(info.bars["bottom"], axis=0).to_numpy(float)
+    bars = (info.bars["bottom"] + info.bars["value"]).to_numpy(float)
+    inner = np.array([0.0, *bars, *(info.seeds["bottom"] + info.seeds["value"])])
+    low, high = inner.min(), inner.max()
+    room = MOST_ROOM * (high - low)
+    reach = np.array([*inner, *ends[np.isfinite(ends)]])
+    margin = 0.05 * (high - low)
+    bottom, top = max(reach.min(), low - room) - margin, min(reach.max(), high + room) + margin
+    return bottom, top, bool(reach.min() < bottom or reach.max() > top)
+
+
+def _draw_bar(panel: Axes, x: float, bars: pd.DataFrame, seeds: pd.DataFrame, colour: str) -> None:
+    for name, bottom, value, low, high in bars[["bar", "bottom", "value", "low", "high"]].to_numpy():
+        opaque = BARS[name]
+        panel.bar(x, value, 0.92 * WIDTH, bottom=bottom, color=colour, alpha=opaque, lw=0.6, edgecolor=colour)
+        panel.vlines(x, bottom + low, bottom + high, color=INK, lw=0.9)
     shift = np.linspace(-0.25, 0.25, len(seeds)) * WIDTH if len(seeds) > 1 else np.zeros(len(seeds))
     panel.plot(
         x + shift, seeds["bottom"] + seeds["value"], ls="none", marker="o", ms=1.8, color=INK, mfc="white", mew=0.5

@@ -129,7 +129,9 @@ def draw_sensitivity(info: Sensitivity) -> Figure:
             for status, hollow in (("completed", False), ("pruned", True)):
                 part = here[here["status"] == status]
                 panel.plot(part["value"], part[score], **look, **({"fillstyle": "none"} if hollow else {}))
-            for status, marker in (("missed", None), ("pruned", None), ("diverged", "x")):
+            for status, marker in (
+                (("missed", None), ("pruned", None), ("diverged", "x")) if goal else (("diverged", "x"),)
+            ):
                 lost_ones = here.loc[(here["status"] == status) & here[score].isna(), "value"]
                 panel.plot(
                     lost_ones, np.full(len(lost_ones), 1 - DIVERGED_AT if goal else DIVERGED_AT),

@@ -19,7 +19,7 @@ from pydantic import Field
 from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.rules import RULES, OldRule, require_rule
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lbstudy.study.code import Code
     from lbstudy.training.data import ImageData
 
-Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness"]
+Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness", "noise"]
 CHUNK = 64  # points of a task: minutes at most, so that little is lost when a node is
 
 
@@ -61,7 +61,9 @@ class Task:
     @property
     def result(self) -> str:
         """The file that is there when the work is done."""
-        return f"{self.folder}/{self.part:03d}.csv" if self.kind != "sharpness" else f"{self.folder}.json"
+        if self.kind == "sharpness":
+            return f"{self.folder}.json"
+        return f"{self.folder}/{self.part:03d}.{'json' if self.kind == 'noise' else 'csv'}"
 
 
 def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialRecord]:
@@ -104,6 +106,18 @@ def sharpness_tasks(runs: Sequence[TrialRecord], settings: Spec) -> list[Task]:
     """A task per run."""
     plain = settings.model_dump(mode="json")
     return [Task("sharpness", f"sharpness/{_name(run)}", 0, run.run, ((run, "model"),), plain) for run in runs]
+
+
+def noise_tasks(folder: StudyFolder, runs: Sequence[TrialRecord], settings: Spec) -> list[Task]:
+    """A task per run's solution, and per model on the way that it has kept; `part` is the epoch."""
+    plain = settings.model_dump(mode="json")
+    tasks = []
+    for run in runs:
+        way = {int(name.removeprefix("epoch-")): name for name in folder.confirmation.models_on_the_way(run)}
+        states = {**way, run.epochs: "model"}
+        where = f"noise/{_name(run)}"
+        tasks += [Task("noise", where, epoch, run.run, ((run, name),), plain) for epoch, name in states.items()]
+    return tasks
 
 
 def _name(run: TrialRecord) -> str:
@@ -211,9 +225,13 @@ def compute(
     def state(run: TrialRecord, name: str) -> ray.ObjectRef:
         key = (_name(run), name)
         if key not in states:
-            found = folder.confirmation.read_state(run, name)
+            place = folder.confirmation.trial_folder(run)
+            try:
+                found = folder.confirmation.read_state(run, name)
+            except Damaged as error:
+                raise StudyError(f"{error} is damaged; `lbstudy confirm` trains this run again") from error
             if found is None:
-                raise StudyError(f"{folder.confirmation.trial_folder(run)}: {name}.pt is missing")
+                raise StudyError(f"{place / name}.pt is missing; without {place}, `lbstudy confirm` trains it again")
             states[key] = ray.put(found[1])
         return states[key]
 
@@ -222,7 +240,12 @@ def compute(
         of_states = (state(*s) for s in task.states)
         return remote.remote(task.kind, task.run, task.settings, task.part, of_run, code, *of_states)
 
-    waiting = {start(task): task for task in tasks}
+    waiting: dict[ray.ObjectRef, Task] = {}
+    for task in tasks:
+        try:
+            waiting[start(task)] = task
+        except StudyError as error:  # the others need not suffer from it
+            failed(task, str(error))
     while waiting:
         for answer in ray.wait(list(waiting), num_returns=1)[0]:
             task = waiting.pop(answer)
@@ -260,6 +283,12 @@ def _compute(
 
         found = measure(model, data, data.train, SharpnessSpec.model_validate(settings))
         return {"": json.dumps(found.as_json()).encode()}
+    if kind == "noise":
+        from lbstudy.analysis.minima.noise import NoiseSpec
+        from lbstudy.analysis.minima.noise import measure as measure_noise
+
+        rows = measure_noise(model, spec, data, part, NoiseSpec.model_validate(settings))
+        return {"": json.dumps([row._asdict() for row in rows]).encode()}
     from lbstudy.analysis.minima.landscape import evaluate_points, prepare
 
     chosen = LandscapeSettings.model_validate(settings)

@@ -151,6 +151,44 @@ def spectral_densities(folder: StudyFolder) -> dict[tuple[str, int], SpectralDen
     }
 
 
+NOISE = [
+    "batches", "trace", "trace_error", "squared_norm", "squared_norm_error", "scale", "scale_error",
+]  # fmt: skip
+
+
+def noise(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per model of a confirmed run whose gradient noise was measured, per `mini_batch` size and with
+    (`smoothed`) or without the run's smoothing: which run, the `epoch` after which it had the model, and NOISE (see
+    `noise.Noise`). `attrs["left_out"]` lists files that are damaged, or of no confirmed run.
+
+    Args:
+        folder: the study's folder.
+        tuned: `trials` of it, where they have been loaded already.
+    """
+    known = keys_of_confirmed_runs(folder, tuned)
+    rows, left_out = [], []
+    paths: list[StoragePath] = sorted((folder.path / "noise").glob("*/*/*.json"))
+    for path, text in zip(paths, storage.read_all(paths), strict=True):
+        key, found = known.get((path.parent.parent.name, path.parent.name)), _parse(text)
+        try:
+            measured = [
+                {"epoch": int(path.name.partition(".")[0]), "smoothed": bool(row["smoothed"])}
+                | {"mini_batch": int(row["batch_size"])}
+                | {name: float(row[name]) for name in NOISE}
+                for row in found
+            ]
+        except (KeyError, TypeError, ValueError):  # whatever a file may hold instead
+            measured = []
+        if key is None or not measured:
+            left_out.append(address(folder, path))
+        else:
+            rows += [key | row for row in measured]
+    columns = [*CONFIRMED_KEY, "epoch", "smoothed", "mini_batch", *NOISE]
+    frame = frame_of(rows, columns, NOISE)
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
 def _is_outdated(kind: str, made: dict[str, Any]) -> bool:
     try:
         require_rule(kind, made)

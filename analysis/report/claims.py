@@ -38,9 +38,7 @@ from lbstudy.analysis.tables.targets import (
     speed_ratio,
     tuned_target,
 )
-from lbstudy.study.factors import in_words
 from lbstudy.study.spec import Cell, StudySpec
-from lbstudy.study.split import without_budget
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
 
@@ -104,21 +102,16 @@ def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
     say in the same words stands once."""
     said: dict[tuple[Comparison, ...], list[str]] = {}
     for part, claim in claims:
-        said.setdefault(tuple(claim.comparisons), []).append(words_of(part))
+        said.setdefault(tuple(claim.comparisons), []).append(part.in_words)
     if len(said) == 1:
         return claims[0][1]
     found = [c._replace(of=tuple(words)) for comparisons, words in said.items() for c in comparisons]
     return claims[0][1]._replace(comparisons=found)
 
 
-def words_of(variant: StudySpec) -> str:
-    """The values of the further factors that a variant's cells share; a study's own budget goes without saying."""
-    return in_words(without_budget(variant.list_cells()[0].factors)) if variant.in_words else ""
-
-
 def led(variant: StudySpec, sentence: str) -> str:
-    """A sentence about a variant, led by `words_of` it."""
-    words = words_of(variant)
+    """A sentence about a variant, led by the values of the further factors that its cells share."""
+    words = variant.in_words
     return f"With {words}: {sentence}" if words else sentence
 
 

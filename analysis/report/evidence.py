@@ -158,6 +158,12 @@ TARGETS = (
     "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
 )
+CRITICAL = (
+    "Steps to the same targets, fitted by S(B) = S_min (1 + B_crit / B) (McCandlish et al. 2018); runs that never got "
+    "there count as later than they ended. Perfect until: the batch at which steps exceed perfect scaling from the "
+    "smallest one by 20 % (Zhang et al. 2024). Brackets hold 95 % intervals over seeds; tuned: from the best tuning "
+    "trials, and 95 % of the resamples of each cell's trials. ∞: not within the batch sizes studied."
+)
 TARGETS_TUNED = (
     "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go "
     "on past it. A run that never does has taken infinitely long (∞)."

@@ -28,9 +28,9 @@ from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
 from lbstudy.analysis.report import claims, conditions, evidence, sentences
 from lbstudy.analysis.report.evidence import Mark, Shown, for_page
-from lbstudy.analysis.report.questions import Question, lead, why_it_loses
+from lbstudy.analysis.report.questions import Question, lead, up_to_which_batch, why_it_loses
 from lbstudy.analysis.tables import best as tables
-from lbstudy.analysis.tables import cost, gaps, health, targets
+from lbstudy.analysis.tables import cost, critical, gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
@@ -106,6 +106,10 @@ class Report:
             taken |= {picture.kind for picture in places[question.name]}
         return places
 
+    def shared(self, question: Question) -> list[Picture]:
+        """The figures that show a question and stand beside another one."""
+        return [] if self.placed()[question.name] else self.drawn(question.figures)
+
     def others(self) -> list[Picture]:
         """The figures that stand nowhere else."""
         kinds = {p.kind for pictures in self.placed().values() for p in pictures} | {HEADLINE}
@@ -132,6 +136,7 @@ def collect(folder: StudyFolder) -> Report:
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
+    critical_table = critical.critical_table(study, confirmed, epochs, critical.Tuning(trials, load.epochs(folder)))
     splits = any(part.splits for part in study.variants())
     rows = slice(0 if confirmed.empty else None)  # "What is missing" says so once; these tables would in every row
 
@@ -158,6 +163,7 @@ def collect(folder: StudyFolder) -> Report:
             about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
             "sharpness_accuracy", "landscape_widths",
         ),
+        up_to_which_batch(study, critical_table[rows]),
         *([why_it_loses(study, confirmed)] if splits else []),
     ]  # fmt: skip
     return Report(
@@ -183,6 +189,10 @@ def collect(folder: StudyFolder) -> Report:
                 "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
                 for_page(targets.targets_table(study, confirmed, epochs)[rows]),
                 evidence.TARGETS_TUNED if study.tuning.goal else evidence.TARGETS, command("table", "targets"),
+            ),
+            Shown(
+                "critical", "Critical batch sizes", for_page(critical_table[rows]), evidence.CRITICAL,
+                command("table", "critical"),
             ),
             *evidence.times_to_sgd(sought, confirmed, epochs, command),
             Shown(
@@ -232,6 +242,7 @@ def _that_fit(pictures: list[Picture], first: set[str]) -> list[Picture]:
 class Live(NamedTuple):
     """What a page says while its study runs."""
 
+    at_work: bool  # whether a driver is
     sentences: list[str]  # how the study stands
     every: int  # seconds until the page is written again
     made: str  # ISO 8601, UTC

@@ -17,9 +17,10 @@ import pandas as pd
 
 from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.report import evidence, split
-from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch, words_of
+from lbstudy.analysis.report.claims import Claim, Comparison, Verdict, agreed, at_largest_batch
 from lbstudy.analysis.report.sentences import (
     closed_sentence,
+    critical_sentence,
     gap_sentence,
     gaps_sentence,
     selected_sentence,
@@ -74,6 +75,24 @@ class Question(NamedTuple):
         return f"{told} of {counts.total()} combinations" if len(counts) > 1 else ""
 
 
+def up_to_which_batch(study: StudySpec, critical_table: pd.DataFrame) -> Question:
+    """How far larger batches save steps.
+
+    Args:
+        study: the study.
+        critical_table: `critical.critical_table`.
+    """
+    rows = [worded({str(k): v for k, v in row.items()}, study) for _, row in critical_table.iterrows()]
+    return Question(
+        "critical",
+        "Up to which batch size does a larger one save steps?",
+        [Comparison(None, critical_sentence(row)) for row in rows],
+        evidence.CRITICAL,
+        ["steps_to_target"],
+        ["critical"],
+    )
+
+
 def why_it_loses(study: StudySpec, confirmed: pd.DataFrame) -> Question:
     """What few updates and less noise cost the large batch, and what repairs which; of a study that splits its gaps.
 
@@ -82,7 +101,11 @@ def why_it_loses(study: StudySpec, confirmed: pd.DataFrame) -> Question:
         confirmed: `load.confirmed` of its folder.
     """
     found = split.gap_sentences(study, confirmed)
-    found += [f"{a.question} {a.verdict.capitalize()}: {a.answer}" for a in split.answers(study, confirmed)]
+    asked = split.answers(study, confirmed)
+    decided = [answer for answer in asked if answer.verdict != "cannot tell"]
+    found += [f"{a.question} {a.verdict.capitalize()} (by {a.split}): {a.answer}" for a in decided]
+    if open_ := len(asked) - len(decided):
+        found.append(f"What smoothing repairs, and which optimizer loses less: {open_} of {len(asked)} cannot be told.")
     return Question(
         "split",
         "Why does the large batch lose: few updates, or less noise in the gradient?",
@@ -114,7 +137,7 @@ def lead(study: StudySpec, gap_table: pd.DataFrame, configs: pd.DataFrame) -> li
         shares = [worded(row, study) for row in sorted(smoothed, key=lambda row: -row["closed"])]
         sentences.append(" ".join([gap_sentence(plain), *([closed_sentence(shares)] if shares else [])]))
     chosen = _best_variant(study, configs)
-    selected = selected_sentence(study, of_variant(configs, chosen), words_of(chosen))
+    selected = selected_sentence(study, of_variant(configs, chosen), chosen.in_words)
     return [(s, "gap") for s in sentences[:MOST_OPTIMIZERS]] + [(s, "best") for s in [selected] if s]
 
 

@@ -107,6 +107,36 @@ def share_sentence(row: dict[str, Any]) -> str:
     return f"{capitalise(row['smoothing'])} {' and '.join(known)}{why}."
 
 
+def critical_sentence(row: dict[str, Any]) -> str:
+    """How far an optimizer's steps to a target fall with the batch size, from a row of `critical.critical_table`."""
+    smoothing = "without smoothing" if row["smoothing"] == "no smoothing" else f"with {row['smoothing']}"
+    who, limits = f"{row['optimizer']} {smoothing}", _limits(row, "b_crit")
+    if isnan(row["b_crit"]) and isnan(row["perfect_until"]):
+        return f"{who}: no critical batch size is known ({row['note']})."
+    if isnan(row["b_crit"]):
+        first = f"{who}, batch {row['smallest_batch']} to {row['largest_batch']}: no critical batch size is known"
+    elif row["b_crit"] > row["largest_batch"]:
+        first = f"{who}: steps fall up to the largest batch, {row['largest_batch']}; B_crit is larger{limits}"
+    elif row["b_crit"] < row["smallest_batch"]:
+        first = (
+            f"{who}: steps hardly fall from the smallest batch, {row['smallest_batch']}, on; B_crit is smaller{limits}"
+        )
+    else:
+        first = f"{who}: B_crit is {row['b_crit']:.4g}{limits}, where steps are twice the fewest, {row['s_min']:.4g}"
+    if isnan(row["perfect_until"]):
+        second = "where perfect scaling ends is not known" + _limits(row, "perfect_until")
+    elif row["perfect_until"] > row["largest_batch"]:
+        second = "they stay within 20 % of perfect scaling throughout" + _limits(row, "perfect_until")
+    else:
+        second = f"perfect scaling ends at batch {row['perfect_until']:.3g}" + _limits(row, "perfect_until")
+    return f"{first}; {second} ({count(row['n'])}, {row['reached']} of {row['runs']} runs got there)."
+
+
+def _limits(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if isnan(low) else f" [{low:.4g}, {'∞' if isinf(high) else f'{high:.4g}'}]"
+
+
 def _gap(row: dict[str, Any]) -> str:
     return f"{row['optimizer']}’s large-batch gap"
 

@@ -132,10 +132,9 @@ def device_seconds(records: Iterable[TrialRecord], resources: Resources) -> dict
     gpus = 1.0 if resources.gpus_per_worker in ("auto", 0) else float(resources.gpus_per_worker)
     for record in records:
         if record.device:
-            workers, several, kind = record.device.partition(" x ")
-            workers, kind = (workers, kind) if several else ("1", record.device)
+            workers, _, kind = record.device.rpartition(" x ")  # of one alone if it says nothing else
             share = resources.cpus_per_worker if kind == "cpu" else gpus
-            found["CPU" if kind == "cpu" else kind] += record.seconds * int(workers) * share
+            found["CPU" if kind == "cpu" else kind] += record.seconds * int(workers or 1) * share
     return dict(found)
 
 
@@ -146,15 +145,15 @@ def images_seen(records: Iterable[TrialRecord]) -> int:
     return sum(found.get("images", batch_size * found.get("step", 0)) for batch_size, found in metrics)
 
 
-def sentences(now: Standing) -> list[str]:
-    """How a study stands, in words."""
-    spent, metric = now.spent, now.study.tuning.metric
-    said = []
+def progress_sentences(now: Standing) -> list[str]:
+    """What is running, how fast, and what is left, in words."""
+    tuned, said = now.study.tuning, list[str]()
+    metric, word = ("nearest", f"nearest {tuned.goal.metric}") if tuned.goal else (tuned.metric, tuned.metric)
     for record, epochs, *_ in now.running[:SHOWN]:
         kind = f"trial {record.number}" if record.trial is None else f"confirmed run {record.repeat}"
         value = record.metrics.get(metric)
         of = "" if isnan(epochs) else f" of {ceil(epochs)}"
-        so_far = f"epoch {record.epochs}{of}" + (f", {metric} {value:.4f}" if value is not None else "")
+        so_far = f"epoch {record.epochs}{of}" + (f", {word} {value:.4f}" if value is not None else "")
         said.append(f"running: {record.cell} {kind}, {so_far if record.epochs else 'in its first epoch'}")
     if len(now.running) > SHOWN:
         said.append(f"running: {len(now.running) - SHOWN} more")
@@ -169,6 +168,12 @@ def sentences(now: Standing) -> list[str]:
             f"left: {now.wanted - now.ended} of {now.wanted} trials, {duration(now.left)} of training if they take "
             f"what the others have{beside}"
         )
+    return said
+
+
+def sentences(now: Standing) -> list[str]:
+    """How a study stands, in words."""
+    said, spent = progress_sentences(now), now.spent
     if spent.trials:
         runs = f"{spent.trials} trials" + (f" and {spent.confirmed} confirmed runs" if spent.confirmed else "")
         hours = ", ".join(f"{seconds / 3600:.3g} {kind} hours" for kind, seconds in spent.devices.items())

@@ -66,7 +66,7 @@ def critical_table(
         goals: what to reach; default: `targets.choose_targets` of each variant.
     """
     rows = []
-    for part in study.variants():
+    for part in study.compared():
         for goal in targets.choose_targets(part, confirmed) if goals is None else goals:
             times = targets.winners_times(confirmed, epochs, goal)
             drawn = _times_of_trials(part, tuning, goal)

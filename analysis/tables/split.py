@@ -13,6 +13,7 @@ Either way the parts add up to the gap, over the repeats that all three cells co
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -34,7 +35,7 @@ COLUMNS: dict[str, Any] = {
     "optimizer": object, "smoothing": object, "small_batch": "Int64", "large_batch": "Int64", "n": "Int64",
     "small_accuracy": float, "between_accuracy": float, "large_accuracy": float,
     **{f"{name}{end}": float for name in ESTIMATES for end in ("", "_low", "_high")},
-    "repaired_n": "Int64", "images": float, "between_images": float, "note": object,
+    "repaired_n": "Int64", "images": "Int64", "between_images": "Int64", "note": object,
 }  # fmt: skip
 
 
@@ -122,9 +123,11 @@ def split_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
 def _row(split: Split, splits: list[Split], confirmed: pd.DataFrame) -> dict[str, object]:
     row: dict[str, object] = {
         **split.between.values, "small_batch": split.small.batch_size, "large_batch": split.large.batch_size,
-        "n": len(split.accuracies), "images": images(confirmed, split.small),
-        "between_images": images(confirmed, split.between),
+        "n": len(split.accuracies),
     }  # fmt: skip
+    for name, cell in (("images", split.small), ("between_images", split.between)):
+        seen = images(confirmed, cell)
+        row[name] = None if isnan(seen) else round(seen)
     for name, cell in zip(("small", "between", "large"), split.cells, strict=True):
         own = split.accuracies[name]
         row[f"{name}_accuracy"] = (own if len(own) else accuracy_by_repeat(confirmed, cell.name)).mean()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -117,7 +118,7 @@ def main() -> None:
 def _complain(message: str, code: int, log: str = "") -> NoReturn:
     """Say what is wrong and leave."""
     for line in (message + log).splitlines():  # an indented one belongs to the error above it
-        err.print(line if line.startswith(" ") else f"error: {line}", markup=False, emoji=False)
+        err.print(line if line.startswith(" ") else f"error: {line}")
     sys.exit(code)
 
 
@@ -184,7 +185,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     print_best(folder, TableFormat.table)
     print(f"report: {report.write(folder)}")
     for failure in failures:
-        err.print(f"failed: {failure}", markup=False)
+        err.print(f"failed: {failure}")
     raise typer.Exit(1 if failures else 0)
 
 
@@ -224,7 +225,7 @@ def run(
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
-    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {path}")
+    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {quote(str(path))}")
 
 
 @app.command()
@@ -242,7 +243,7 @@ def confirm(
     spec, source = resolve(study, None, None, None, workers, data, set_)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
-    command = f"lbstudy confirm {folder.path}"
+    command = f"lbstudy confirm {quote(str(folder.path))}"
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
         images = load_data(spec, source, folder.path)
@@ -305,6 +306,26 @@ def sharpness(
     _compute(folder, study, tasks, "sharpness", settings, address, data, verbose)
 
 
+@app.command()
+def noise(
+    study: Folder,
+    samples: Annotated[int, typer.Option(min=1, help="training samples, at each size of mini-batches")] = 4096,
+    sizes: Annotated[list[int] | None, typer.Option("--size", min=1, help="of mini-batches; may be repeated; default: "
+        "64, 128, 256")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
+    address: Address = None, data: Data = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """The noise of the gradient at the confirmed runs' solutions, and along the first seeds' training. Run again, it
+    does what is missing."""
+    from lbstudy.analysis.minima import compute as minima
+    from lbstudy.analysis.minima.noise import NoiseSpec
+
+    folder = StudyFolder.open(study)
+    settings = NoiseSpec(samples=samples, **({"batch_sizes": tuple(sorted(set(sizes)))} if sizes else {}))
+    tasks = minima.noise_tasks(folder, minima.best_runs(folder, repeats), settings)
+    _compute(folder, study, tasks, "noise", settings, address, data, verbose)
+
+
 def _compute(
     folder: StudyFolder, study: str, tasks: Sequence[Task], where: str, settings: Spec, address: str | None,
     data: str | None, verbose: bool,
@@ -322,7 +343,7 @@ def _compute(
             work = partial(compute_tasks, spec, folder, missing, where, images, failures)
             on_ray(work, folder.path, verbose)
     for failure in failures:
-        err.print(f"failed: {failure}", markup=False)
+        err.print(f"failed: {failure}")
     print(f"{len(tasks) - len(failures)} of {len(tasks)} results in {folder.path / where}")
     raise typer.Exit(1 if failures else 0)
 
@@ -349,6 +370,19 @@ def examine(
         out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
         failed |= not finding.ok
     raise typer.Exit(2 if failed else 0)
+
+
+@app.command()
+def unlock(
+    study: Folder,
+    force: Annotated[bool, typer.Option("--force", help="even if its driver is alive, which then stops")] = False,
+) -> None:
+    """Take the lock of a study away from a driver that has died where nobody can tell: on a machine that is gone."""
+    from lbstudy.records import lock
+
+    folder = StudyFolder.open(locate(study).resolve())
+    removed = lock.unlock(folder.path, notice, force)
+    print(f"{folder.path}: {'the lock is removed' if removed else 'there is no lock'}")
 
 
 @app.command()

@@ -112,6 +112,8 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
         out.print(RULE)
     if study.tuning.target is not None:
         out.print("trials end when they reach their target: what the tuning costs is the most that it can")
+    if study.tuning.target == "auto":
+        out.print("not in this: the tuning of the plain small batch, which the target is taken from")
     gpu = max(cost.device_memory for cost in costs.values())
     on_gpu = f", {doctor.size(gpu)} of its GPU" if gpu else ""
     out.print(f"memory: a worker takes up to {doctor.size(measured.memory)}{on_gpu}", highlight=False)

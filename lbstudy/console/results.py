@@ -31,12 +31,13 @@ class TableKind(StrEnum):
     """What `table` shows."""
 
     gap = "gap"
-    split = "split"  # type: ignore[assignment]  # a method of str, which nobody calls here
+    parts = "split"  # `split` is a method of every text
     targets = "targets"
     critical = "critical"
     health = "health"
     sharpness = "sharpness"
     correlations = "correlations"
+    noise = "noise"
 
 
 class ComparedTable(StrEnum):
@@ -98,7 +99,8 @@ def table(
                                               "few updates, and how much less noise; targets: time to reach a loss "
                                               "and an accuracy; critical: how far these fall with the batch "
                                               "size; health: can the comparison be trusted; sharpness: how "
-                                              "sharp the minima are, and their test accuracy; correlations: of both")],
+                                              "sharp the minima are, and their test accuracy; correlations: of both; "
+                                              "noise: gradient noise scales at the solutions")],
     format: Annotated[TableFormat, typer.Option(help="how to print it")] = TableFormat.table,
     loss: Annotated[float | None, typer.Option(help="targets, critical: training loss; default: baseline's")] = None,
     accuracy: Annotated[float | None, typer.Option(help="targets, critical: validation accuracy, a fraction")] = None,
@@ -111,7 +113,7 @@ def table(
     from lbstudy.analysis import load
     from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
-    from lbstudy.analysis.tables import critical, gaps, health, split, targets
+    from lbstudy.analysis.tables import critical, gaps, health, noise, split, targets
     from lbstudy.analysis.tables import minima as minima_table
 
     folder = StudyFolder.open(study)
@@ -119,7 +121,7 @@ def table(
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
-    elif kind is TableKind.split:
+    elif kind is TableKind.parts:
         found = split.split_table(spec, confirmed)
     elif kind in (TableKind.targets, TableKind.critical):
         goals = [
@@ -131,6 +133,8 @@ def table(
             tuning = critical.Tuning(trials, load.epochs(folder))
             parts = [critical.critical_table(part, confirmed, epochs, tuning, of_part) for part, of_part in goals]
         found = pd.concat(parts, ignore_index=True)
+    elif kind is TableKind.noise:
+        found = noise.noise_table(spec, results.noise(folder, trials))
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:

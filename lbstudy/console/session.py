@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isnan
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -22,6 +23,7 @@ from lbstudy.console.progress import Progress, TaskProgress
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import DriverLock
 from lbstudy.storage import StoragePath, locate
+from lbstudy.study import split
 from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 TARGET_SEEDS = 3
 """Confirmed runs of the plain small-batch cell that a target `auto` is taken from."""
 
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def resolve(
@@ -124,7 +126,7 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
         notice(message)
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    with ended_in_order(path, f"lbstudy run {path}"):
+    with ended_in_order(path, f"lbstudy run {quote(str(path))}"):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
         data = load_data(study, source, path)
@@ -173,7 +175,7 @@ def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoRetu
     """
     if failed := [t for t in trials if t.status == "failed"]:
         err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
-        err.print(failed[0].error.strip().splitlines()[-1], markup=False)
+        err.print(failed[0].error.strip().splitlines()[-1])
     missing = count - sum(t.status in FINISHED for t in trials)
     if missing:
         err.print(f"{missing} trials are missing; to go on: {command}")
@@ -210,7 +212,9 @@ def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bo
     folder = StudyFolder.create(path, study, code_in_use())
     if folder.study().tuning.goal is None:
         first = targets.baseline(study)
-        only = {key: [getattr(first, key)] for key in ("optimizer", "batch_size", "smoothing")}
+        only: dict[str, Any] = {key: [getattr(first, key)] for key in ("optimizer", "batch_size", "smoothing")}
+        if any(part.splits for part in study.variants()):
+            only |= {split.KEY: {split.SAME_EPOCHS: study.factors[split.KEY][split.SAME_EPOCHS]}}
         tuning = {"metric": "val_accuracy", "direction": "maximize", "target": None, "learning_rate_rule": None}
         plain = study.model_copy(
             update={
@@ -288,7 +292,7 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
 
 def notice(message: str) -> None:
     """Tell the user something that is no error."""
-    err.print(f"notice: {message}", markup=False)
+    err.print(f"notice: {message}")
 
 
 def _track(files: Iterable[Any], count: int) -> Iterable[Any]:

@@ -36,7 +36,7 @@ def watch_study(folder: StudyFolder, interval: int) -> None:
                 began = time.monotonic()
                 now = cost.standing(folder)
                 made = utc_now()
-                live = None if now.complete else page.Live(cost.sentences(now), every, made)
+                live = None if now.complete else page.Live(now.at_work, cost.progress_sentences(now), every, made)
                 path = page.write(folder, live)
                 if now.complete:
                     err.print(f"complete: {now.ended} of {now.wanted} trials; the report is {path}")

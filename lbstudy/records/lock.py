@@ -1,23 +1,29 @@
 """One driver per study: the lock that a running driver holds on the study's folder.
 
-The lock is a file that names its holder (host, process, since when) and is touched every few seconds. It is stale, and
-taken over, when its process is dead on this host or when nobody has touched it for a minute. No file locking of the
-operating system: that is not to be relied on over NFS. In an object store two drivers that begin in the same moment
-might both believe that they hold the lock (see `storage.create`); one of them notices, and stops, when it touches it.
+The lock is a file that names its holder and is touched every few seconds. Whether a holder is alive is told without
+any clock but one's own: on the same boot of the same machine, and in the same process space, by whether its process is
+there (its number and the tick of its start); everywhere else by watching for a minute whether the lock is touched. So
+neither a clock that is set, nor a container, nor a file server whose clock is off takes the lock from a live driver.
+No file locking of the operating system: that is not to be relied on over NFS. In an object store two drivers that begin
+in the same moment might both believe that they hold the lock (see `storage.create`), as might two that take over from
+the same dead one; one of them notices, and stops, when it touches it.
 """
 
 from __future__ import annotations
 
 import _thread
 import json
+import os
 import platform
+import shlex
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-
-import psutil
+from uuid import uuid4
 
 from lbstudy import storage
 from lbstudy.records.folder import LOCK
@@ -26,13 +32,41 @@ from lbstudy.study.file import StudyError
 
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 60.0
+WATCH_SECONDS = 1.0  # between two looks at another's lock
 
 
 def is_held(folder: StoragePath) -> bool:
-    """Whether a driver is at work on the study in a folder, as far as can be told from here."""
+    """Whether a driver is at work on the study in a folder, as far as can be told from here and now: that of another
+    machine by the age of its lock, which clocks may get wrong."""
     path = folder / LOCK
+    if (holder := _holder(path)) is None:
+        return False
+    dead = _is_dead(holder)
+    return storage.age(path) <= STALE_SECONDS if dead is None else not dead
+
+
+def unlock(folder: StoragePath, notice: Callable[[str], None], force: bool = False) -> bool:
+    """Remove the lock of a study whose driver has died; a driver that is alive after all stops when it notices.
+
+    Args:
+        folder: of the study.
+        notice: is told that the lock is watched.
+        force: remove it though its holder is alive.
+
+    Returns:
+        Whether there was a lock.
+
+    Raises:
+        StudyError: its holder is alive.
+    """
+    path = folder / LOCK
+    if not path.is_file():
+        return False
     holder = _holder(path)
-    return holder is not None and not _is_stale(path, holder)
+    if holder is not None and not force and _is_alive(path, holder, notice):
+        raise StudyError(f"{folder}: {_in_words(holder)} is at work here; --force takes its lock away, and it stops")
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _holder(path: StoragePath) -> dict[str, object] | None:
@@ -43,14 +77,45 @@ def _holder(path: StoragePath) -> dict[str, object] | None:
         return None
 
 
-def _is_stale(path: StoragePath, holder: dict[str, object]) -> bool:
-    if holder.get("host") == platform.node():
-        try:
-            alive = psutil.Process(int(str(holder["pid"]))).create_time() == holder["created"]
-        except (psutil.NoSuchProcess, KeyError, ValueError):
-            alive = False
-        return not alive
-    return storage.age(path) > STALE_SECONDS
+def _in_words(holder: dict[str, object]) -> str:
+    return f"a driver (host {holder.get('host')}, process {holder.get('pid')}, since {holder.get('since')})"
+
+
+def _space() -> str | None:
+    """The boot of this machine and the process space in it; None where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: object) -> str | None:
+    """When a process of this process space was started, in ticks since the boot; None where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_dead(holder: dict[str, object]) -> bool | None:
+    """Whether a lock's holder has died; None where only watching tells."""
+    if holder.get("space") is None or holder["space"] != _space():
+        return None
+    return _started(holder.get("pid")) != holder.get("started")
+
+
+def _is_alive(path: StoragePath, holder: dict[str, object], notice: Callable[[str], None]) -> bool:
+    """Whether a lock's holder is alive; watches the lock where there is no other way."""
+    if (dead := _is_dead(holder)) is not None:
+        return not dead
+    notice(f"{path.parent}: watching for up to {STALE_SECONDS:.0f} s whether {_in_words(holder)} is alive")
+    seen, until = storage.stamp(path), time.monotonic() + STALE_SECONDS
+    while time.monotonic() < until:
+        time.sleep(WATCH_SECONDS)
+        if storage.stamp(path) != seen:  # touched, removed, or another's
+            return True
+    return False
 
 
 class DriverLock:
@@ -86,20 +151,24 @@ class DriverLock:
         return self
 
     def _take(self) -> None:
-        process = psutil.Process()
-        self._mine = {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
-        folder = self._path.parent
-        self._made = storage.make_folder(folder)
-        self._mine["since"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._mine = {
+            "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "space": _space(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"), "token": uuid4().hex,
+        }  # fmt: skip
+        self._made = storage.make_folder(self._path.parent)
         while not storage.create(self._path, json.dumps(self._mine).encode()):
             holder = _holder(self._path)
-            if holder is not None and not _is_stale(self._path, holder):
+            if holder is not None and _is_alive(self._path, holder, self._notice):
+                if _holder(self._path) is None:  # it has ended meanwhile
+                    continue
                 raise StudyError(
-                    f"{self._path.parent}: a driver is at work here: host {holder.get('host')}, "
-                    f"process {holder.get('pid')}, since {holder.get('since')}"
+                    f"{self._path.parent}: {_in_words(holder)} is at work here; if it is known to be gone: "
+                    f"lbstudy unlock {shlex.quote(str(self._path.parent))}"
                 )
-            self._notice(f"taking over from a driver that has died: {holder or 'unreadable lock'}")
-            self._path.unlink(missing_ok=True)
+            who = "an unreadable lock" if holder is None else f"{_in_words(holder)} that has died"
+            self._notice(f"{self._path.parent}: taking over from {who}")
+            if _holder(self._path) == holder:  # or another has taken over
+                self._path.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -122,9 +191,10 @@ class DriverLock:
                 holder = _holder(self._path)
                 if holder == self._mine:
                     storage.touch(self._path)
+                    continue
             except OSError:  # the next time may do
                 continue
-            if holder is not None and holder != self._mine:
-                self._notice(f"{self._path.parent}: another driver has taken over: {holder}; this one stops")
-                _thread.interrupt_main()
-                return
+            what = "somebody has removed its lock" if holder is None else f"{_in_words(holder)} has taken over"
+            self._notice(f"{self._path.parent}: {what}; this driver stops")
+            _thread.interrupt_main()
+            return

@@ -212,7 +212,7 @@ def said_once(found: Sequence[tuple[StudySpec, Sequence[Problem]]], study: Study
             continue
         chosen = {key: next(iter(values)) for key, values in parts[0].factors.items()}
         at_factor = blamed(problem, study, chosen)
-        words = [part.in_words for part in parts]
+        words = [part.in_words or f"{split.KEY} {split.SAME_EPOCHS}" for part in parts]
         others = f"; {len(words) - 1} more like it" if len(words) > 1 else ""
         yield (
             at_factor if at_factor != problem else Problem(problem.keys, f"{problem.message} (with {words[0]}{others})")

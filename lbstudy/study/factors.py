@@ -24,6 +24,9 @@ CELLS_KEYS = (*OWN, "exclude")
 UNNAMED = ("model", "dataset", "dataset.name")
 """Factors whose values say by themselves what they are."""
 
+UNSAID = (("budget", "same_epochs"),)
+"""Values that go without saying: a study's own budget, beside those that split its gaps (`split`)."""
+
 
 def of_cells(cells: Any) -> dict[str, Any]:
     """The further factors in the section `cells` of a study file, as they are written there."""
@@ -97,10 +100,11 @@ def suffix(factors: Factors) -> str:
 
 
 def in_words(factors: Factors) -> str:
-    """`vgg9 and weight decay 0.0005`, empty without further factors."""
+    """`vgg9 and weight decay 0.0005`; empty without further factors, and where their values go without saying."""
     ends = labels(key for key, _ in factors)
     parts = [
         value_text(value) if key in UNNAMED else f"{ends[key].replace('_', ' ').replace('.', ' ')} {value_text(value)}"
         for key, value in factors
+        if (key, value) not in UNSAID
     ]
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lbstudy.study.factors import Factors, Value
+from lbstudy.study.factors import UNSAID, Factors, Value
 from lbstudy.study.file import Problem, nearest, show
 from lbstudy.study.run import Budget
 
@@ -43,7 +43,7 @@ def expanded(content: Any) -> Any:
     cells, (epochs, sizes) = dict(content["cells"]), _basis(content)
     if epochs and sizes:
         meanings = _meanings(epochs, sizes)
-        return {**content, "cells": {**cells, KEY: {name: meanings[name] for name in values}}}
+        return {**content, "cells": {**cells, KEY: {name: meanings[name] for name in NAMES if name in values}}}
     del cells[KEY]
     return {**content, "cells": cells}
 
@@ -122,7 +122,7 @@ def whole(factors: Factors) -> Factors:
 
 def without_budget(factors: Factors) -> Factors:
     """The factors but for the study's own budget beside those that split its gaps."""
-    return tuple((key, value) for key, value in factors if (key, value) != (KEY, SAME_EPOCHS))
+    return tuple(entry for entry in factors if entry not in UNSAID)
 
 
 def _values(content: Any) -> Any:

@@ -259,7 +259,7 @@ def _evaluate_within(
     return found
 
 
-def _evaluations(model: nn.Module, data: ImageData, run: RunSpec, within: bool = False) -> dict[str, float]:
+def _evaluations(model: nn.Module, data: ImageData, run: RunSpec, within: bool = False) -> dict[str, Any]:
     """Loss and accuracy on what the run evaluates; within an epoch on no more than its target needs."""
     parts = {"val": data.validation}
     if (run.evaluate == "all" and not within) or (run.target and run.target.metric == "train_loss"):

@@ -99,8 +99,7 @@ def measure(plan: Plan, began: float, show: Callable[[], None] = lambda: None, v
         show: is told of every kind of runs that has been measured.
         verbose: let Tune print.
     """
-    resources = plan.study.resources.model_copy(update={"max_failures": 0, "keep_best": 0})
-    study = plan.study.model_copy(update={"resources": resources})
+    study = measurable(plan.study)
     with TemporaryDirectory(prefix="lbstudy-measure-") as scratch:
         folder = StudyFolder(Path(scratch))
         course = Course(replace(plan, study=study), show)
@@ -108,6 +107,15 @@ def measure(plan: Plan, began: float, show: Callable[[], None] = lambda: None, v
         queue = MeasuredRuns(study, course, recorder)
         fit_runs(replace(plan, study=study), queue, Stopwatch(course), recorder, verbose)
         return course.result(began, folder)
+
+
+def measurable(study: StudySpec) -> StudySpec:
+    """The study as its runs are measured: none is tried again, no model is kept, and where the target is not known yet
+    accuracy is in its place."""
+    resources = study.resources.model_copy(update={"max_failures": 0, "keep_best": 0})
+    open_target = {"metric": "val_accuracy", "direction": "maximize", "target": None}
+    tuning = study.tuning.model_copy(update=open_target if study.tuning.target == "auto" else {})
+    return study.model_copy(update={"resources": resources, "tuning": tuning})
 
 
 class Course:
@@ -248,10 +256,10 @@ class MeasuredRuns(TrialQueue):
         super().__init__(study, course.waiting, self._begin_run, recorder.try_again)
 
     def _begin_run(self, trial_id: str, cell: Cell, number: int, *values: Any) -> dict[str, Any]:
-        """A run that may be ended after each of its epochs."""
+        """A run that may be ended after each of its epochs, and does not end by itself at a target."""
         self._course.suggested(cell.name, number)
         begun = self._recorder.begin(trial_id, cell, number, *values)
-        return begun | {"rungs": self._course.rungs}
+        return begun | {"rungs": self._course.rungs, "run": begun["run"] | {"until_target": False}}
 
     def _new_trial(self) -> QueuedTrial | None:
         return self._course.company()

@@ -53,7 +53,7 @@ class StudyPruner(FIFOScheduler):
                     metric=OBJECTIVE,
                     mode=study.tuning.direction[:3],
                     max_t=longest,
-                    grace_period=min(pruner.grace_period * pace, longest),  # type: ignore[arg-type]  # Ray only compares it
+                    grace_period=min(pruner.grace_period * pace, longest),  # type: ignore[arg-type]  # may be a float
                     reduction_factor=pruner.reduction_factor,
                 )
         for trial in past:

@@ -63,6 +63,9 @@ def take_up(
             notice(f"{folder.trial_folder(record)}: the series of epochs is damaged; the trial will be run again")
             record.status = "running"
             folder.write_trial(record)
+        if record.trial is not None and record.status == "completed" and not _model_is_sound(folder, record, notice):
+            record.status = "running"
+            folder.write_trial(record)
         if record.status not in FINISHED:
             kept = (_checkpoint(folder, record, notice) or (0, b""))[0]
             notice(f"{record.cell} trial {record.number} was interrupted; it goes on after epoch {kept}")
@@ -72,6 +75,16 @@ def take_up(
         known = (record.number, record.params, record.status, tuple(values), elapsed, record.published)
         past.append(Past(cells[record.cell], *known))
     return past, records
+
+
+def _model_is_sound(folder: StudyFolder, record: TrialRecord, notice: Callable[[str], None]) -> bool:
+    """Whether the final model of a confirmed run, where it is there, is what was written."""
+    try:
+        folder.read_state(record, "model")
+    except Damaged as error:
+        notice(f"{error} is damaged; set aside as {set_aside(locate(str(error))).name}, and its run is made again")
+        return False
+    return True
 
 
 def _checkpoint(

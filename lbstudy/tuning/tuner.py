@@ -21,7 +21,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
@@ -81,15 +81,18 @@ def connect(verbose: bool = False) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if address is None:
-            ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **options)
-        else:
-            ray.init(address=address, **options)
-    except Exception as error:  # a busy machine makes Ray raise no narrower kind
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        failed = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
-        raise StudyError(f"{failed}: {reason}") from error
+    private = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    for more_tries in (2, 1, 0) if address is None else (0,):  # on a busy machine its servers may come up too late
+        try:
+            ray.init(**(private if address is None else {"address": address}), **options)
+            break
+        except Exception as error:  # it raises no narrower kind
+            ray.shutdown()
+            if more_tries:
+                continue
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            failed = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
+            raise StudyError(f"{failed}: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
 
 
@@ -217,7 +220,9 @@ def tune_study(
     recorder = Recorder(folder, study, plan.epochs, records, show)
     past = recorder.settle_interrupted(pruner_past, pruner)
     with local_file(folder.journal) as journal:  # rebuilt from the records
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        Path(f"{journal}.lock").unlink(missing_ok=True)  # of a driver that died while it wrote; nobody else is here
+        # Optuna's default lock needs symbolic links, which not every file system has
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
             fit_runs(plan, search, pruner, recorder, verbose)

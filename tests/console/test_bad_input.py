@@ -51,7 +51,7 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
     "number in quotes, misspelt": ("epochs: 4", "epochs: '4x'", ["budget.epochs: input should be a whole number; got '4x'"]),
     "fraction of an epoch": ("epochs: 4", "epochs: 2.5", ["budget.epochs: input should be a whole number; got 2.5"]),
     "null": ("trials: 4", "trials: null", ["tuning.trials: input should be a whole number; got null"]),
-    "null section": ("budget: {epochs: 4}", "budget:", [":4: budget: input should be a mapping; its keys are epochs, steps; got null"]),
+    "null section": ("budget: {epochs: 4}", "budget:", [":4: budget: input should be a mapping; its keys are epochs, steps, updates_of; got null"]),
     "true as a number": ("trials: 4", "trials: true", ["tuning.trials: input should be a whole number; got true"]),
     "true in a list of numbers": ("[32, 64]", "[32, 64, true]", ["cells.batch_size.2: input should be a whole number; got true"]),
     "text as a truth": ("samples: 640", "samples: 640, drop_last: perhaps", ["dataset.drop_last: input should be true or false; got 'perhaps'"]),
@@ -59,7 +59,7 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
     "date as a name": ("name: tiny", "name: 2019-01-01", ["name: input should be text; got 2019-01-01"]),
     "value without brackets": ("[sgd]", "sgd", ["cells.optimizer: input should be a list of names; got 'sgd'"]),
     "empty list": ("[sgd]", "[]", ["cells.optimizer: input should have at least one entry; got []"]),
-    "list as a section": ("{epochs: 4}", "[4]", ["budget: input should be a mapping; its keys are epochs, steps; got [4]"]),
+    "list as a section": ("{epochs: 4}", "[4]", ["budget: input should be a mapping; its keys are epochs, steps, updates_of; got [4]"]),
     "zero trials": ("trials: 4", "trials: 0", ["tuning.trials: input should be greater than 0; got 0"]),
     "negative seed": ("tuning:", "seed: -1\ntuning:", ["seed: input should be greater than or equal to 0; got -1"]),
     "startup trials as text": ("trials: 4", "trials: 4, startup_trials: few", ["tuning.startup_trials: input should be a whole number; got 'few'"]),
@@ -170,7 +170,7 @@ WHOLE_FILES: dict[str, tuple[bytes, str]] = {
 
 # name -> (arguments, parts of the one error line); FILE is a good file, FOLDER its folder
 FLAGS: dict[str, tuple[list[str], list[str]]] = {
-    "no such file": (["run", "nowhere.yaml"], ["nowhere.yaml: no such study file; the shipped studies are digits.yaml"]),
+    "no such file": (["run", "nowhere.yaml"], ["nowhere.yaml: no such study file; the shipped studies are cifar10_split_gap.yaml, cifar10_steps_to_target.yaml, digits.yaml"]),
     "misspelt shipped study": (["run", "digist"], ["digist: no such study file; did you mean `digits.yaml`?"]),
     "folder without a study": (["run", "FOLDER"], ["no study here; a study's folder holds a study.yaml"]),
     "no file at all": (["run"], ["Missing argument", "file"]),
@@ -198,7 +198,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     **{f"{verb} of no study": ([verb, "FOLDER"], ["no study here"]) for verb in ("confirm", "landscape", "sharpness", "figures", "report", "status")},
     "table of no study": (["table", "FOLDER", "gap"], ["no study here"]),
     "unknown table": (["table", "FOLDER", "gaps"], ["'gaps'", "targets"]),
-    "targets of another table": (["table", "FOLDER", "gap", "--loss", "1"], ["--loss and --accuracy are for the table `targets`, but got `gap`"]),
+    "targets of another table": (["table", "FOLDER", "gap", "--loss", "1"], ["--loss and --accuracy are for the tables `targets` and `critical`, but got `gap`"]),
     "no seed to confirm with": (["confirm", "FOLDER", "--seeds", "0"], ["--seeds", "greater than or equal to 1"]),
     "confirm on other samples": (["confirm", "FOLDER", "--train-on", "test"], ["--train-on", "'test'"]),
     "unknown landscape": (["landscape", "FOLDER", "--kind", "cube"], ["--kind", "'cube'"]),

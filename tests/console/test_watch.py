@@ -38,7 +38,7 @@ def test_it_writes_pages_until_the_study_is_complete(folder: StudyFolder, monkey
     assert told[1] == f"complete: 2 of 2 trials; the report is {folder.path / page.PAGE}"
     (running,) = pages
     assert "location.reload" in running
-    assert "no driver is at work" in running
+    assert "No driver is at work." in running
     assert "location.reload" not in (folder.path / page.PAGE).read_text()
 
 

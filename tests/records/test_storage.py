@@ -237,10 +237,7 @@ class TestLock:
 
     def test_lock_of_another_host_is_stale_when_nobody_touches_it(self, place: ObjectPath, monkeypatch):
         storage.write(place / LOCK, json.dumps({"host": "elsewhere", "pid": 1, "since": "then"}).encode())
-        with pytest.raises(StudyError, match="host elsewhere, process 1, since then"):
-            DriverLock(place, print).__enter__()
-        monkeypatch.setattr(lock, "STALE_SECONDS", 1.0)
-        time.sleep(2.5)  # the server's clock counts in seconds
+        monkeypatch.setattr(lock, "STALE_SECONDS", 2.5)  # the server's clock counts in seconds
         notices: list[str] = []
         with DriverLock(place, notices.append):
             assert "elsewhere" in notices[0]

@@ -48,7 +48,13 @@ def test_budgets_that_are_the_same_run_make_one_cell(study: StudySpec):
     ]  # fmt: skip
     assert study.left_out() == []
     assert [part.splits for part in study.variants()] == [None, "same_updates", "fewer_updates"]
-    assert [part.in_words for part in study.compared()] == ["budget same_epochs"]
+    assert [part.in_words for part in study.variants()] == ["", "budget same_updates", "budget fewer_updates"]
+    assert study.compared() == study.variants()[:1]
+
+
+def test_the_order_of_the_names_does_not_count(study: StudySpec, tmp_path: Path):
+    turned = FILE.replace("[same_epochs, same_updates, fewer_updates]", "[fewer_updates, same_epochs, same_updates]")
+    assert load_study(write(tmp_path, turned)).list_cells() == study.list_cells()
 
 
 def test_a_cell_splits_the_gap_to_the_smallest_or_the_largest_batch(study: StudySpec):
@@ -63,7 +69,7 @@ def test_a_cell_splits_the_gap_to_the_smallest_or_the_largest_batch(study: Study
         "sgd-b32-none-fewer_updates": ["sgd-b32-none-same_epochs", "sgd-b256-none-same_epochs"],
     }
     part = study.variants()[1]
-    assert study.whole(part).in_words == "budget same_epochs"
+    assert study.whole(part) == study.variants()[0]
 
 
 @pytest.mark.parametrize(
@@ -133,10 +139,10 @@ def test_the_pruner_counts_rungs_as_the_study_does(study: StudySpec):
 
     cell = Cell("sgd", 64, "none", (("budget", "same_updates"),))
     epochs = {cell.name: study.extent(cell, SAMPLES).epochs}
-    best = [Past(cell, number, {}, "completed", [0.9] * 59) for number in range(3)]
+    best = [Past(cell, number, {}, "completed", (0.9,) * 59) for number in range(3)]
     pruner = StudyPruner(study, epochs, best)
-    assert not pruner.replay(cell.name, 7, [0.1] * 5)
-    assert pruner.replay(cell.name, 7, [0.1] * 6)
+    assert not pruner.replay(Past(cell, 7, {}, "running", (0.1,) * 5))
+    assert pruner.replay(Past(cell, 7, {}, "running", (0.1,) * 6))
 
 
 def test_a_study_comes_back_from_its_folder(study: StudySpec, tmp_path: Path):
@@ -256,3 +262,14 @@ def test_the_shipped_study_splits_both_ways(tmp_path: Path):
     costs = {cell.name: study.extent(cell, 45_000) for cell in study.list_cells()}
     assert costs["sgd-b2048-none-same_updates"].steps == costs["sgd-b128-none-same_epochs"].steps == 10_560
     assert costs["sgd-b128-none-fewer_updates"].steps == costs["sgd-b2048-none-same_epochs"].steps == 660
+
+
+def test_the_example_of_the_documentation_is_as_it_says(tmp_path: Path):
+    text = (Path(__file__).parents[2] / "docs" / "study-file.md").read_text()
+    section = text[text.index("#### The gap, split") : text.index("## tuning")]
+    study = load_study(write(tmp_path, section.partition("```yaml\n")[2].partition("```")[0]))
+    assert f"the study above has {len(study.list_cells())}, not 24" in section
+    large = study.extent(Cell("sgd", 256, "none", (("budget", "same_updates"),)), SAMPLES)
+    small = study.extent(Cell("sgd", 32, "none", (("budget", "fewer_updates"),)), SAMPLES)
+    assert (large.steps, 20 * large.steps_per_epoch, 150 * large.steps_per_pass) == (1350, 900, 900)
+    assert (small.steps, 20 * small.steps_per_epoch, 120 // small.steps_per_pass) == (180, 120, 2)

@@ -122,7 +122,7 @@ BAD = {
     "K-FAC's milestones out of order": (
         ("tuning:", "fixed: {kfac: {interval_milestones: [5, 3], interval_factor: 2}}\ntuning:"), ["fixed.kfac", "`interval_milestones`", "[5, 3]"]
     ),
-    "wrong direction": (("trials: 4", "trials: 4, metric: val_loss"), ["tuning", "minimize"]),
+    "wrong direction": (("trials: 4", "trials: 4, metric: val_loss, direction: maximize"), ["tuning", "minimize"]),
 }  # fmt: skip
 
 
@@ -256,6 +256,7 @@ def test_schema_names_every_key():
             "resources",
             "batch_norm",
             "precision",
+            "evaluate_every",
             "seed",
             "labels",
         ]

@@ -8,6 +8,7 @@ import pytest
 
 from lbstudy.console import cli, costs
 from lbstudy.study.file import StudyError
+from lbstudy.study.objective import objective
 from lbstudy.training import datasets
 from lbstudy.tuning import measure, tuner
 from tests.conftest import TINY_STUDY, tiny_study
@@ -43,7 +44,7 @@ def test_plan_measures_and_leaves_nothing(ray_session: None, tmp_path: Path, mon
     assert "at 3 an hour" in captured.out
     assert "disk: at most" in captured.out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scratch", "tiny.yaml"]
-    assert not list(scratch.iterdir())
+    assert not list(scratch.glob("lbstudy-*"))
 
 
 def test_a_run_that_fails_is_told_and_no_costs_are_made_up():
@@ -61,3 +62,11 @@ def test_measured_runs_begin_gently():
     assert values["sgd-b128-mixup+noise"] == pytest.approx(
         {"learning_rate": 1e-3, "mixup_alpha": 0.55, "noise_magnitude": 1e-2}
     )
+
+
+def test_a_target_that_is_not_known_yet_is_not_measured_by():
+    auto = tiny_study(tuning={"trials": 2, "metric": "steps_to_target", "target": "auto"})
+    report = {"val_accuracy": 0.5, "val_loss": 1.0}
+    assert objective(measure.measurable(auto).tuning, report, None) == 0.5
+    given = tiny_study(tuning={"trials": 2, "metric": "steps_to_target", "target": {"val_accuracy": 0.9}})
+    assert measure.measurable(given).tuning == given.tuning

@@ -141,7 +141,7 @@ def write(
     task = SimpleNamespace(trial_id="t", last_result={}, metric_analysis={}, metric_n_steps={})
     recorder.on_trial_start(0, [], task)
     for entry in series:
-        told: dict[str, Any] = {"report": dict(entry), "device": "cpu", "workers": 1}
+        told: dict[str, Any] = {"report": dict(entry), "device": "cpu", "workers": 1, "memory": 0, "device_memory": 0}
         if entry is series[-1] and status != "running":
             told["outcome"] = status
         recorder.on_trial_result(0, [], task, told)

@@ -162,13 +162,20 @@ def test_bars_stand_on_one_another_up_to_the_gap(folder: StudyFolder):
 
 def test_the_page_says_each_thing_once_and_about_the_studys_own_budget(folder: StudyFolder):
     report = page.collect(folder)
-    sentences = [sentence for sentence, _ in report.answer]
-    comparisons = [comparison.sentence for claim in report.claims for comparison in claim.comparisons]
-    assert len(set(sentences)) == len(sentences)
-    assert not any("budget" in sentence for sentence in [*sentences, *comparisons])
-    claim = next(claim for claim in report.claims if claim.name == "generalisation")
-    assert claim.verdict == "supported"
-    assert len(claim.comparisons) == 2  # one for each optimizer, and none of same_updates
+    questions = {question.name: question for question in report.questions}
+    found = {name: [finding.sentence for finding in question.findings] for name, question in questions.items()}
+    for sentences in ([sentence for sentence, _ in report.lead], *found.values()):
+        assert len(set(sentences)) == len(sentences)
+        assert not any("budget" in sentence for sentence in sentences)
+    assert questions["generalisation"].verdict == "supported"
+    assert len(found["generalisation"]) == 2  # one for each optimizer, and none of same_updates
+    assert len(found["split"]) == 2 + 8 + 1
+    assert found["split"][2].startswith(
+        "Does Mixup repair the missing noise of SGD? Yes (by batch 128 with as many updates as batch 32): Under SGD"
+    )
+    assert found["split"][-1].endswith("4 of 12 cannot be told.")
+    selected = report.lead[-1][0]
+    assert selected.startswith("At batch 128 tuning did best with Mixup under K-FAC: validation accuracy 67.70 %")
     shown = {table.name: table.table for table in report.tables}
     assert len(shown["split"]) == 8
     assert list(shown["split-answers"]) == ["question", "split", "verdict", "answer"]

@@ -43,8 +43,9 @@ def test_a_device_is_a_core_or_a_part_of_a_gpu():
         run(seconds=20.0, device="4 x NVIDIA H100"),
         run(seconds=1.0, device=""),
     ]
+    runs.append(run(seconds=5.0, device="cpu"))
     shared = Resources(cpus_per_worker=3, gpus_per_worker=0.25)
-    assert cost.device_seconds(runs, shared) == {"CPU": 60.0, "NVIDIA H100": 20.0}
+    assert cost.device_seconds(runs, shared) == {"CPU": 75.0, "NVIDIA H100": 20.0}
 
 
 def test_what_is_left_is_what_the_trials_of_a_cell_have_taken():
