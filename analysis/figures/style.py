@@ -235,6 +235,7 @@ def embeddable_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # `*{...}` would hold for the whole page
     svg = _with_tips(svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r">\s+<", "><", svg)  # text is drawn, so that no space between tags means anything
     svg = re.sub(r'(?<= d=")[^"]*', _rounded, svg)
     svg = svg.replace(INK, "currentColor")
     label = escape(description, quote=True)

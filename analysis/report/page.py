@@ -52,6 +52,9 @@ MOST_VARIANTS = 2
 MOST_ROWS = 4
 """Of figures that show all combinations, so many are on the page at most."""
 
+MOST_BYTES = 2_600_000
+"""Of all figures together: a page stays below 3 MB."""
+
 LEFT_OUT = {"landscape_surface"}
 """Figures that the page has not: a surface that cannot be turned says less than its contours, which are there."""
 
@@ -103,6 +106,10 @@ class Report:
             taken |= {picture.kind for picture in places[question.name]}
         return places
 
+    def shared(self, question: Question) -> list[Picture]:
+        """The figures that show a question and stand beside another one."""
+        return [] if self.placed()[question.name] else self.drawn(question.figures)
+
     def others(self) -> list[Picture]:
         """The figures that stand nowhere else."""
         kinds = {p.kind for pictures in self.placed().values() for p in pictures} | {HEADLINE}
@@ -139,6 +146,26 @@ def collect(folder: StudyFolder) -> Report:
     def about(judge: Callable[[StudySpec], claims.Claim]) -> claims.Claim:
         return claims.together([(part, judge(part)) for part in variants])
 
+    questions = [
+        Question.of(
+            about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
+            "gap", "learning_curves",
+        ),
+        Question.of(
+            about(lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part))),
+            "gap_closed",
+        ),
+        Question.of(
+            claims.together([(f.study, claims.fewer_steps(f.study, confirmed, f.times)) for f in sought]),
+            "steps_to_target",
+        ),
+        Question.of(
+            about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
+            "sharpness_accuracy", "landscape_widths",
+        ),
+        up_to_which_batch(study, critical_table[rows]),
+        *([why_it_loses(study, confirmed)] if splits else []),
+    ]  # fmt: skip
     return Report(
         study=study.name,
         source=study.source,
@@ -146,26 +173,7 @@ def collect(folder: StudyFolder) -> Report:
         compared=conditions.describe_compared(study),
         cost=conditions.describe_cost(cost.standing(folder).spent),
         lead=lead(study, gap_table, configs),
-        questions=[
-            Question.of(
-                about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
-                "gap", "learning_curves",
-            ),
-            Question.of(
-                about(lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part))),
-                "gap_closed",
-            ),
-            Question.of(
-                claims.together([(f.study, claims.fewer_steps(f.study, confirmed, f.times)) for f in sought]),
-                "steps_to_target",
-            ),
-            Question.of(
-                about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
-                "sharpness_accuracy", "landscape_widths",
-            ),
-            up_to_which_batch(study, critical_table[rows]),
-            *([why_it_loses(study, confirmed)] if splits else []),
-        ],
+        questions=questions,
         missing=health.list_missing(study, trials, confirmed)
         + load.list_damaged(trials, confirmed, epochs)
         + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(minima, sharpness, lines)],
@@ -201,7 +209,7 @@ def collect(folder: StudyFolder) -> Report:
                 "What a warning says, in full.", command("table", "health"),
             ),
         ],
-        pictures=list(_draw(folder)),
+        pictures=_that_fit(list(_draw(folder)), {HEADLINE, *(kind for q in questions for kind in q.figures)}),
         command=command("report"),
         figures_command=command("figures"),
         fixed=conditions.describe_fixed(study, confirmed, folder.environment()),
@@ -217,6 +225,18 @@ def _draw(folder: StudyFolder) -> Iterator[Picture]:
         if drawing.figure is not None:  # matplotlib escapes the text it draws
             svg = Markup(style.embeddable_svg(drawing.figure, re.sub(r"[+=.]", "-", drawing.name), drawing.description))
         yield Picture(drawing.name, drawing.kind, drawing.description, svg, drawing.reason)
+
+
+def _that_fit(pictures: list[Picture], first: set[str]) -> list[Picture]:
+    """The pictures in their order, those that would make the page too large without their figure. Of the kinds `first`
+    all that fit are there before any other is."""
+    room, kept = MOST_BYTES, set[str]()
+    for picture in sorted(pictures, key=lambda picture: picture.kind not in first):
+        if picture.svg and len(picture.svg) <= room:
+            room -= len(picture.svg)
+            kept.add(picture.name)
+    full = "left to `lbstudy figures`, since the page would be too large"
+    return [p if not p.svg or p.name in kept else p._replace(svg=None, reason=full) for p in pictures]
 
 
 class Live(NamedTuple):

@@ -215,6 +215,17 @@ def test_health_is_a_line_of_marks(quick: None, tmp_path: Path):
     assert "! budget 8 of 8" in page_of(folder).text
 
 
+def test_a_page_leaves_out_figures_that_make_it_too_large_and_keeps_those_of_the_questions(monkeypatch):
+    monkeypatch.setattr(report, "MOST_BYTES", 100)
+    pictures = [Picture(name, name, name, Markup("x" * size) if size else None, "" if size else "nothing")
+                for name, size in (("a", 60), ("b", 0), ("c", 50), ("d", 40))]  # fmt: skip
+    found = report._that_fit(pictures, {"c"})
+    assert [picture.name for picture in found] == ["a", "b", "c", "d"]
+    assert [bool(picture.svg) for picture in found] == [False, False, True, True]
+    assert "too large" in found[0].reason
+    assert found[1].reason == "nothing"
+
+
 def test_another_question_is_one_entry(tmp_path: Path, quick: None):
     folder = whole_study(tmp_path / "s")
     drawing = Picture("odd", "odd", "An odd figure", Markup('<svg role="img"></svg>'), "")
