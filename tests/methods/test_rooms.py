@@ -14,11 +14,15 @@ ANALYSIS = Path(lbstudy.analysis.__file__ or "").resolve().parent
 
 MAY_NAME = {
     "analysis/report/claims.py": {"kfac", "sgd"},  # the sources' claims are about these
-    "analysis/report/page.py": {"sgd"},  # the table that belongs to a claim
+    "analysis/report/evidence.py": {"sgd"},  # the table that belongs to a claim
+    "analysis/report/split.py": {"sgd"},  # what the others are compared with
+    "analysis/minima/compute.py": {"noise"},  # this and the next: the gradient's noise, which is no smoothing
+    "analysis/minima/results.py": {"noise"},
+    "lbstudy/console/results.py": {"noise"},
     "analysis/tables/targets.py": {"sgd"},  # what the claims compare K-FAC with
     "analysis/tables/health.py": {"kfac", "sgd"},  # whether K-FAC could have been SGD
     "analysis/figures/mixup.py": {"mixup"},  # its own figures
-    "lbstudy/console/cli.py": {"mixup"},  # the demo
+    "lbstudy/console/cli.py": {"mixup", "noise"},  # the demo; the gradient's noise
     "lbstudy/study/old.py": {"adamw", "kfac", "lars", "mixup", "noise", "sgd"},  # of studies of older versions
 }
 """Files that may name methods, and which. The studies that are shipped and the documentation may name all."""
