@@ -119,7 +119,8 @@ def evaluations(epochs: pd.DataFrame, metric: str | None = None) -> pd.DataFrame
     whole = series.assign(epochs=series["epoch"], seconds=ended).drop(columns="within", errors="ignore")
     if "within" not in series:
         return whole
-    keys = list(series)[: list(series).index("epoch") + 1]
+    before = list(series)[: list(series).index("epoch") + 1]
+    keys = [name for name in series if name in before or name in CONFIRMED_KEY]
     rows = [
         key | entry | {"seconds": end - length + entry["seconds"]}
         for key, end, length, inner in zip(

@@ -139,7 +139,7 @@ def test_table_prints_every_kind_and_what_is_missing(monkeypatch, capsys, folder
 
 
 BAD_TABLES = {
-    "kind": (["size"], "is not one of 'gap', 'targets', 'health'"),
+    "kind": (["size"], "is not one of 'gap', 'split', 'targets', 'critical', 'health'"),
     "accuracy": (["targets", "--accuracy", "93"], "must be a fraction above 0 and at most 1, but got 93"),
     "loss": (["gap", "--loss", "0.1"], "--loss and --accuracy are for the table `targets`, but got `gap`"),
 }
