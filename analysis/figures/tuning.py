@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -267,7 +268,7 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     that learns from trial to trial, the curve describes what happened and no band is given.
 
     Of a study that was tuned for a target it is the expected least time to it. A trial that has not reached it counts
-    with the longest time that any trial of its cell has trained, as if it had then.
+    with the time of the whole budget, the least that it can have; a cell of which none has is not known.
 
     Raises:
         NothingToDraw: no trial of the sampler has ended.
@@ -281,8 +282,10 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     for cell, group in drawn.groupby("cell", sort=False):
         ks = np.arange(1, len(group) + 1)
         if study.tuning.goal:
-            times, longest = _times(study, group)
-            low, expected, high = _expected_best(times, ks, longest, least=True)
+            low = expected = high = np.full(len(ks), np.nan)
+            if np.isfinite(group.loc[group["status"] == "completed", study.tuning.metric]).any():
+                times, longest = _times(study, group)
+                low, expected, high = _expected_best(times, ks, longest, least=True)
         else:
             accuracies = group["val_accuracy"].where(group["status"] != "diverged", 0.0).fillna(0.0).to_numpy(float)
             low, expected, high = _expected_best(accuracies, ks)
@@ -308,11 +311,13 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
 
 
 def _times(study: StudySpec, trials: pd.DataFrame) -> tuple[np.ndarray, float]:
-    """Times of a cell's trials to the target, and the longest of them, which those have that did not reach it."""
-    trained = trials[{"steps": "step", "epochs": "epochs", "seconds": "seconds"}[_unit(study)]].astype(float)
+    """Times of a cell's trials to the target, and that of the whole budget, which those have that did not reach it."""
     times = trials[study.tuning.metric].astype(float)
     reached = (trials["status"] == "completed") & np.isfinite(times)
-    longest = float(pd.concat([trained, times[reached]]).max())
+    of_pass, batch_size = ceil((trials["step"] / trials["epochs"]).max()), int(trials["batch_size"].iloc[0])
+    steps = study.budget.extent(of_pass * batch_size, batch_size).steps
+    step = {"steps": 1.0, "epochs": 1 / of_pass, "seconds": float((trials["seconds"] / trials["step"]).median())}
+    longest = max(steps * step[_unit(study)], times[reached].max())
     return times.where(reached, longest).to_numpy(float), longest
 
 
@@ -352,9 +357,9 @@ def draw_tuning_curves(info: TuningCurves) -> Figure:
     encoding = Encoding.of(info.study)
     counts = info.points.groupby("cell")["k"].max()
     goal, unit = info.study.tuning.goal, _unit(info.study)
-    lost = "those that missed the target count with the longest time of any" if goal else (
-        "diverged trials count with accuracy 0"
-    )  # fmt: skip
+    lost = "diverged trials count with accuracy 0"
+    if goal:
+        lost = "those that did not reach it count with the whole budget, and a cell without any that did has no curve"
     what = f"fewest {unit} to {goal}" if goal else "best validation accuracy"
     figure, axes = panels(
         info.study.name, f"expected {what} after k trials",
@@ -370,8 +375,8 @@ def draw_tuning_curves(info: TuningCurves) -> Figure:
                 panel.plot(curve["k"], curve["expected"], **look, markevery=max(1, len(curve) // 6))
                 panel.fill_between(curve["k"], curve["low"], curve["high"], color=look["color"], alpha=0.12, lw=0)
                 panel.plot(curve["k"], curve[["low", "high"]], lw=0.6, alpha=0.6, **look | {"marker": None})
-            if here.empty:
-                mark_empty(panel, "no trial has ended")
+            if here["expected"].isna().all():
+                mark_empty(panel, "no trial has ended" if here.empty else "no trial has reached it")
             panel.xaxis.get_major_locator().set_params(integer=True)
             if goal:
                 log_axis(panel, "y")

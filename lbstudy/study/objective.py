@@ -46,7 +46,7 @@ def objective(tuning: Tuning, report: Mapping[str, Any], outcome: str | None) ->
     return min(log10(time), MISSED)
 
 
-def sort_key(tuning: Tuning, metrics: Mapping[str, Any]) -> float:
+def sort_key(tuning: Tuning, metrics: Mapping[Any, Any]) -> float:
     """What puts completed trials in their order, the best one first.
 
     Args:

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
+from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import mixup as figures_mixup
 from lbstudy.analysis.figures import runs as figures_runs
@@ -449,7 +450,7 @@ def test_sensitivity_of_a_study_for_a_target_is_one_of_times():
 def test_expected_least_time_is_the_mean_over_all_draws():
     study, trials = tuned_for_steps()
     info = figures_tuning.tuning_curves_info(study, trials)
-    scores = [20, 10, 40, 40, 40]  # not reached: as long as any has trained
+    scores = [20, 10, 40, 40, 40]  # not reached: four epochs of ten steps
     expected = [np.mean([min(draw) for draw in product(scores, repeat=k)]) for k in (1, 2, 3, 4, 5)]
     cell = of_cell(info.points, "sgd-b32-none")
     np.testing.assert_allclose(cell["expected"], expected)
@@ -459,6 +460,13 @@ def test_expected_least_time_is_the_mean_over_all_draws():
     points = of_cell(unpruned.points, "sgd-b32-none")
     assert (points["low"] <= points["expected"]).all()
     assert (points["expected"] <= points["high"]).all()
+    never = trials.assign(steps_to_target=np.inf).where(trials["cell"] == "sgd-b32-none", trials)
+    assert of_cell(figures_tuning.tuning_curves_info(study, never).points, "sgd-b32-none")["expected"].isna().all()
+    seconds = study.model_copy(update={"tuning": study.tuning.model_copy(update={"metric": "seconds_to_target"})})
+    in_seconds = trials.assign(seconds_to_target=trials["steps_to_target"] / 80)
+    found = of_cell(figures_tuning.tuning_curves_info(seconds, in_seconds).points, "sgd-b32-none")
+    first = np.mean([20 / 80, 10 / 80, 1, 1, 1])  # 40 steps of 1/40 s
+    np.testing.assert_allclose(found["expected"].iloc[0], first)
     figure = figures_tuning.draw_tuning_curves(info)
     assert "expected fewest steps to validation accuracy 0.7" in figure.get_suptitle()
 
@@ -478,6 +486,7 @@ def test_learning_curves_have_the_evaluations_within_epochs():
         for epoch in confirmed["epoch"]
     ]
     watched = confirmed.assign(within=inner, seconds=1.0)
+    watched = watched[list(dict.fromkeys([*load.CONFIRMED_KEY, *watched]))]  # in the order that they are loaded in
     info = figures_runs.learning_curves_info(study, make_trials(study), make_epochs(study, False), watched)
     plain = figures_runs.learning_curves_info(study, make_trials(study), make_epochs(study, False), confirmed)
     assert info.diverged == plain.diverged == {}
