@@ -209,7 +209,7 @@ def fit_curve(runs: Runs) -> Curve | None:
     weight = _weight(runs.sizes, runs.sizes[0], runs.sizes[-1])
 
     def levels(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _log_steps(*ends, weight), _shares(*ends, weight)
+        return _log_steps(ends[0], ends[1], weight), _shares(ends[0], ends[1], weight)
 
     first, last = runs.sizes[0], runs.sizes[-1]
     return Curve(*map(float, (first, last, *_most_likely(runs, levels, _first_guess(runs)[[0, -1]]))))

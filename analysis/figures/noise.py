@@ -65,7 +65,7 @@ def draw_noise_scales(info: NoiseScales) -> Figure:
             here = points[(points["batch_size"] == batch_size) & (points["smoothing"] == smoothing)]
             panel.axhline(batch_size, color=INK, ls="--", lw=0.8)
             for (optimizer, smoothed), line in here.groupby(["optimizer", "smoothed"]):
-                look = encoding.look(optimizer, smoothing=smoothing)
+                look = encoding.look(str(optimizer), smoothing=smoothing)
                 pale = 0.4 if smoothing != "none" and not smoothed else 1
                 panel.plot(line["epoch"], line["scale"], ms=3, lw=1, alpha=pale, **look)
                 low, high = line["scale"] - line["scale_error"], line["scale"] + line["scale_error"]

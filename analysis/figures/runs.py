@@ -8,7 +8,7 @@ takes half the steps. The curve through them, and the critical batch size, are `
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -266,8 +266,8 @@ def steps_to_target_info(
     ideal = first["median"] * (first["batch_size"] / cells["batch_size"]) ** exponent
     cells = cells.assign(ideal=ideal.where(cells["batch_size"] >= first["batch_size"]))
     fits = {
-        names: fit
-        for names, group in (reached.groupby(["optimizer", "smoothing"]) if unit == "steps" else ())
+        (str(optimizer), str(smoothing)): fit
+        for (optimizer, smoothing), group in (reached.groupby(["optimizer", "smoothing"]) if unit == "steps" else ())
         if (fit := scaling.fit(scaling.Runs.of(group))).curve
     }
     return StepsToTarget(study, target, cells, fits)
@@ -334,7 +334,7 @@ def _draw_fit(panel: Axes, fit: scaling.Fit, colour: str, height: float) -> None
     panel.plot(sizes, fit.curve.steps(sizes), color=colour, lw=1.2)
     left, right = panel.get_xlim()
     value, low, high = fit.critical
-    mark = {"transform": panel.get_xaxis_transform(), "color": colour}
+    mark: dict[str, Any] = {"transform": panel.get_xaxis_transform(), "color": colour}
     if not np.isnan(low):
         panel.plot(np.clip([low, high], left, right), [height] * 2, lw=1.2, **mark)
     beyond = "<" if value < left else ">" if value > right else "|"
