@@ -186,13 +186,18 @@ class DriverLock:
                 folder.rmdir()
 
     def _keep_touching(self) -> None:
+        missed = 0  # looks in a row that saw no lock; one may be a moment in which somebody writes it
         while not self._released.wait(TOUCH_SECONDS):
             try:
                 holder = _holder(self._path)
                 if holder == self._mine:
                     storage.touch(self._path)
+                    missed = 0
                     continue
             except OSError:  # the next time may do
+                continue
+            missed += holder is None
+            if missed == 1 and holder is None:
                 continue
             what = "somebody has removed its lock" if holder is None else f"{_in_words(holder)} has taken over"
             self._notice(f"{self._path.parent}: {what}; this driver stops")
