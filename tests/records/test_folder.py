@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -297,8 +298,12 @@ class TestLock:
     def test_a_driver_whose_lock_was_removed_stops(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
         notices: list[str] = []
-        with pytest.raises(KeyboardInterrupt):
-            self.robbed(tmp_path, notices.append)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                self.robbed(tmp_path, notices.append)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert "somebody has removed its lock; this driver stops" in notices[0]
 
     def robbed(self, folder: Path, notice: Callable[[str], None]) -> None:
