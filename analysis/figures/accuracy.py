@@ -111,7 +111,14 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
                 beside = 1.07 ** (place - (len(encoding.optimizers) - 1) / 2)
                 dots = runs[runs["optimizer"] == optimizer]
                 panel.plot(
-                    dots["batch_size"] * beside, dots["accuracy"], "o", ms=2.6, mew=0, alpha=0.45, color=look["color"]
+                    dots["batch_size"] * beside,
+                    dots["accuracy"],
+                    "o",
+                    ms=3.4,
+                    mew=0.6,
+                    mec=look["color"],
+                    mfc="white",
+                    zorder=4,
                 )
                 here = cells[cells["optimizer"] == optimizer].sort_values("batch_size")
                 panel.plot(here["batch_size"] * beside, here["value"], **look | {"marker": None})
@@ -125,7 +132,7 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
             batch_size_axis(panel, encoding.batch_sizes)
             panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
     label_outer(axes, "batch size", f"{metric}, %")
-    dot = Line2D([], [], marker="o", ms=2.6, mew=0, ls="none", color=INK, alpha=0.45, label="a run")
+    dot = Line2D([], [], marker="o", ms=3.4, mew=0.6, mec=INK, mfc="white", ls="none", label="a run")
     interval = Line2D([], [], marker="|", ms=8, ls="none", color=INK, label="95 % interval")
     with_interval = [interval] * bool(info.cells["low"].notna().any())
     encoding.legend(figure, ["optimizer"], [*with_interval, dot])

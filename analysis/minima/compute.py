@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -81,7 +82,9 @@ def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialReco
         if (run.cell, run.number) in chosen and (repeats is None or run.repeat < repeats)
     ]
     if not runs:
-        raise StudyError(f"{folder.path}: no confirmed run has completed; begin with lbstudy confirm {folder.path}")
+        raise StudyError(
+            f"{folder.path}: no confirmed run has completed; begin with lbstudy confirm {quote(str(folder.path))}"
+        )
     return runs
 
 
@@ -165,14 +168,16 @@ def _but_for_the_batch_size(run: TrialRecord) -> tuple[object, ...]:
 
 
 def keep_settings(folder: StudyFolder, where: str, settings: Spec) -> None:
-    """Write down what the results in a folder are made with, and by which rule where it is not the first.
+    """Write down what the results in a folder are made with, and by which rule where it is not the first. What stands
+    there of work that came to no result does not count.
 
     Raises:
         StudyError: it holds results made with other settings, or by an older rule.
     """
     path, kind = folder.path / where / "settings.json", where.rpartition("/")[2]
     mine = settings.model_dump(mode="json") | ({"rule": RULES[kind]} if kind in RULES else {})
-    if (found := storage.read(path)) is not None and (theirs := json.loads(found)) != mine:
+    found = storage.read(path) if any(path.parent.glob("*/*")) else None
+    if found is not None and (theirs := json.loads(found)) != mine:
         try:
             require_rule(kind, theirs)
         except OldRule as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
@@ -77,15 +78,27 @@ def compare(studies: Sequence[Compared], kind: Kind) -> pd.DataFrame:
     return together.reset_index(drop=True)
 
 
+def require_figure(where: str) -> None:
+    """Whether a figure can be written into this file.
+
+    Raises:
+        StudyError: the file is of no kind that can be written, or its folder is missing.
+    """
+    path = locate(where)
+    if path.name.rpartition(".")[2] not in get_args(style.Format):
+        raise StudyError(f"{where}: a figure ends in {', '.join(f'.{kind}' for kind in get_args(style.Format))}")
+    if isinstance(path, Path) and not path.parent.is_dir():
+        raise StudyError(f"{where}: there is no folder {path.parent}")
+
+
 def write_figure(studies: Sequence[Compared], where: str) -> StoragePath:
     """Draw the test accuracies of the studies into a file; returns its path.
 
     Raises:
         StudyError: the file is of no kind that can be written, or there is nothing to draw.
     """
+    require_figure(where)
     path = locate(where)
-    if path.name.rpartition(".")[2] not in get_args(style.Format):
-        raise StudyError(f"{where}: a figure ends in {', '.join(f'.{kind}' for kind in get_args(style.Format))}")
     try:
         found = [(name, study, load.confirmed(folder)) for name, folder, study in studies]
         style.write(draw_compared(compared_info(found)), path)

@@ -149,7 +149,8 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
         fixed |= {
             "versions": f"Python {environment.get('python')}; {_words(environment.get('packages', {}))}",
             "commit": str(environment.get("commit") or "not known"),
-            "machine of the driver": f"{machine.get('host')}, {machine.get('system')}, {machine.get('cpus')} CPUs",
+            "machine of the driver": ", ".join(str(machine[name]) for name in ("host", "system") if machine.get(name))
+            + f", {machine.get('cpus')} CPUs",
             "last driver": f"{environment.get('started')}: {shlex.join(map(str, environment.get('command', [])))}",
         }
     return fixed

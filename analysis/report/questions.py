@@ -26,6 +26,7 @@ from lbstudy.analysis.report.sentences import (
     selected_sentence,
     worded,
 )
+from lbstudy.analysis.tables.targets import Target
 from lbstudy.study.spec import StudySpec
 
 MOST_OPTIMIZERS = 2
@@ -83,10 +84,15 @@ def up_to_which_batch(study: StudySpec, critical_table: pd.DataFrame) -> Questio
         critical_table: `critical.critical_table`.
     """
     rows = [worded({str(k): v for k, v in row.items()}, study) for _, row in critical_table.iterrows()]
+    sentences = [
+        f"To {Target(row['metric'], row['target'])}: {critical_sentence(row)}"
+        for row in rows
+        if not isnan(row["target"])
+    ]
     return Question(
         "critical",
         "Up to which batch size does a larger one save steps?",
-        [Comparison(None, critical_sentence(row)) for row in rows],
+        [Comparison(None, sentence) for sentence in sentences or ["No target is known, so there are no steps to it."]],
         evidence.CRITICAL,
         ["steps_to_target"],
         ["critical"],

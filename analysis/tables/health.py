@@ -330,7 +330,8 @@ def list_missing(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
             tuned.append(cell.name)
         elif counts["ended"]:
             missing.append(
-                f"{cell.name} has no result: of {counts['ended']} trials none completed, {counts['diverged']} diverged."
+                f"{cell.name} has no result: of {counts['ended']} trials none completed, {counts['pruned']} "
+                f"were pruned and {counts['diverged']} diverged."
             )
     completed = [len(accuracy_by_repeat(confirmed, name)) for name in tuned]
     unconfirmed = [name for name, count in zip(tuned, completed, strict=True) if not count]

@@ -44,7 +44,7 @@ def noise_table(study: StudySpec, measured: pd.DataFrame) -> pd.DataFrame:
         for smoothed in (False, True) if cell.smoothing != "none" else (False,):
             found = of_cell[of_cell["smoothed"].eq(smoothed)]
             row = {**cell.values, "gradient": "smoothed" if smoothed else "plain", "n": found["number"].nunique()}
-            rows.append(row | (_numbers(found) if len(found) else {"note": "not measured"}))
+            rows.append(row | (_numbers(found) if len(found) else {"note": "not measured; `lbstudy noise` does"}))
     return pd.DataFrame(rows, columns=with_factors(COLUMNS, study)).astype(COLUMNS)
 
 

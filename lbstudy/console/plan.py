@@ -90,7 +90,7 @@ def print_plan(study: StudySpec, source: StudyFile) -> Datasets:
         lanes = f"{min(count_lanes(resources, [machine]), cells * tuning.trials)} lanes on this machine"
     except StudyError as error:
         lanes = f"not on this machine: {error}"
-    out.print(f"resources: {resources.workers} workers a trial, {each} each; {lanes}")
+    out.print(f"resources: {resources.workers} worker{'s' * (resources.workers != 1)} a trial, {each} each; {lanes}")
     varied = {key.removeprefix("fixed.") for key in study.factors}
     used = study.methods
     settings = {f"{m}.{k}": v for m, entry in study.fixed.settings.items() if m in used for k, v in entry.items()}

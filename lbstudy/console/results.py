@@ -170,10 +170,12 @@ def compare(
     from lbstudy.analysis.report import compare as comparison
     from lbstudy.analysis.tables import best as tables
 
+    if figure is not None:
+        comparison.require_figure(figure)
     compared = comparison.open_all(studies)
     found = comparison.compare(compared, table.value)
     for remark in comparison.remarks(compared):
-        err.print(f"notice: {remark}", markup=False)
+        err.print(f"notice: {remark}")
     if format is TableFormat.table:
         best_ones = table is ComparedTable.best
         shown = tables.for_terminal(found) if best_ones else tables.for_reading(found, digits=3)

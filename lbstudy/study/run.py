@@ -248,6 +248,8 @@ TargetMetric = Literal["val_accuracy", "val_loss", "train_loss"]
 class Target(Spec):
     """What a run is to reach: one value of one metric."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     val_accuracy: float | None = Field(None, gt=0, le=1, description="of the validation split, a fraction")
     val_loss: float | None = Field(None, gt=0, description="of the validation split")
     train_loss: float | None = Field(None, gt=0, description="of all training images as they are, not augmented")

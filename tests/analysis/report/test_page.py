@@ -302,7 +302,10 @@ def broken(kind: str, path: Path) -> tuple[StudyFolder, list[str]]:
     folder = whole_study(path)
     for number in range(4):
         add_run(folder, "kfac-b128-none", [{"val_accuracy": 0.1, "val_loss": nan}], number, status="diverged")
-    return folder, ["kfac-b128-none has no result: of 4 trials none completed, 4 diverged", "there is no result"]
+    return folder, [
+        "kfac-b128-none has no result: of 4 trials none completed, 0 were pruned and 4 diverged",
+        "there is no result",
+    ]
 
 
 BROKEN = ["empty", "interrupted", "partly failed", "one cell", "without K-FAC", "without plain cells", "one seed",

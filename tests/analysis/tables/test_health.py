@@ -285,7 +285,7 @@ def test_a_cell_whose_trials_all_diverged(tmp_path: Path):
     folder = StudyFolder.create(tmp_path / "s", study_of(["sgd"], [32], ["none"]))
     for number in range(4):
         add_run(folder, "sgd-b32-none", [{"val_loss": np.nan}], number=number, status="diverged")
-    assert "sgd-b32-none has no result: of 4 trials none completed, 4 diverged." in missing(folder)
+    assert "sgd-b32-none has no result: of 4 trials none completed, 0 were pruned and 4 diverged." in missing(folder)
     table = health.health_table(folder).set_index("check")
     assert table["verdict"].to_dict() == dict(
         zip(CHECKS, ["ok", "warning", "cannot tell", "cannot tell", "cannot tell"], strict=True)
