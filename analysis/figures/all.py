@@ -101,7 +101,7 @@ def draw_all(
     variants = study.variants()
     if any(part.splits for part in variants):
         yield from _draw_splits(study, frames.runs)
-    parts: list[tuple[dict[str, tuple[str, Callable[[], Figure]]], str, str, bool]]
+    parts: list[tuple[Figures, str, str, bool]]
     if len(variants) == 1:
         parts = [(figures_of(folder, frames, reached), "", "", False)]
     else:
@@ -138,16 +138,20 @@ def _draw_splits(study: StudySpec, runs: pd.DataFrame) -> Iterator[Drawing]:
     """The gaps and their parts, which are of several variants: a figure for each whose gaps are split."""
     for part in study.compared():
         words = f", with {part.in_words}" if part.in_words else ""
-        named = part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))})
         name = f"split{suffix(without_budget(part.list_cells()[0].factors))}"
         description = f"What few updates and what less noise cost the large batch{words}"
-        yield _drawn("split", name, description, lambda named=named: draw_split(split_info(study, runs, named)))  # type: ignore[misc]
+        yield _drawn("split", name, description, lambda part=part: draw_split(split_info(study, runs, _named(part))))  # type: ignore[misc]
+
+
+def _named(part: StudySpec) -> StudySpec:
+    """A variant under a name that says which one it is."""
+    return part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))})
 
 
 def _narrowed(frames: Frames, part: StudySpec) -> Frames:
     """The frames of one variant of the study, whose name in the headings says which."""
     return Frames(
-        study=part.model_copy(update={"name": ", ".join(filter(None, [part.name, part.in_words]))}),
+        study=_named(part),
         trials=load.of_variant(frames.trials, part),
         epochs=load.of_variant(frames.epochs, part),
         runs=load.of_variant(frames.runs, part),

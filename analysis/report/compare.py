@@ -16,9 +16,8 @@ import pandas as pd
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import style
 from lbstudy.analysis.figures.compared import compared_info, draw_compared
-from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
-from lbstudy.analysis.report import claims
+from lbstudy.analysis.report import claims, evidence
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
@@ -137,20 +136,8 @@ def judge(folder: StudyFolder) -> list[claims.Claim]:
     gap_table = gaps.gap_table(study, confirmed)
     measured = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, *measured)
-
-    def fewer_steps(part: StudySpec) -> claims.Claim:
-        goals = claims.goals(part, confirmed, epochs)
-        return claims.fewer_steps(
-            part, confirmed, {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
-        )
-
-    judges: list[Callable[[StudySpec], claims.Claim]] = [
-        fewer_steps,
-        lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part)),
-        lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part)),
-        lambda part: claims.wider_minima(part, of_variant(minima, part)),
-    ]
-    return [claims.together([(part, judged(part)) for part in study.compared()]) for judged in judges]
+    found = [evidence.sought(part, confirmed, epochs) for part in study.compared()]
+    return list(evidence.judge(found, confirmed, gap_table, minima))
 
 
 TABLES: dict[Kind, Callable[[StudyFolder, StudySpec], pd.DataFrame]] = {

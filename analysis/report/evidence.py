@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.report import claims, split
+from lbstudy.analysis.report.claims import Claim
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import split as split_table
 from lbstudy.analysis.tables import targets
@@ -101,6 +103,36 @@ def sought(part: StudySpec, confirmed: pd.DataFrame, epochs: pd.DataFrame) -> So
     halfway, end = ([goal for goal in goals if goal.stage == stage] for stage in ("half", "end"))
     times = {goal: targets.winners_times(confirmed, epochs, goal) for goal in goals}
     return Sought(part, claims.rivals(part), halfway, end, times)
+
+
+class Judged(NamedTuple):
+    """The claims of the sources, each judged over all variants of a study."""
+
+    steps: Claim
+    generalisation: Claim
+    smoothing: Claim
+    minima: Claim
+
+
+def judge(found: Sequence[Sought], confirmed: pd.DataFrame, gap_table: pd.DataFrame, minima: pd.DataFrame) -> Judged:
+    """What a study says about each claim.
+
+    Args:
+        found: `sought` of each variant that is compared.
+        confirmed: `load.confirmed` of its folder.
+        gap_table: `gaps.gap_table`.
+        minima: `tables.minima.runs`.
+    """
+
+    def about(claim: Callable[[Sought], Claim]) -> Claim:
+        return claims.together([(one.study, claim(one)) for one in found])
+
+    return Judged(
+        about(lambda one: claims.fewer_steps(one.study, confirmed, one.times)),
+        about(lambda one: claims.generalises_worse(one.study, confirmed, of_variant(gap_table, one.study))),
+        about(lambda one: claims.more_than_halves(one.study, confirmed, of_variant(gap_table, one.study))),
+        about(lambda one: claims.wider_minima(one.study, of_variant(minima, one.study))),
+    )
 
 
 def times_to_sgd(

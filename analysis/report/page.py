@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,9 +24,8 @@ from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.figures import all as figures
 from lbstudy.analysis.figures import style
-from lbstudy.analysis.load import of_variant
 from lbstudy.analysis.minima import results
-from lbstudy.analysis.report import claims, conditions, evidence, sentences
+from lbstudy.analysis.report import conditions, evidence, sentences
 from lbstudy.analysis.report.evidence import Mark, Shown, for_page
 from lbstudy.analysis.report.questions import Question, lead, up_to_which_batch, why_it_loses
 from lbstudy.analysis.tables import best as tables
@@ -36,7 +35,6 @@ from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError
-from lbstudy.study.spec import StudySpec
 
 NO_BREAK = "\u00a0"
 
@@ -129,8 +127,7 @@ def collect(folder: StudyFolder) -> Report:
     study, trials = folder.study(), load.trials(folder)
     confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
-    variants = study.compared()
-    sought = [evidence.sought(part, confirmed, epochs) for part in variants]
+    sought = [evidence.sought(part, confirmed, epochs) for part in study.compared()]
     sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
@@ -143,29 +140,15 @@ def collect(folder: StudyFolder) -> Report:
     def command(verb: str, *arguments: str) -> str:
         return shlex.join(["lbstudy", verb, str(folder.path), *arguments])
 
-    def about(judge: Callable[[StudySpec], claims.Claim]) -> claims.Claim:
-        return claims.together([(part, judge(part)) for part in variants])
-
+    judged = evidence.judge(sought, confirmed, gap_table, minima)
     questions = [
-        Question.of(
-            about(lambda part: claims.generalises_worse(part, confirmed, of_variant(gap_table, part))),
-            "gap", "learning_curves",
-        ),
-        Question.of(
-            about(lambda part: claims.more_than_halves(part, confirmed, of_variant(gap_table, part))),
-            "gap_closed",
-        ),
-        Question.of(
-            claims.together([(f.study, claims.fewer_steps(f.study, confirmed, f.times)) for f in sought]),
-            "steps_to_target",
-        ),
-        Question.of(
-            about(lambda part: claims.wider_minima(part, of_variant(minima, part))),
-            "sharpness_accuracy", "landscape_widths",
-        ),
+        Question.of(judged.generalisation, "gap", "learning_curves"),
+        Question.of(judged.smoothing, "gap_closed"),
+        Question.of(judged.steps, "steps_to_target"),
+        Question.of(judged.minima, "sharpness_accuracy", "landscape_widths"),
         up_to_which_batch(study, critical_table[rows]),
         *([why_it_loses(study, confirmed)] if splits else []),
-    ]  # fmt: skip
+    ]
     return Report(
         study=study.name,
         source=study.source,

@@ -234,7 +234,7 @@ def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bo
         folder.fix_target(study, min(found), code_in_use())
     goal = folder.study().tuning.goal
     err.print(f"the target is {goal}")
-    return study.model_copy(update={"tuning": study.tuning.model_copy(update={"target": goal})})
+    return study.aimed_at(goal)
 
 
 def confirm_runs(

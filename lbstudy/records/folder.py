@@ -199,10 +199,7 @@ class StudyFolder:
         Raises:
             StudyError: says what differs.
         """
-        try:
-            kept = json.loads(storage.read(self.path / DATA) or b"{}")
-        except ValueError:  # damaged: known again from now on
-            kept = {}
+        kept = self._data_kept()
         changed = [
             f"{name}: {kept[key].get(name)} then, {value} now"
             for key, facts in found.items()
@@ -219,11 +216,14 @@ class StudyFolder:
 
     def keep_data(self, found: Mapping[str, dict[str, Any]]) -> None:
         """Keep what the data are known again by; those of cells that were there before have been found equal."""
+        storage.write(self.path / DATA, json.dumps(self._data_kept() | dict(found), indent=2).encode())
+
+    def _data_kept(self) -> dict[str, dict[str, Any]]:
+        """What the study's data are known again by, as far as it has been kept."""
         try:
-            kept = json.loads(storage.read(self.path / DATA) or b"{}")
-        except ValueError:
-            kept = {}
-        storage.write(self.path / DATA, json.dumps(kept | dict(found), indent=2).encode())
+            return dict(json.loads(storage.read(self.path / DATA) or b"{}"))
+        except ValueError:  # damaged: known again from now on
+            return {}
 
     @property
     def journal(self) -> StoragePath:
@@ -242,16 +242,14 @@ class StudyFolder:
 
     def fix_target(self, study: StudySpec, accuracy: float, code: Code = NO_CODE) -> None:
         """Write down the target that was found for a study that asked for one; it keeps it from then on."""
-        tuning = study.tuning.model_copy(update={"target": Target(val_accuracy=accuracy)})
-        settled = study.model_copy(update={"tuning": tuning})
+        settled = study.aimed_at(Target(val_accuracy=accuracy))
         storage.write(self.path / "study.yaml", _with_copy(settled, code).to_yaml().encode())
 
     def with_found_target(self, study: StudySpec) -> StudySpec:
         """The study, with the target that was found for it if it asks for one and there is one."""
         if study.tuning.target != "auto" or not (self.target.path / "study.yaml").is_file():
             return study
-        goal = self.study().tuning.target
-        return study.model_copy(update={"tuning": study.tuning.model_copy(update={"target": goal})})
+        return study.aimed_at(self.study().tuning.target)
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""

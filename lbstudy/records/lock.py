@@ -196,8 +196,8 @@ class DriverLock:
                     continue
             except OSError:  # the next time may do
                 continue
-            missed += holder is None
-            if missed == 1 and holder is None:
+            if holder is None and not missed:
+                missed += 1
                 continue
             what = "somebody has removed its lock" if holder is None else f"{_in_words(holder)} has taken over"
             self._notice(f"{self._path.parent}: {what}; this driver stops")

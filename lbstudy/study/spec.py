@@ -342,6 +342,10 @@ class StudySpec(Spec):
         cells = self.cells.model_dump() | {key: {v: self.factors[key][v]} for key, v in chosen.items()}
         return type(self).model_validate(self.model_dump(by_alias=True, exclude_none=True) | {"cells": cells})
 
+    def aimed_at(self, target: Target | Literal["auto"] | None) -> StudySpec:
+        """The study, tuned for this target."""
+        return self.model_copy(update={"tuning": self.tuning.model_copy(update={"target": target})})
+
     def variants(self) -> list[StudySpec]:
         """The variant of each combination of further factors that has cells. Cells of one variant differ in optimizer,
         batch size and smoothing alone, so that these are what is compared."""

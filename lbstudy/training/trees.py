@@ -90,8 +90,8 @@ def list_files(root: Path) -> Tree:
         raise TreeError(f"{root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
     used: dict[str, list[tuple[Path, int]]] = {}
     left_out: dict[str, list[str]] = {}
+    labels = {name: label for label, name in enumerate(classes)}
     for part in PARTS:
-        labels = {name: label for label, name in enumerate(classes)}
         used[part] = []
         for file in _walk(root / part):
             place = file.relative_to(root)
