@@ -125,8 +125,8 @@ class CellSearch(OptunaSearch):
         """
         if params:
             known: dict[str, float] | None = params
-            tried = [entry for entry in self._untried if published and entry.items() <= params.items()]
-            self._untried = [entry for entry in self._untried if entry not in tried[:1]]
+            if published and (tried := [entry for entry in self._untried if entry.items() <= params.items()]):
+                self._untried.remove(tried[0])
         else:
             published = bool(self._untried)
             known = self._untried.pop(0) if published else hint

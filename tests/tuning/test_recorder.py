@@ -146,6 +146,15 @@ def test_published_configurations_that_come_later_are_tried_next():
     assert params not in (later, first[0])
 
 
+def test_a_configuration_that_was_published_twice_is_tried_twice_after_an_interruption_too():
+    (first, *_) = STUDY.published_params(CELL)
+    study = STUDY.model_copy(update={"published": [entry for entry in STUDY.published for _ in range(2)]})
+    past = [Past(CELL, 0, first, "completed", (0.5,), published=True)]
+    search = CellSearch(study, CELL, optuna.storages.InMemoryStorage(), past)
+    assert search.ask(1) == (first, True)
+    assert not search.ask(2)[1]
+
+
 def test_interrupted_trials_come_first_with_their_own_values():
     past = [
         Past(CELL, 0, {"learning_rate": 0.3}, "completed", (0.5,)),
