@@ -237,9 +237,13 @@ def test_what_has_its_file_is_not_computed_again(confirmed: StudyFolder):
 
 def test_results_with_other_settings_are_not_mixed(confirmed: StudyFolder):
     minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=1))
-    minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=1))
-    with pytest.raises(StudyError, match=r"holds results with seed 1 \(now 2\); remove the folder"):
-        minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=2))
+    minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=2))  # of the first came no result
+    result = confirmed.path / "landscape" / "plane" / "sgd-b32-none" / "000.npz"
+    result.parent.mkdir()
+    result.touch()
+    minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=2))
+    with pytest.raises(StudyError, match=r"holds results with seed 2 \(now 1\); remove the folder"):
+        minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=1))
 
 
 def test_one_batch_size_has_nothing_to_interpolate(confirmed: StudyFolder):

@@ -53,7 +53,7 @@ def test_rows_are_about_solutions(folder: StudyFolder):
     assert rows.loc[(32, "mixup", "smoothed")]["falls_as"] == pytest.approx(0.5)
     assert isnan(rows.loc[(32, "mixup", "plain")]["noise_scale"])
     assert "cannot be told from zero" in rows.loc[(32, "mixup", "plain")]["note"]
-    assert rows.loc[(128, "none", "plain")]["note"] == "not measured"
+    assert rows.loc[(128, "none", "plain")]["note"] == "not measured; `lbstudy noise` does"
 
 
 def test_damaged_files_are_left_out(folder: StudyFolder):
