@@ -35,6 +35,7 @@ from lbstudy.analysis.tables.targets import (
     baseline,
     choose_targets,
     halfway_targets,
+    resolution,
     speed_ratio,
     tuned_target,
 )
@@ -186,23 +187,24 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
 
 def _rule(study: StudySpec) -> str:
     """How the claim is decided, which depends on what the study was tuned for."""
-    ratio = "Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
+    ratio = (
+        "Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
+        f"{resolution(study)}, and the 95 % interval is widened by the most that can hide in that."
+    )
     fisher = (
         "Else a run that has not is infinitely late: Fisher’s exact test of how many have, at 5 %, which takes four "
         "seeds of each."
     )
     if tuned_for_steps(study):
-        known = f"{study.evaluate_every} steps" if study.evaluate_every else "one epoch"
         return (
             f"Steps until a run reaches the target that every configuration was tuned to reach soon "
-            f"({study.tuning.goal}), at the largest batch size of both, without smoothing. {ratio}{known}, and the "
-            f"95 % interval is widened by the most that can hide in them. {fisher}"
+            f"({study.tuning.goal}), at the largest batch size of both, without smoothing. {ratio} {fisher}"
         )
     return (
         "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
         "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
         "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
-        f"alone. {ratio}one epoch, and the 95 % interval is widened by the most that can hide in it. {fisher}"
+        f"alone. {ratio} {fisher}"
     )
 
 

@@ -197,16 +197,17 @@ def plan(
         "what the study costs: time, memory, disk")] = False,
     price: Annotated[float | None, typer.Option(min=0, metavar="PER_HOUR", help="with --measure: money for an hour of "
         "a GPU, or of a CPU core where no GPU is used")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="with --measure: confirmed runs of each cell")] = 5,
-    address: Address = None, verbose: Verbose = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="with --measure: confirmed runs of each cell, default 5")]
+    = None, address: Address = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing, unless it measures."""
     study, source = resolve(file, name, trials, epochs, workers, data, set_)
-    if price is not None and not measure:
-        raise StudyError("--price needs --measure: what is not measured has no price")
+    for option, value in {"price": price, "seeds": seeds}.items():
+        if value is not None and not measure:
+            raise StudyError(f"--{option} needs --measure: it is about what the study costs, which is measured")
     images = print_plan(study, source)
     if measure:
-        print_costs(study, images, address, price, seeds, verbose)
+        print_costs(study, images, address, price, seeds or 5, verbose)
     else:
         out.print("cost: not measured; --measure trains an epoch or two of each kind of run, and tells time and memory")
 
