@@ -93,9 +93,19 @@ def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict
     return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
 
 
+UNTUNED = " This decides nothing, since the configurations were tuned to reach a target soon, not for accuracy."
+
+
 def judged(verdict: Verdict, sentence: str, need: str) -> Comparison:
     """A comparison that says what it would take where it cannot tell."""
     return Comparison(verdict, sentence, need if verdict == "cannot tell" else "")
+
+
+def _about_accuracy(study: StudySpec, verdict: Verdict, sentence: str, need: str) -> Comparison:
+    """The same of accuracies, which configurations that were tuned for another thing do not decide about."""
+    if study.tuning.goal:
+        return Comparison("cannot tell", sentence + UNTUNED, "Configurations that are tuned for accuracy would tell.")
+    return judged(verdict, sentence, need)
 
 
 def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
@@ -250,7 +260,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
             sentence = gap_sentence(worded(row, study)) + warning
-            comparisons.append(judged("cannot tell" if warning else verdict, sentence, need))
+            comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
@@ -275,7 +285,7 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
             }
             verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
             need = power.FAILING if warning else _need_of_shares(study, confirmed, row)
-            comparisons.append(judged(verdict, share_sentence(worded(row, study)) + warning, need))
+            comparisons.append(_about_accuracy(study, verdict, share_sentence(worded(row, study)) + warning, need))
     if not comparisons and gaps["smoothing"].eq("none").any():
         comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
     return Claim(
