@@ -31,6 +31,9 @@ class Tracker(Protocol):
     at_end: bool
     """Whether a trial is told as a whole, once it has ended."""
 
+    writers: int
+    """How many trials may be written at a time, by threads."""
+
     @property
     def place(self) -> str:
         """Where its users find the runs, in words."""

@@ -35,6 +35,7 @@ class MLflow:
     """A study's trials on an MLflow server."""
 
     at_end = False
+    writers = 8
 
     def __init__(self, folder: StudyFolder):
         self._study, self._identity = folder.study().name, identity(folder)
@@ -77,7 +78,7 @@ class MLflow:
             client.set_terminated(run_id, ENDED[trial.status], _milliseconds(trial.ended))
 
     def _connected(self) -> tuple[MlflowClient, str]:
-        """The client, and the experiment's id."""
+        """The client, and the experiment's id; `held`, which comes first, makes them."""
         if self._open is None:
             os.environ.update(ENVIRONMENT | os.environ)
             from mlflow.tracking import MlflowClient

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import DriverLock, is_held
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import TrackerName
@@ -46,16 +47,21 @@ class Sync:
 
     def _tell(self, kind: str, folder: StudyFolder, held: dict[Key, Held]) -> None:
         over = {(cell, number) for (of, cell, number), state in held.items() if of == kind and state.ended}
-        for record in folder.scan(but=over)[0]:
+
+        def bring_up(record: TrialRecord) -> bool:
             if self._tracker.at_end and record.status not in FINISHED:
-                continue
+                return False
             trial = tracked(self._study, self._identity, kind, record, folder.epochs(record))
             before = held.get(trial.key, NOTHING)
             if trial.key in held and not trial.has_ended and len(trial.points) <= before.epochs:
-                continue
+                return False
             self._tracker.write(trial, before.epochs)
             held[trial.key] = Held(max(before.epochs, len(trial.points)), trial.has_ended)
-            self.told += 1
+            return True
+
+        with ThreadPoolExecutor(self._tracker.writers) as pool:
+            for told in pool.map(bring_up, folder.scan(but=over)[0]):
+                self.told += told
 
 
 @contextmanager

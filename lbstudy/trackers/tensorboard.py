@@ -35,6 +35,7 @@ class TensorBoard:
     """Event files of a study's trials."""
 
     at_end = False
+    writers = 8
 
     def __init__(self, folder: StudyFolder):
         self._root = trackers_folder(folder) / "tensorboard"

@@ -25,6 +25,7 @@ class WeightsAndBiases:
     """Offline runs of a study's trials."""
 
     at_end = True
+    writers = 1
 
     def __init__(self, folder: StudyFolder):
         self._root, self._identity = trackers_folder(folder) / "wandb", identity(folder)
@@ -58,6 +59,7 @@ class WeightsAndBiases:
                 run.log(point.values, step=point.epoch)
             run.summary["status"] = trial.status
             run.finish(exit_code=0 if trial.status in GOOD else 1)
+            wandb.teardown()  # the run's file is complete when the process that writes it has ended, not before
             (made,) = Path(scratch).glob("wandb/offline-run-*/run-*.wandb")
             began = datetime.fromtimestamp(trial.began, UTC)
             path = self._root / trial.name / f"offline-run-{began:%Y%m%d_%H%M%S}-{run_id}" / made.name
