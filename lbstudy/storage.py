@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
+
+from lbstudy.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -391,8 +392,8 @@ def local_file(path: StoragePath) -> Iterator[Path]:
         path.unlink(missing_ok=True)
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="lbstudy-") as scratch:
-        local = Path(scratch) / path.name
+    with scratch_folder("upload") as scratch:
+        local = scratch / path.name
         try:
             yield local
         finally:

@@ -19,7 +19,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from lbstudy import __version__
 from lbstudy.console.costs import print_costs
@@ -78,6 +78,10 @@ DEMO = {
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Storage = Annotated[str, typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER")]
+MaybeStorage = Annotated[
+    str | None,
+    typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER; default: studies"),
+]
 Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
 Trials = Annotated[int | None, typer.Option(help="trials per cell")]
 Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
@@ -213,7 +217,7 @@ def plan(
 
 @app.command()
 def run(
-    file: File, storage: Storage = "studies", name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    file: File, storage: MaybeStorage = None, name: Name = None, trials: Trials = None, epochs: Epochs = None,
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -221,7 +225,12 @@ def run(
     study, source = resolve(file, name, trials, epochs, workers, data, set_)
     given = locate(file)
     going_on = given.is_dir() and name is None
-    path = (given if going_on else locate(storage) / study.name).resolve()
+    if going_on and storage is not None:
+        raise StudyError(
+            f"--storage {storage}: {file} is a study's folder, and it goes on there; leave --storage out, or begin "
+            "another study like it with --name"
+        )
+    path = (given if going_on else locate(storage or "studies") / study.name).resolve()
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
@@ -359,15 +368,15 @@ def examine(
         study, source = resolve(file, None, None, None, None, None, None)
         images = load_data(study, source)
         for sentence in described(study, images):
-            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            out.print(sentence, highlight=False, soft_wrap=True)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor
 
     failed = False
     for finding in doctor.examine(study, images, folder):
-        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
-        out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
+        mark = ("✓", "green") if finding.ok else ("✗", "red")
+        out.print(Text.assemble(mark, f" {finding.name}: {finding.sentence}"), highlight=False, soft_wrap=True)
         failed |= not finding.ok
     raise typer.Exit(2 if failed else 0)
 

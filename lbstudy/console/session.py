@@ -58,7 +58,17 @@ def resolve(
     from lbstudy.methods.checks import check_study  # imports torch
 
     source = StudyFile(find_study(file), overrides)
-    return check_study(source, written_by_hand=not locate(file).is_dir()), source
+    study = check_study(source, written_by_hand=not locate(file).is_dir())
+    if study.dataset.root is not None and {"dataset", "dataset.root"}.isdisjoint(study.factors):
+        placed = study.dataset.model_copy(update={"root": _from_anywhere(study.dataset.root)})
+        study = study.model_copy(update={"dataset": placed})
+    return study, source
+
+
+def _from_anywhere(root: str) -> str:
+    """A folder as it can be found from any other: the study may go on in another one than it began in."""
+    expanded = os.path.expanduser(root)
+    return root if expanded.startswith("~") else os.path.abspath(expanded)  # without a home, reading it says so
 
 
 def code_in_use() -> Code:
