@@ -90,14 +90,17 @@ def load_data(study: StudySpec, source: StudyFile, path: StoragePath | None = No
     Args:
         study: the study.
         source: the file that it comes from.
-        path: its folder; where it has one already, it must have run on the same data.
+        path: its folder; where it has one already, it must have run on the same data, and other versions are told.
     """
     from lbstudy.training import datasets
 
     data = read_data(study, source)
-    begun = path is not None and (path / "study.yaml").is_file()
-    if begun and not StudyFolder(path).require_same_data(datasets.identities(study, data)):  # type: ignore[arg-type]
-        notice(f"{path} does not say which data it has run on: those of now are taken for them")
+    if path is not None and (path / "study.yaml").is_file():
+        folder = StudyFolder(path)
+        if not folder.require_same_data(datasets.identities(study, data)):
+            notice(f"{path} does not say which data it has run on: those of now are taken for them")
+        if others := folder.other_versions():
+            notice(f"{path} has run with other versions, which may change results: {'; '.join(others)}")
     fit(study, source, data)
     return data
 

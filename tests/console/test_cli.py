@@ -13,13 +13,13 @@ from rich.console import Console
 
 from lbstudy.console import cli, terminal
 from lbstudy.console.progress import Progress
-from lbstudy.console.session import notice
+from lbstudy.console.session import load_data, notice, resolve
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.study.spec import StudySpec
 from lbstudy.tuning import doctor
 from tests.conftest import TINY_STUDY, tiny_study
-from tests.records.test_folder import record
+from tests.records.test_folder import record, with_versions
 
 
 def lbstudy(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -156,6 +156,15 @@ def test_bad_tables_are_one_error_and_exit_code_2(case: str, monkeypatch, capsys
     arguments, message = BAD_TABLES[case]
     assert lbstudy(monkeypatch, "table", str(folder.path), *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_who_goes_on_with_other_versions_is_told(capsys, study_file: str, tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    load_data(*resolve(study_file, None, None, None, None, None, None), folder.path)
+    assert "versions" not in capsys.readouterr().err
+    with_versions(folder, torch="1.13.1")
+    load_data(*resolve(str(folder.path), None, None, None, None, None, None), folder.path)
+    assert "s has run with other versions, which may change results: torch 1.13.1 then" in capsys.readouterr().err
 
 
 MARKED = "a [red]b :100: runs:fire:x"

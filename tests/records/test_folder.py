@@ -45,6 +45,38 @@ def test_study_and_trials_read_back(tmp_path: Path):
     assert environment["packages"]["ray"] == "2.60.0"
 
 
+def with_versions(folder: StudyFolder, **versions: str) -> None:
+    """As if a driver had begun that had other ones."""
+    found = folder.environment()
+    found["packages"] |= versions
+    (folder.path / "environment.json").write_text(json.dumps(found))
+
+
+def test_other_versions_are_told_and_stay_known(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    assert folder.other_versions() == []
+    assert "earlier" not in folder.environment()
+    now = folder.environment()["packages"]["torch"]
+    with_versions(folder, torch="1.13.1")
+    assert folder.other_versions() == [f"torch 1.13.1 then, {now} now"]
+    for _ in range(2):
+        StudyFolder.create(tmp_path / "s", tiny_study())
+        assert folder.other_versions() == []
+        assert [one["packages"]["torch"] for one in folder.environment()["earlier"]] == ["1.13.1"]
+    with_versions(folder, lbstudy="9.9")
+    StudyFolder.create(tmp_path / "s", tiny_study())
+    assert [one["packages"]["lbstudy"] for one in folder.environment()["earlier"]][1:] == ["9.9"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": 3}', '{"commit": null}'])
+def test_versions_that_are_not_known_are_not_told(tmp_path: Path, content: str):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    (folder.path / "environment.json").write_text(content)
+    assert folder.other_versions() == []
+    StudyFolder.create(tmp_path / "s", tiny_study())
+    assert folder.environment()["packages"]
+
+
 FACTS = {"training images": 60, "test images": 10, "sha256": "ab"}
 
 
