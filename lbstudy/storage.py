@@ -320,9 +320,10 @@ def touch(path: StoragePath) -> None:
     if isinstance(path, ObjectPath):
         path.write_bytes(path.read_bytes())
         return
-    try:
+    before = stamp(path)
+    with suppress(OSError):
         os.utime(path)
-    except OSError:  # a file system that keeps no times of its own choice
+    if stamp(path) == before:  # a file system that refuses that, or forgets it
         path.write_bytes(path.read_bytes())
 
 
