@@ -103,6 +103,13 @@ def test_every_file_is_used_or_named(tree: Path):
     }
 
 
+def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tree: Path):
+    os.mkfifo(tree / "train" / "cat" / "1.png")
+    images, origin = read(tree)
+    assert len(images) == 2
+    assert origin.left_out == {"that are pipes, sockets or devices": (1, "train/cat/1.png")}
+
+
 @pytest.mark.parametrize("parts", [["train"], ["test"], ["train", "test"]])
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir"])
 def test_hidden_folders_are_no_classes_in_either_part(tree: Path, parts: list[str], name: str):
