@@ -87,7 +87,7 @@ NAMES = [
 ]
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
 FORMATS = {  # mode -> endings of formats that keep it
-    "1": ["png", "tif", "bmp"], "L": ["png", "bmp", "tif", "pgm", "jpg", "webp"], "LA": ["png", "tif"],
+    "1": ["png", "tif", "bmp"], "L": ["png", "bmp", "tif", "pgm", "jpg"], "LA": ["png", "tif"],
     "P": ["png", "bmp", "tif"], "RGB": ["png", "bmp", "tif", "ppm", "jpg", "webp"], "RGBA": ["png", "tif", "webp"],
     "CMYK": ["jpg", "tif"], "I;16": ["png", "tif", "pgm"], "F": ["tif"], "I": ["tif"],
 }  # fmt: skip
