@@ -81,10 +81,6 @@ class ObjectPath:
         """The address with another last part."""
         return self.parent / name
 
-    def resolve(self) -> ObjectPath:
-        """Itself: an address is never relative."""
-        return self
-
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: what lies in a folder needs none."""
 
@@ -192,6 +188,11 @@ def locate(where: str | StoragePath) -> StoragePath:
     with _explained(where):
         store, key = _connect(where)
     return ObjectPath(where.partition("?")[0].rstrip("/"), parts.query, key.rstrip("/"), store)
+
+
+def real_path(path: StoragePath) -> StoragePath:
+    """The path without links and `..`. Links in a circle stay as they are; `Path.resolve` raises a RuntimeError."""
+    return Path(os.path.realpath(path)) if isinstance(path, Path) else path
 
 
 @cache

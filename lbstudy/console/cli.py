@@ -44,7 +44,7 @@ from lbstudy.console.terminal import out
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.records.provenance import utc_now
-from lbstudy.storage import StorageError, locate
+from lbstudy.storage import StorageError, locate, real_path
 from lbstudy.study.file import StudyError, StudyFile
 from lbstudy.study.load import find_study
 from lbstudy.study.run import Spec, TrainOn
@@ -159,7 +159,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     from lbstudy.methods.checks import check_study
 
     study = check_study(source)
-    path = (locate(storage) / study.name).resolve()
+    path = real_path(locate(storage) / study.name)
     folder, failures = StudyFolder(path), list[str]()
 
     def work() -> None:
@@ -230,7 +230,7 @@ def run(
             f"--storage {storage}: {file} is a study's folder, and it goes on there; leave --storage out, or begin "
             "another study like it with --name"
         )
-    path = (given if going_on else locate(storage or "studies") / study.name).resolve()
+    path = real_path(given if going_on else locate(storage or "studies") / study.name)
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
@@ -248,7 +248,7 @@ def confirm(
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-    folder = StudyFolder.open(locate(study).resolve())
+    folder = StudyFolder.open(real_path(locate(study)))
     spec, source = resolve(study, None, None, None, workers, data, set_)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
@@ -389,7 +389,7 @@ def unlock(
     """Take the lock of a study away from a driver that has died where nobody can tell: on a machine that is gone."""
     from lbstudy.records import lock
 
-    folder = StudyFolder.open(locate(study).resolve())
+    folder = StudyFolder.open(real_path(locate(study)))
     removed = lock.unlock(folder.path, notice, force)
     print(f"{folder.path}: {'the lock is removed' if removed else 'there is no lock'}")
 

@@ -117,7 +117,7 @@ def _walk(folder: Path) -> Iterable[Path]:
     """All files below a folder by class and path; links are followed, but not into a folder that they lie in."""
     above: dict[str, set[Path]] = {}
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        real = Path(where).resolve()
+        real = Path(os.path.realpath(where))
         around = above.get(os.path.dirname(where), set())
         if real in around:
             folders.clear()
@@ -178,7 +178,7 @@ def read(root: Path, size: int | None, cache_folder: Path, track: Track | None =
 
 
 def _key(tree: Tree, size: int | None) -> str:
-    digest = hashlib.sha256(f"{DECODER} {os.fsencode(tree.root.resolve())!r} {size}".encode())
+    digest = hashlib.sha256(f"{DECODER} {os.fsencode(os.path.realpath(tree.root))!r} {size}".encode())
     for file, label in tree.train + tree.test:
         status = file.stat()
         times = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
