@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
-from lbstudy.records.provenance import environment
+from lbstudy.records.provenance import environment, following, other_versions
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
@@ -129,7 +129,7 @@ class StudyFolder:
             storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
             if code:
                 write_code(path, code)
-            storage.write(path / "environment.json", json.dumps(environment(), indent=2).encode())
+            storage.write(path / "environment.json", json.dumps(following(folder.environment()), indent=2).encode())
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
         return folder
@@ -163,6 +163,13 @@ class StudyFolder:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def other_versions(self) -> list[str]:
+        """With which versions the last driver here began, or that of the confirmed runs, where this process has others:
+        a line for each. They are told and not refused: what they change of results, nobody knows."""
+        now = environment()
+        found = [*other_versions(self.environment(), now), *other_versions(self.confirmation.environment(), now)]
+        return list(dict.fromkeys(found))
 
     def require_extension(self, study: StudySpec, code: Code = NO_CODE) -> None:
         """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -27,6 +26,7 @@ from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.scratch import scratch_folder
 from lbstudy.storage import local_file
 from lbstudy.study.file import StudyError
 from lbstudy.study.objective import objective, time_so_far
@@ -88,6 +88,12 @@ def connect(verbose: bool = False) -> None:
             break
         except Exception as error:  # it raises no narrower kind
             ray.shutdown()
+            if "AF_UNIX path" in str(error):
+                name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+                raise StudyError(
+                    f"Ray's sockets need a shorter path than that of the temporary folder, {os.environ.get(name)} "
+                    f"({name}); set RAY_TMPDIR to a shorter one, such as /tmp"
+                ) from error
             if more_tries:
                 continue
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -269,11 +275,11 @@ def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: R
     from lbstudy.methods.user_code import active  # imports torch
 
     study = plan.study
-    with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         lane = {
             "resources": study.resources.model_dump(),
             "tuning": study.tuning.model_dump(by_alias=True),
-            "storage": scratch,
+            "storage": str(scratch),
             "sources": list(plan.data),
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
             "code": [ray.put(active())],
@@ -290,7 +296,7 @@ def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: R
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=study.name, storage_path=scratch, callbacks=[recorder], verbose=3 if verbose else 0
+                    name=study.name, storage_path=str(scratch), callbacks=[recorder], verbose=3 if verbose else 0
                 ),
             ).fit()
         except KeyboardInterrupt:
