@@ -2,7 +2,7 @@
 # A study on SLURM: Ray on the nodes of this job's allocation, and the study on all of them. Three minutes before the time
 # limit the study ends in order, and the job queues itself again until the study is complete. docs/cluster/slurm.md
 #
-#     sbatch clusters/slurm.sh STUDY --storage FOLDER [any option of `lbstudy run`]
+#     sbatch clusters/slurm.sh run STUDY --storage FOLDER         or confirm, landscape, ..., as one types after `lbstudy`
 #
 # FOLDER, and the environment below, must be seen by all nodes; a home directory usually is.
 #
@@ -20,6 +20,7 @@
 set -euo pipefail
 
 # FILL IN: the environment that lbstudy is installed in.
+# shellcheck source=/dev/null
 source ~/lbstudy/bin/activate
 
 log() { echo "$(date '+%F %T') job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $*"; }
@@ -30,7 +31,7 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 files=/tmp/ray-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 port=$((20000 + SLURM_JOB_ID % 5000 * 2))
-head=(--head --port=0 --dashboard-port=$port --ray-client-server-port=$((port + 1)))
+head=(--head --port=0 --dashboard-port="$port" --ray-client-server-port="$((port + 1))")
 each=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --temp-dir="$files"
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 --disable-usage-stats)
 
@@ -49,8 +50,8 @@ if ((others)); then
         ray start --address="$RAY_ADDRESS" "${each[@]}" >/dev/null &
 fi
 
-log "lbstudy run $*"
-lbstudy run "$@" &
+log "lbstudy $*"
+lbstudy "$@" &
 study=$!
 # SLURM sends USR1 before the time limit. A job that is cancelled or preempted gets TERM, and so does the study itself.
 trap 'log "the time limit is near"; again=yes; kill -TERM $study' USR1

@@ -1,9 +1,8 @@
-"""cluster.yaml as `ray up` would judge it, and what Ray does not check. Needs no cloud."""
+"""Cluster files of `ray up` as it would judge them, and what it does not check. Needs no cluster."""
 
 import os
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,23 +12,35 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # importing Ray warns otherw
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).parents[2]
+from lbstudy import __version__
+from tests.clusters import PIN, ROOT, pinned_versions
+
+FILES = {"aws": "cluster.yaml", "onprem": "clusters/onprem.yaml"}
+WHEEL = f"lbstudy-{__version__}-py3-none-any.whl"
 COMMANDS = ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
-PIN = re.compile(r"([\w.-]+(?:\[[\w,]+\])?)==([\w.+]+)")
+
+
+def read(place):
+    return yaml.safe_load((ROOT / FILES[place]).read_text())
+
+
+@pytest.fixture(params=FILES)
+def cluster(request):
+    return read(request.param)
 
 
 @pytest.fixture
-def cluster():
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def aws():
+    return read("aws")
 
 
 @pytest.fixture
-def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+def onprem():
+    return read("onprem")
 
 
 def validate(config):
-    """What `ray up` does before it talks to the cloud."""
+    """What `ray up` does before it talks to anyone."""
     validate_config(prepare_config(config))
 
 
@@ -51,48 +62,33 @@ def test_ray_refuses_a_typo_at_top_level(cluster):
         validate(cluster)
 
 
-def test_ray_refuses_a_typo_in_a_node_type(cluster):
-    cluster["available_node_types"]["gpu"]["min_worker"] = 0
+def test_ray_refuses_a_typo_in_a_node_type(aws):
+    aws["available_node_types"]["gpu"]["min_worker"] = 0
     with pytest.raises(ValidationError, match="min_worker"):
-        validate(cluster)
+        validate(aws)
 
 
 @pytest.mark.parametrize("key", COMMANDS)
 def test_commands_are_lists_of_strings(cluster, key):
-    assert isinstance(cluster[key], list)
-    assert all(isinstance(command, str) and command.strip() for command in cluster[key])
+    assert isinstance(cluster.get(key, []), list)
+    assert all(isinstance(command, str) and command.strip() for command in cluster.get(key, []))
 
 
-def test_pins_are_those_of_pyproject(cluster, project):
-    listed = project["project"]["dependencies"] + project["tool"]["uv"]["constraint-dependencies"]
-    for_tests = {re.split(r"[<>=\[]", line)[0] for line in project["dependency-groups"]["dev"] if isinstance(line, str)}
-    pinned = {match[1]: match[2] for line in listed if (match := PIN.match(line)) and match[1] not in for_tests}
-    found = dict(match.groups() for key in COMMANDS for c in cluster[key] for match in PIN.finditer(c))
-    assert found == pinned  # every one, and no other
+def test_pins_are_those_of_pyproject(cluster):
+    found = dict(match.groups() for key in COMMANDS for c in cluster.get(key, []) for match in PIN.finditer(c))
+    assert found == pinned_versions()  # every one, and no other
 
 
-def test_python_is_one_that_the_project_supports(cluster, project):
-    found = re.findall(r"--python (3\.\d+)", " ".join(cluster["setup_commands"]))
-    assert found == ["3.11"]
-    assert project["project"]["requires-python"].startswith(">=3.11")
+def test_python_is_one_that_the_project_supports(cluster):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert re.findall(r"--python (3\.\d+)", " ".join(cluster["setup_commands"])) == ["3.11"]
+    assert project["requires-python"].startswith(">=3.11")
 
 
-def test_mounted_sources_exist(cluster):
-    for source in cluster["file_mounts"].values():
-        assert not Path(source).is_absolute()
-        assert (ROOT / source).exists(), source
-
-
-def test_mounts_hold_all_that_a_build_needs(cluster, project):
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    metadata = project["project"]
-    needed = {"pyproject.toml", metadata["readme"], *metadata["license-files"]}
-    needed |= {*wheel["packages"], *wheel["force-include"]}
-    links = [path for path in (ROOT / "lbstudy").iterdir() if path.is_symlink()]
-    needed |= {path.resolve().relative_to(ROOT).as_posix() for path in links}  # rsync copies links as links
-    folder = "/home/ubuntu/lbstudy/"
-    assert {f"{folder}{source}": source for source in needed} == cluster["file_mounts"]
-    assert any("pip install" in c and "~/lbstudy " in c for c in cluster["setup_commands"])
+def test_nodes_install_the_wheel_of_this_version(cluster):
+    assert cluster["file_mounts"] == {f"~/lbstudy-wheel/{WHEEL}": f"dist/{WHEEL}"}
+    (install,) = (command for command in cluster["setup_commands"] if "pip install" in command)
+    assert f'"lbstudy[run] @ file://$HOME/lbstudy-wheel/{WHEEL}"' in install
 
 
 def test_dashboard_is_on_loopback(cluster):
@@ -110,27 +106,50 @@ def test_head_knows_the_autoscaler_and_trains_nothing(cluster):
     (start,) = ray_starts(cluster, "head")
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
     assert "--num-gpus=0" in start
-    head = cluster["available_node_types"][cluster["head_node_type"]]
-    assert head["resources"] == {"CPU": 0}
-    assert "InstanceMarketOptions" not in head["node_config"]
-    assert any("boto3" in command for command in cluster["head_setup_commands"])
-    assert not any("boto3" in command for command in cluster["setup_commands"])
+    if "head_node_type" in cluster:
+        assert cluster["available_node_types"][cluster["head_node_type"]]["resources"] == {"CPU": 0}
+    else:
+        assert "--num-cpus=0" in start
 
 
-def test_workers_are_spot_gpus_from_none_upwards(cluster):
-    assert workers(cluster)
-    for node_type in workers(cluster).values():
+def test_only_the_head_talks_to_aws(aws):
+    assert "InstanceMarketOptions" not in aws["available_node_types"][aws["head_node_type"]]["node_config"]
+    assert any("boto3" in command for command in aws["head_setup_commands"])
+    assert not any("boto3" in command for command in aws["setup_commands"])
+
+
+def test_workers_are_spot_gpus_from_none_upwards(aws):
+    assert workers(aws)
+    for node_type in workers(aws).values():
         assert node_type["min_workers"] == 0
-        assert 0 < node_type["max_workers"] <= cluster["max_workers"]
+        assert 0 < node_type["max_workers"] <= aws["max_workers"]
         assert node_type["resources"]["GPU"] >= 1
         assert node_type["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
 
 
-def test_nodes_are_terminated_and_not_kept(cluster):
-    assert cluster["provider"]["cache_stopped_nodes"] is False
+def test_nodes_are_terminated_and_not_kept(aws):
+    assert aws["provider"]["cache_stopped_nodes"] is False
 
 
-def test_every_value_to_fill_in_is_marked(cluster):
+def test_every_value_to_fill_in_is_marked(aws):
     text = (ROOT / "cluster.yaml").read_text()
     values = len(re.findall(r"(?:ami|fs)-FILL-IN", text.replace("fs-FILL-IN...", "")))
-    assert values == len(cluster["available_node_types"]) + 1  # an image each, and the shared storage
+    assert values == len(aws["available_node_types"]) + 1  # an image each, and the shared storage
+
+
+def test_own_machines_need_three_values_and_no_root(onprem):
+    text = (ROOT / "clusters/onprem.yaml").read_text()
+    lines = [line for line in text.splitlines() if "FILL-IN" in line]
+    assert [line.split(":")[0].strip() for line in lines] == ["head_ip", "worker_ips", "ssh_user"]
+    assert "sudo" not in text
+
+
+def test_all_own_machines_come_up(onprem):
+    """What `ray up` accepts without, and then waits for ever (tried with three hosts)."""
+    onprem["provider"] |= {"head_ip": "head", "worker_ips": ["one", "two", "three"]}
+    prepared = prepare_config(onprem)
+    (node_type,) = prepared["available_node_types"].values()
+    assert (node_type["min_workers"], node_type["max_workers"]) == (3, 3)
+    assert onprem["auth"]["ssh_private_key"]
+    (start,) = ray_starts(onprem, "head")
+    assert "RAY_enable_autoscaler_v2=0" in start
