@@ -1,7 +1,7 @@
 """A study's records for other programs: tables as Parquet and CSV, and what each column means.
 
-The tables are those of `load`. In CSV a value that is missing is empty; in both an infinite time to a target is a target
-that was missed, and a loss that is no number is a run that diverged.
+The tables are those of `load`. In CSV a value that is missing is empty. An infinite time to a target is a target that was
+missed.
 """
 
 from __future__ import annotations

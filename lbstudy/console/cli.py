@@ -207,7 +207,9 @@ def init(
     print("\n".join(map(str, written)))
     err.print(f"what it would do: lbstudy plan {quote(str(written[0]))}")
     if cluster is not None:
-        err.print(f"what to fill in there is marked FILL IN; docs/cluster/{cluster.value}.md is the walk-through")
+        err.print(
+            f"what to fill in there is marked FILL IN; the walk-through is docs/cluster/{cluster.value}.md, in the source"
+        )
 
 
 @app.command()

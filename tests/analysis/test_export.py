@@ -43,7 +43,7 @@ def test_what_is_read_back_is_what_load_gives(exported):
 
 
 def test_every_column_has_a_meaning(exported):
-    folder, to, files = exported
+    _, to, files = exported
     text = (to / export.DICTIONARY).read_text()
     for path in files:
         if path.suffix == ".csv":
