@@ -1,7 +1,7 @@
 """A study's records for other programs: tables as Parquet and CSV, and what each column means.
 
-The tables are those of `load`. In CSV a value that is missing is empty. An infinite time to a target is a target that was
-missed.
+The tables are those of `load`. In CSV a value that is missing is empty. A time to a target is infinite where the target
+was missed.
 """
 
 from __future__ import annotations
