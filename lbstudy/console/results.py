@@ -10,6 +10,7 @@ import typer
 
 from lbstudy.console.session import err
 from lbstudy.console.terminal import out, print_table
+from lbstudy.console.track import TrackerChoice, track_study
 from lbstudy.console.watch import watch_study
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import locate
@@ -224,6 +225,16 @@ def export(
     for path in write(folder, locate(to) if to else folder.path / "export"):
         print(path)
     _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
+
+
+@results.command()
+def track(
+    study: Folder,
+    to: Annotated[list[TrackerChoice] | None, typer.Option(help="a tracker; may be repeated; default: "
+        "those that the study names")] = None,
+) -> None:  # fmt: skip
+    """Bring trackers up to date with a study's records. Run again, it tells them what is new, and nothing twice."""
+    track_study(StudyFolder.open(study), to)
 
 
 def print_best(folder: StudyFolder, style: TableFormat) -> None:

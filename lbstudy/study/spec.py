@@ -244,6 +244,9 @@ class Tuning(Spec):
         return list(dict.fromkeys(rungs))
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class Resources(Spec):
     """What one trial occupies, how, and what happens when something breaks. Changes results by rounding only."""
 
@@ -260,6 +263,7 @@ class Resources(Spec):
     keep_best: int = Field(1, ge=0, description="final models kept per cell")
     timeout_minutes: float = Field(60, gt=0, description="a trial that reports no epoch for so long has failed")
     max_failures: int = Field(3, ge=0, description="times that a failed trial is tried again")
+    track: list[TrackerName] = Field([], description="trackers that are told of the trials")
 
 
 class StudySpec(Spec):
