@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -22,6 +23,7 @@ import typer
 from rich.text import Text
 
 from lbstudy import __version__, trackers
+from lbstudy.console.begin import Place, begin
 from lbstudy.console.costs import print_costs
 from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
@@ -54,9 +56,13 @@ from lbstudy.tuning.confirm import plan_runs
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 app.add_typer(results)
+
+
+RUN_EXTRA = ("ray", "torch", "torchvision", "optuna", "sklearn", "PIL")
+"""What the package's extra `run` brings, by the names that are imported."""
 
 
 class LandscapeKind(StrEnum):
@@ -120,6 +126,8 @@ def main() -> None:
     except UnicodeError as error:
         _complain(f"a name that is no UTF-8 text cannot be used: {error}", 2, _keep_traceback())
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in RUN_EXTRA:
+            _complain(f"this needs {error.name}, which looking at studies does not: pip install 'lbstudy[run]'", 2)
         what = " ".join(str(error).split()) or "no message"
         _complain(f"unexpected, please report it: {type(error).__name__}: {what}", 3, _keep_traceback())
 
@@ -196,6 +204,19 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     for failure in failures:
         err.print(f"failed: {failure}")
     raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="where to write; made where it is missing", metavar="DIR")],
+    cluster: Annotated[Place | None, typer.Option(help="and the files of a place to run it")] = None,
+) -> None:
+    """Write a commented study to begin with, which runs as it stands; never overwrites."""
+    written = begin(Path(folder).expanduser(), cluster)
+    print("\n".join(map(str, written)))
+    err.print(f"what it would do: lbstudy plan {quote(str(written[0]))}")
+    if cluster is not None:
+        err.print(f"what to fill in is marked FILL IN; docs/cluster/{cluster.value}.md of the source walks through it")
 
 
 @app.command()
@@ -403,7 +424,8 @@ def unlock(
 
 @app.command()
 def schema() -> None:
-    """The JSON Schema of the study file, for editors."""
+    """The JSON Schema of the study file, for editors; `search_spaces/study.schema.json` is a copy."""
     from lbstudy.methods.configure import full_study_class
+    from lbstudy.study.schema import file_schema
 
-    print(json.dumps(full_study_class().model_json_schema(by_alias=True), indent=2))
+    print(json.dumps(file_schema(full_study_class()), indent=2))
