@@ -26,6 +26,7 @@ from lbstudy.console.costs import print_costs
 from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
+    again,
     compute_tasks,
     confirm_runs,
     ended_in_order,
@@ -225,7 +226,11 @@ def run(
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
-    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {quote(str(path))}")
+    exit_with(
+        folder.trials(),
+        len(study.list_cells()) * study.tuning.trials,
+        again(f"lbstudy run {quote(str(path))}", address),
+    )
 
 
 @app.command()
@@ -243,7 +248,7 @@ def confirm(
     spec, source = resolve(study, None, None, None, workers, data, set_)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
-    command = f"lbstudy confirm {quote(str(folder.path))}"
+    command = again(f"lbstudy confirm {quote(str(folder.path))}", address)
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
         images = load_data(spec, source, folder.path)

@@ -15,7 +15,7 @@ from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
 from lbstudy.tuning import doctor, tuner
-from lbstudy.tuning.doctor import NodeReport, own_versions
+from lbstudy.tuning.nodes import NodeReport, own_versions
 from lbstudy.tuning.resources import this_machine
 from tests.conftest import TINY_STUDY, tiny_study
 
@@ -38,7 +38,7 @@ def test_a_sound_machine(joined: None, tmp_path: Path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert not exit_.value.code, text
     assert [line.split(":")[0].split()[1] for line in text.splitlines() if line[0] in "✓✗"] == [
-        "versions", "State", "node", "resources", "storage",
+        "versions", "clocks", "State", "resources", "node", "resources", "storage",
     ]  # fmt: skip
     assert "✗" not in text
     assert not (tmp_path / "studies").exists()
