@@ -53,6 +53,7 @@ class Supervisor(tune.Callback):
         self._resources, self._most, self._queue, self._cluster, self._notice = resources, most, queue, cluster, notice
         self._names = {node["NodeID"]: nodes.name(node) for node in nodes.alive()}
         self._asked: dict[str, nodes.Question] = {}
+        self._new: set[str] = set()  # nodes that have joined and have not answered yet
         self._left_out: dict[str, str] = {}  # why, by Ray's id of the node
         self._begun: set[str] = set()  # trials at work, by Tune's id
         self._broken, self._cause = 0, ""
@@ -68,7 +69,7 @@ class Supervisor(tune.Callback):
 
     def avoided(self) -> list[str]:
         """The nodes that no lane may use, by Ray's ids."""
-        return [*self._left_out, *self._asked]
+        return [*self._left_out, *self._new]
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -114,6 +115,7 @@ class Supervisor(tune.Callback):
         news = [f"{self._names.pop(id_)} has gone" for id_ in [*self._names] if id_ not in there]
         for id_ in joined:
             self._names[id_] = nodes.name(there[id_])
+            self._new.add(id_)
             self._asked[id_] = nodes.ask(there[id_])
         for id_, question in [*self._asked.items()]:
             if id_ not in there:
@@ -123,8 +125,9 @@ class Supervisor(tune.Callback):
                 if misfit := nodes.misfit(report):
                     self._left_out[id_], self._broken = misfit, 0
                     news.append(f"{report.host} is left out: {misfit}")
-                else:
-                    news.append(f"{report.host} can hold workers")
+                elif id_ in self._new:
+                    news.append(f"{report.host} has joined")
+        self._new &= set(self._asked)
         self._left_out = {id_: why for id_, why in self._left_out.items() if id_ in there}
         before, self._lanes = self._lanes, self._count()
         self._queue.lanes = max(1, self._lanes)
