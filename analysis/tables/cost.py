@@ -160,7 +160,9 @@ def progress_sentences(now: Standing) -> list[str]:
         so_far = f"epoch {record.epochs}{of}" + (f", {word} {value:.4f}" if value is not None else "")
         if not record.epochs:  # records of before say nothing of nodes
             so_far = "in its first epoch" if record.nodes else "waits for its workers to come up"
-        where = f" on {' and '.join(record.nodes[-last:])}" if (last := min(len(record.nodes), _workers(record))) else ""
+        where = (
+            f" on {' and '.join(record.nodes[-last:])}" if (last := min(len(record.nodes), _workers(record))) else ""
+        )
         said.append(f"running: {record.cell} {kind}, {so_far}{where}{_moved(record)}")
     if len(now.running) > SHOWN:
         said.append(f"running: {len(now.running) - SHOWN} more")

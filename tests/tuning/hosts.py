@@ -58,14 +58,21 @@ class Hosts:
         return subprocess.Popen(within, env=variables, stdout=out, stderr=out, start_new_session=True)
 
     def join(self, host: int, *options: str, **environment: str) -> None:
-        """Start Ray on a machine: on the first the head, without CPUs."""
+        """Start Ray on a machine: on the first the head, without CPUs. On a busy machine it may take several tries."""
         address = self.addresses[host]
         role = ["--head", "--port=6379", "--num-cpus=0", "--include-dashboard=true"] if not host else [
             f"--address={self.addresses[0]}:6379", "--num-cpus=1"
         ]  # fmt: skip
         ray = str(Path(sys.executable).parent / "ray")
         command = (ray, "start", "--block", f"--node-ip-address={address}", "--disable-usage-stats", *role, *options)
-        self._nodes[host] = self.start(host, *command, log=f"ray{host}.log", **environment)
+        for _ in range(3):
+            log = f"ray{host}-{len([*self._folder.glob('ray*.log')])}.log"
+            self._nodes[host] = self.start(host, *command, log=log, **environment)
+            while self._nodes[host].poll() is None:
+                if "will now block" in self.log(log):
+                    return
+                time.sleep(0.2)
+        raise AssertionError(f"Ray does not start on machine {host}: {self.log(log)[-2000:]}")
 
     def cut(self, host: int) -> None:
         """End Ray on a machine as a power cut does."""

@@ -107,7 +107,9 @@ def test_who_holds_the_resources_is_told_and_the_wait_ends(world: World):
     assert line == "1 lane waits for 1 CPU: 2 CPU held by job 01000000 (lbstudy run first.yaml)"
     assert world.said[0].endswith("; for up to 59 min more (resources.wait_minutes)")
     assert len(world.said) == 1
-    with pytest.raises(StudyError, match=r"given up after 60 min \(resources.wait_minutes\): 1 lane waits for 1 CPU: 2"):
+    with pytest.raises(
+        StudyError, match=r"given up after 60 min \(resources.wait_minutes\): 1 lane waits for 1 CPU: 2"
+    ):
         world.pass_(3600)
 
 
