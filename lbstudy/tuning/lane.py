@@ -343,6 +343,8 @@ def draining() -> set[str]:
 
 def first_cause(error: BaseException | None) -> str:
     """What is at the bottom of an error of Ray's, with the lines that say where."""
+    if error is None:
+        return "without an error"
     text = str(error).strip() or type(error).__name__
     known = [line.strip() for line in text.splitlines() if CAUSE.match(line.strip())]
     return f"{known[-1]}\n{text}" if known else text

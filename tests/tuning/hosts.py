@@ -53,7 +53,11 @@ class Hosts:
         """Run a command on a machine."""
         within = ["nsenter", "-t", str(self._holders[host].pid), "-m", "-u", "-n", "--", *command]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        variables = clean | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | environment
+        variables = (
+            clean
+            | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_raylet_start_wait_time_s": "120"}
+            | environment
+        )
         out = (self._folder / log).open("a")
         return subprocess.Popen(within, env=variables, stdout=out, stderr=out, start_new_session=True)
 
