@@ -273,7 +273,7 @@ def compute_tasks(
             failures.append(f"{task.result}: {reason}")
             progress.advance()
 
-        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
+        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed, notice)
 
 
 def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
