@@ -23,7 +23,7 @@ class Hosts:
             pytest.skip("network namespaces need root, and the commands ip, unshare and nsenter")
         self._net = os.getpid() % 250 + 1
         self._bridge = f"lbb{self._net}"
-        self._names = [f"lb{self._net}h{number + 1}" for number in range(count)]
+        self.names = [f"lb{self._net}h{number + 1}" for number in range(count)]
         self.addresses = [f"10.77.{self._net}.{number + 1}" for number in range(count)]
         self._holders: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
@@ -31,7 +31,7 @@ class Hosts:
         if subprocess.run(["ip", "link", "add", self._bridge, "type", "bridge"], capture_output=True).returncode:
             pytest.skip("network namespaces are not permitted here")
         _run("ip", "link", "set", self._bridge, "up")
-        for name, address in zip(self._names, self.addresses, strict=True):
+        for name, address in zip(self.names, self.addresses, strict=True):
             end = f"v{name}"
             _run("ip", "netns", "add", name)
             _run("ip", "link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -84,10 +84,14 @@ class Hosts:
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
         node.wait()
-        for process in _run("ip", "netns", "pids", self._names[host]).split():
+        for process in _run("ip", "netns", "pids", self.names[host]).split():
             if int(process) != self._holders[host].pid:
                 with suppress(ProcessLookupError):
                     os.kill(int(process), signal.SIGKILL)
+
+    def part(self, one: int, other: int) -> None:
+        """Let two machines reach each other no more."""
+        _run("ip", "-n", self.names[one], "route", "add", "blackhole", self.addresses[other])
 
     def lbstudy(self, *arguments: str, log: str = "lbstudy.log", **environment: str) -> subprocess.Popen[bytes]:
         """Run lbstudy on the head, with the cluster."""
@@ -102,7 +106,7 @@ class Hosts:
         """End all processes and remove the machines."""
         for host in [*self._nodes]:
             self.cut(host)
-        for name, holder in zip(self._names, self._holders, strict=True):
+        for name, holder in zip(self.names, self._holders, strict=True):
             for process in subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split():
                 with suppress(ProcessLookupError):
                     os.kill(int(process), signal.SIGKILL)
