@@ -1,8 +1,8 @@
 """Placement groups: with them Ray sets resources aside for a worker group. Who has some, who waits for some, and which
 were left by a driver that is dead.
 
-Ray removes a driver's groups when it ends, but not those that its dying lanes ask for a moment later; they hold their
-resources for ever, and nothing else of Ray's tells so.
+Ray removes a driver's groups when it ends, but not those that its dying lanes ask for a moment later; and those of a
+lane that ends before it has come up stay as long as the driver. They hold their resources, and Ray does not tell.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
-from ray._private.state import jobs as _jobs  # the State API asks over HTTP, which a waiting driver would do often
+from ray._private import state  # what is public tells no creators, or asks over HTTP, which a driver would do often
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-JOB_DIGITS = 8  # of a group's id, at its end: its driver's job
 SETTLE_SECONDS = 2.0
 SWEEP_SECONDS = 10.0
 
@@ -30,6 +30,8 @@ class Group(NamedTuple):
     job: str
     waits: bool
     resources: Mapping[str, float]
+    orphan: bool = False  # whether the actor that asked for it is dead
+    detached: bool = False  # meant to outlive its driver
 
     def is_for(self, kinds: Sequence[str]) -> bool:
         """Whether it sets any of these kinds of resources aside."""
@@ -52,19 +54,22 @@ def own_job() -> str:
 def list_groups() -> list[Group]:
     """All placement groups that have not been removed."""
     found = []
-    for id_, entry in ray.util.placement_group_table().items():
-        if entry["state"] != "REMOVED":
+    for content in state.state._connect_and_get_accessor().get_placement_group_table():
+        entry = PlacementGroupTableData.FromString(content)
+        if entry.state != PlacementGroupTableData.REMOVED:
             total: Counter[str] = Counter()
-            for bundle in entry["bundles"].values():
-                total.update(bundle)
-            found.append(Group(id_, id_[-JOB_DIGITS:], entry["state"] != "CREATED", dict(total)))
+            for bundle in entry.bundles:
+                total.update(bundle.unit_resources)
+            waits = entry.state != PlacementGroupTableData.CREATED
+            names = (entry.placement_group_id.hex(), entry.creator_job_id.hex())
+            found.append(Group(*names, waits, dict(total), entry.creator_actor_dead, entry.is_detached))
     return found
 
 
 def list_jobs() -> dict[str, Job]:
     """The drivers that the cluster has known, by the id of their job."""
     found = {}
-    for entry in _jobs():
+    for entry in state.jobs():
         command = " ".join(entry["Entrypoint"].split()) or "a driver without a command"
         words = f"job {entry['JobID']} ({command[:80]}, process {entry['DriverPid']} on {entry['DriverIPAddress']})"
         found[entry["JobID"]] = Job(entry["IsDead"], words, command)
@@ -73,7 +78,7 @@ def list_jobs() -> dict[str, Job]:
 
 def leaked(groups: Sequence[Group], jobs: Mapping[str, Job]) -> list[Group]:
     """The groups whose driver is dead, and which nobody can use any more."""
-    return [group for group in groups if group.job in jobs and jobs[group.job].dead]
+    return [group for group in groups if group.job in jobs and jobs[group.job].dead and not group.detached]
 
 
 def in_words(resources: Mapping[str, float]) -> str:

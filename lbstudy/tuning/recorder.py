@@ -29,6 +29,7 @@ from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.search import Past
 
 TRAJECTORY = 20
+FETCH_SECONDS = 120.0
 MOVED, WAITS, BROKEN = "moved", "waits", "broken"
 """What a lane's trial has ended of, if not by itself: a node went; no resources; the worker group cannot come up."""
 
@@ -341,10 +342,11 @@ def _without_infinities(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fetch(reference: Sequence[ray.ObjectRef] | None) -> bytes | None:
-    """The bytes that a worker has put into the object store; None where it put none, or died too soon."""
+    """The bytes that a worker has put into the object store; None where it put none, or died too soon, or where they do
+    not come."""
     if not reference:
         return None
     try:
-        return ray.get(reference[0])
+        return ray.get(reference[0], timeout=FETCH_SECONDS)
     except ray.exceptions.RayError:
         return None

@@ -353,6 +353,7 @@ def fit_runs(
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
             "code": [ray.put(active())],
         }
+        watched: list[tune.Callback] = [supervisor, recorder]  # the recorder takes out of a result what it has recorded
         try:
             tune.Tuner(
                 tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
@@ -364,7 +365,7 @@ def fit_runs(
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=study.name, storage_path=scratch, callbacks=[recorder, supervisor], verbose=3 if verbose else 0
+                    name=study.name, storage_path=scratch, callbacks=watched, verbose=3 if verbose else 0
                 ),
             ).fit()
         except (KeyboardInterrupt, StudyError):

@@ -259,7 +259,7 @@ class Told:
 @pytest.fixture
 def told(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> Told:
     monkeypatch.setattr("lbstudy.tuning.recorder.ray.put", lambda state: state)
-    monkeypatch.setattr("lbstudy.tuning.recorder.ray.get", lambda state: state)
+    monkeypatch.setattr("lbstudy.tuning.recorder.ray.get", lambda state, timeout: state)
     return Told(folder, monkeypatch)
 
 

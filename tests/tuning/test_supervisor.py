@@ -30,6 +30,7 @@ class World:
         monkeypatch.setattr(nodes, "name", lambda node: f"host-{node['NodeID']}")
         monkeypatch.setattr(nodes, "ask", lambda node, imports=False: node["NodeID"])
         monkeypatch.setattr(nodes, "read", lambda question: self.answers.get(question))
+        monkeypatch.setattr(groups, "remove", lambda found: None)
         monkeypatch.setattr(groups, "own_job", lambda: OWN)
         monkeypatch.setattr(groups, "list_groups", lambda: self.groups)
         monkeypatch.setattr(groups, "list_jobs", lambda: self.jobs)
@@ -118,6 +119,15 @@ def test_a_lane_that_waits_ends_no_study_while_another_is_at_work(world: World):
     world.tell(nodes=["host-a"])
     world.pass_(2 * 3600)
     assert set(world.said) == {"1 lane waits for 1 CPU: 1 CPU held by job 01000000 (lbstudy run first.yaml)"}
+
+
+def test_what_a_lane_that_has_ended_had_asked_for_is_given_back(world: World, monkeypatch: pytest.MonkeyPatch):
+    removed = set[str]()
+    monkeypatch.setattr(groups, "remove", lambda found: removed.update(group.id for group in found))
+    mine, live, other = Group("1", OWN, True, {}, True), Group("2", OWN, False, {}), Group("3", OTHER, True, {}, True)
+    world.groups = [mine, live, other]
+    world.pass_(10)
+    assert removed == {"1"}
 
 
 def test_a_dead_holder_is_called_dead(world: World):
