@@ -152,13 +152,15 @@ def test_a_run_gives_back_what_lbstudy_has_left_and_names_the_rest(monkeypatch: 
 
 def test_groups_are_known_by_their_job(ray_session: None):
     """What Ray's State API says of a group, and its id alone."""
+    import ray
     from ray.util.placement_group import placement_group
     from ray.util.state import list_placement_groups
 
     made = placement_group([{"CPU": 1}, {"CPU": 10_000}])
     try:
         (found,) = [group for group in groups.list_groups() if group.id == made.id.hex()]
-        (told,) = list_placement_groups(filters=[("placement_group_id", "=", found.id)])
+        here = ray.get_runtime_context().gcs_address
+        (told,) = list_placement_groups(address=here, filters=[("placement_group_id", "=", found.id)])
         assert found.job == told.creator_job_id == groups.own_job()
         assert (found.waits, found.resources) == (True, {"CPU": 10_001.0})
         jobs = groups.list_jobs()

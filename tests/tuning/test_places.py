@@ -59,7 +59,7 @@ def test_two_nodes_as_debian_names_them_train_and_nodes_that_do_not_reach_each_o
     for host in range(3):
         hosts.join(host)
     study = run(hosts, tmp_path, "two", resources={"workers": 2})
-    assert study.wait(400) == 0
+    assert study.wait(400) == 0, hosts.log("two.log")
     records = StudyFolder(tmp_path / "studies" / "two").trials()
     assert [record.nodes for record in records] == [hosts.names[1:]] * 4
     hosts.part(1, 2)
