@@ -162,11 +162,11 @@ def check_exchange(nodes: Sequence[dict[str, Any]]) -> Finding:
     places = [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
     if len(places) < 2:
         return Finding(name, True, "not tried: one node alone can hold workers")
-    hand = ray.remote(num_cpus=0)(_Hand)
-    hands, members = [], []
+    kind: Any = ray.remote(num_cpus=0)(_Hand)
+    hands, members = list[Any](), list[Member]()
     for node in places:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        hands.append(hand.options(scheduling_strategy=place).remote())
+        hands.append(kind.options(scheduling_strategy=place).remote())
         members.append(
             Member(node["NodeManagerHostname"], node["NodeID"], node["NodeManagerAddress"], hands[-1].do.remote)
         )

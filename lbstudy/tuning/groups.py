@@ -16,7 +16,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 from ray._private import state  # what is public tells no creators, or asks over HTTP, which a driver would do often
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 SETTLE_SECONDS = 2.0
@@ -33,8 +33,8 @@ class Group(NamedTuple):
     orphan: bool = False  # whether the actor that asked for it is dead
     detached: bool = False  # meant to outlive its driver
 
-    def is_for(self, kinds: Sequence[str]) -> bool:
-        """Whether it sets any of these kinds of resources aside."""
+    def is_for(self, kinds: Sequence[str] = ("CPU", "GPU")) -> bool:
+        """Whether it sets any of these kinds of resources aside, as a worker group's does."""
         return any(self.resources.get(kind, 0) for kind in kinds)
 
 
@@ -62,7 +62,9 @@ def list_groups() -> list[Group]:
                 total.update(bundle.unit_resources)
             waits = entry.state != PlacementGroupTableData.CREATED
             names = (entry.placement_group_id.hex(), entry.creator_job_id.hex())
-            found.append(Group(*names, waits, dict(total), entry.creator_actor_dead, entry.is_detached))
+            by_driver = ray.ActorID(entry.creator_actor_id).is_nil()  # then Ray calls the actor dead, too
+            orphan = entry.creator_actor_dead and not by_driver
+            found.append(Group(*names, waits, dict(total), orphan, entry.is_detached))
     return found
 
 

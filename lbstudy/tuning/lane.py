@@ -219,7 +219,7 @@ class Lane:
                 num_workers=resources.workers,
                 use_gpu=gpus > 0,
                 resources_per_worker=per_worker,
-                label_selector={NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else None,
+                label_selector={NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else None,  # type: ignore[call-arg]
             ),
             torch_config=GroupConfig(backend=process_group_backend(resources), mailbox=self._mailbox),
             run_config=RunConfig(
@@ -271,7 +271,9 @@ class Lane:
 
     def _give_up(self) -> None:
         """Say what a worker group has been waiting for too long."""
-        if not self._nodes and any(group.waits and group.job == own_job() for group in list_groups()):
+        if not self._nodes and any(
+            group.waits and group.job == own_job() and group.is_for() for group in list_groups()
+        ):
             raise LaneWaits(f"its resources have not been there for {START_SECONDS:.0f} s")
         self._lost = True
         where = f" on {', '.join(sorted(set(self._nodes.values())))}" if self._nodes else ""

@@ -112,7 +112,7 @@ class GroupConfig(TorchConfig):
 class _ProvedGroup(_TorchBackend):
     """Ray's own group, after it has been proved that it can form."""
 
-    def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Called in Ray Train's controller."""
         members = [
             Member(worker.metadata.hostname, worker.metadata.node_id, worker.metadata.node_ip, worker.execute_async)

@@ -151,7 +151,7 @@ class Supervisor(tune.Callback):
             raise StudyError(f"no node that is left can hold a worker: {why}")
         own, found = groups.own_job(), groups.list_groups()
         groups.remove([group for group in found if group.job == own and group.orphan])  # of lanes that have ended
-        waiting = [group for group in found if group.waits and group.job == own and not group.orphan]
+        waiting = [group for group in found if group.waits and group.job == own and not group.orphan and group.is_for()]
         self._wait_since = (self._wait_since or now) if waiting or not self._lanes else None
         if self._wait_since is None:
             if self._idle_since is not None and now - self._idle_since > 2 * PATIENCE_SECONDS and not self._broken:

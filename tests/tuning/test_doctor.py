@@ -4,8 +4,10 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -162,7 +164,7 @@ def test_groups_are_known_by_their_job(ray_session: None):
         here = ray.get_runtime_context().gcs_address
         (told,) = list_placement_groups(address=here, filters=[("placement_group_id", "=", found.id)])
         assert found.job == told.creator_job_id == groups.own_job()
-        assert (found.waits, found.resources) == (True, {"CPU": 10_001.0})
+        assert (found.waits, found.resources, found.orphan) == (True, {"CPU": 10_001.0}, False)
         jobs = groups.list_jobs()
         assert not jobs[found.job].dead
         assert groups.leaked([found], jobs) == []
@@ -172,6 +174,31 @@ def test_groups_are_known_by_their_job(ray_session: None):
     finally:
         groups.remove([found])
     assert found.id not in {group.id for group in groups.list_groups()}
+
+
+def test_a_group_whose_actor_has_died_is_an_orphan(ray_session: None):
+    import ray
+    from ray.util.placement_group import placement_group
+
+    @ray.remote(num_cpus=0)
+    class Maker:
+        def make(self) -> str:
+            return str(placement_group([{"CPU": 10_000}]).id.hex())
+
+    maker: Any = Maker.remote()  # type: ignore[attr-defined]
+    made = ray.get(maker.make.remote())
+
+    def find() -> groups.Group:
+        return next(group for group in groups.list_groups() if group.id == made)
+
+    assert not find().orphan
+    ray.kill(maker)
+    for _ in range(100):
+        if find().orphan:
+            break
+        time.sleep(0.1)
+    assert find().orphan
+    groups.remove([find()])
 
 
 def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
