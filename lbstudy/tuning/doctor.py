@@ -7,6 +7,7 @@ one. Only the driver writes to the storage (checkpoints reach it through Ray), s
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,14 +196,19 @@ def check_state_api() -> Finding:
     """Whether Ray's State API answers: Ray Train needs it to clean up after trials that were stopped."""
     from ray.util.state import list_actors
 
-    try:
-        here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
-        _without_proxy(ray.nodes())
-        list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
-    except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = "start the head node with --include-dashboard=true, and install ray[default] there"
-        return Finding("State API", False, f"does not answer: {reason}; {advice}")
+    here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
+    _without_proxy(ray.nodes())
+    for more_tries in (2, 1, 0):  # on a cluster that has just come up, it is the last to be there
+        try:
+            list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
+            break
+        except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
+            if more_tries:
+                time.sleep(STATE_API_SECONDS / 2)
+                continue
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            advice = "start the head node with --include-dashboard=true, and install ray[default] there"
+            return Finding("State API", False, f"does not answer: {reason}; {advice}")
     return Finding("State API", True, "answers")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from ray import tune
+from ray._private.services import canonicalize_bootstrap_address_or_die  # no public way to ask what `auto` is
 from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
@@ -43,6 +45,7 @@ from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 from lbstudy.tuning.search import ELAPSED, OBJECTIVE, StudySearch, TrialQueue
 from lbstudy.tuning.supervisor import LOOK_SECONDS, Supervisor
 
+JOIN_SECONDS = 15.0
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
@@ -86,6 +89,8 @@ def connect(verbose: bool = False) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # calls a try that failed an incomplete trial
     address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _require_answer(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     private: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     if address is None:
@@ -102,6 +107,22 @@ def connect(verbose: bool = False) -> None:
             failed = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
             raise StudyError(f"{failed}: {reason}") from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
+
+
+def _require_answer(address: str) -> None:
+    """Knock at a cluster's door: Ray would wait for minutes.
+
+    Raises:
+        StudyError: nobody opens.
+    """
+    with suppress(ConnectionError):  # `auto`, and no Ray has been started here: Ray says so at once
+        found = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = found.rpartition(":")
+        if port.isdigit():
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
+            except OSError as error:
+                raise StudyError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
 
 
 def disconnect(in_order: bool = True) -> None:

@@ -176,6 +176,21 @@ def test_groups_are_known_by_their_job(ray_session: None):
     assert found.id not in {group.id for group in groups.list_groups()}
 
 
+def test_a_ray_that_was_started_on_this_machine_is_named_where_none_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"10.0.0.1:6379"})
+    for file, address, found in (
+        ("10.0.0.1:6379", None, "10.0.0.1:6379"),
+        ("10.0.0.9:6379", None, None),  # of a Ray that is no more
+        (None, None, None),
+        ("10.0.0.1:6379", "auto", None),
+    ):
+        monkeypatch.setattr("ray._private.utils.read_ray_address", lambda file=file: file)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if address:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        assert doctor.ray_here() == found
+
+
 def test_a_group_whose_actor_has_died_is_an_orphan(ray_session: None):
     import ray
     from ray.util.placement_group import placement_group
@@ -209,6 +224,7 @@ def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
         raise RuntimeError("Could not reach the dashboard\nand more")
 
     monkeypatch.setattr(ray.util.state, "list_actors", refuse)
+    monkeypatch.setattr(doctor, "STATE_API_SECONDS", 0)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
     finding = doctor.check_state_api()
     assert not finding.ok

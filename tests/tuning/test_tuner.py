@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -298,3 +299,11 @@ def test_a_cluster_that_is_coming_up_is_waited_for(monkeypatch: pytest.MonkeyPat
 def test_the_cpus_that_a_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
     assert this_machine()["CPU"] == 1
+
+
+def test_a_cluster_that_is_not_there_is_one_error_at_once(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed}")
+    with pytest.raises(StudyError, match=f"^no Ray cluster answers at 127.0.0.1:{closed}: Connection refused$"):
+        connect()
