@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 from rich.markup import escape
 
-from lbstudy import __version__
+from lbstudy import __version__, trackers
 from lbstudy.console.costs import print_costs
 from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
@@ -42,6 +42,7 @@ from lbstudy.console.session import (
     tune,
 )  # fmt: skip
 from lbstudy.console.terminal import out
+from lbstudy.console.track import TrackerChoice
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.records.provenance import utc_now
@@ -92,6 +93,10 @@ Sets = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option(help="a Ray cluster; default: $RAY_ADDRESS, else a private Ray on this machine")
+]
+Track = Annotated[
+    list[TrackerChoice] | None,
+    typer.Option(help="tell a tracker of every trial: tensorboard, mlflow or wandb; may be repeated"),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="show what Ray says")]
 
@@ -198,16 +203,17 @@ def plan(
         "what the study costs: time, memory, disk")] = False,
     price: Annotated[float | None, typer.Option(min=0, metavar="PER_HOUR", help="with --measure: money for an hour of "
         "a GPU, or of a CPU core where no GPU is used")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="with --measure: confirmed runs of each cell")] = 5,
-    address: Address = None, verbose: Verbose = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="with --measure: confirmed runs of each cell, default 5")]
+    = None, address: Address = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Show what a study would do here: cells, ranges, budget, lanes. Runs nothing, unless it measures."""
     study, source = resolve(file, name, trials, epochs, workers, data, set_)
-    if price is not None and not measure:
-        raise StudyError("--price needs --measure: what is not measured has no price")
+    for option, value in {"price": price, "seeds": seeds}.items():
+        if value is not None and not measure:
+            raise StudyError(f"--{option} needs --measure: it is about what the study costs, which is measured")
     images = print_plan(study, source)
     if measure:
-        print_costs(study, images, address, price, seeds, verbose)
+        print_costs(study, images, address, price, seeds or 5, verbose)
     else:
         out.print("cost: not measured; --measure trains an epoch or two of each kind of run, and tells time and memory")
 
@@ -216,10 +222,10 @@ def plan(
 def run(
     file: File, storage: Storage = "studies", name: Name = None, trials: Trials = None, epochs: Epochs = None,
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
-    verbose: Verbose = False,
+    track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
-    study, source = resolve(file, name, trials, epochs, workers, data, set_)
+    study, source = resolve(file, name, trials, epochs, workers, data, set_, track)
     given = locate(file)
     going_on = given.is_dir() and name is None
     path = (given if going_on else locate(storage) / study.name).resolve()
@@ -241,11 +247,12 @@ def confirm(
     published: Annotated[bool, typer.Option("--published", help="the published configurations too")] = False,
     train_on: Annotated[TrainOn, typer.Option(help="the tuning split, or all training samples")] = "split",
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
-    verbose: Verbose = False,
+    track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
     folder = StudyFolder.open(locate(study).resolve())
-    spec, source = resolve(study, None, None, None, workers, data, set_)
+    spec, source = resolve(study, None, None, None, workers, data, set_, track)
+    trackers.require(spec.resources.track)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
     command = again(f"lbstudy confirm {quote(str(folder.path))}", address)

@@ -10,6 +10,7 @@ import typer
 
 from lbstudy.console.session import err
 from lbstudy.console.terminal import out, print_table
+from lbstudy.console.track import TrackerChoice, track_study
 from lbstudy.console.watch import watch_study
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
@@ -208,6 +209,16 @@ def report(study: Folder) -> None:
     with err.status("drawing the figures"):
         path = report.write(folder)
     print(path)
+
+
+@results.command()
+def track(
+    study: Folder,
+    to: Annotated[list[TrackerChoice] | None, typer.Option(help="a tracker; may be repeated; default: "
+        "those that the study names")] = None,
+) -> None:  # fmt: skip
+    """Bring trackers up to date with a study's records. Run again, it tells them what is new, and nothing twice."""
+    track_study(StudyFolder.open(study), to)
 
 
 def print_best(folder: StudyFolder, style: TableFormat) -> None:

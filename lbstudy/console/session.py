@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from lbstudy import trackers
 from lbstudy.console.interrupt import Interrupted, interruptible
 from lbstudy.console.progress import Progress, TaskProgress
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
@@ -28,6 +29,7 @@ from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_overrid
 from lbstudy.study.load import find_study
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import StudySpec
+from lbstudy.trackers.follow import followed
 from lbstudy.tuning.confirm import as_study, plan_runs
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=
 
 def resolve(
     file: str, name: str | None, trials: int | None, epochs: int | None, workers: int | None, data: str | None,
-    sets: list[str] | None,
+    sets: list[str] | None, track: Sequence[str] | None = None,
 ) -> tuple[StudySpec, StudyFile]:  # fmt: skip
     """The study that a command's arguments describe, and the file that it comes from."""
     overrides = dict(parse_override(text) for text in sets or [])
@@ -53,6 +55,7 @@ def resolve(
         "budget": None if epochs is None else {"epochs": epochs},
         "resources.workers": workers,
         "dataset.root": data,
+        "resources.track": list(map(str, track)) if track else None,
     }
     overrides |= {key: value for key, value in flags.items() if value is not None}
     from lbstudy.methods.checks import check_study  # imports torch
@@ -122,6 +125,7 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
     """Tune every cell of a study: what is missing at this path."""
     from lbstudy.methods.checks import notices  # imports torch
 
+    trackers.require(study.resources.track)
     for message in notices(study):
         notice(message)
     if left_out := study.left_out():
@@ -202,7 +206,7 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
     folder.keep_data(datasets.identities(study, data))
     cells = len(planned.epochs)
     err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
-    with Progress(study, err) as progress:
+    with followed(folder, study.resources.track, notice), Progress(study, err) as progress:
         tuner.tune_study(folder, planned, progress.update, notice, verbose)
 
 
@@ -257,7 +261,8 @@ def confirm_runs(
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
     err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
-    with Progress(planned.study, err, Counter(run.cell for run in runs)) as progress:
+    progress = Progress(planned.study, err, Counter(run.cell for run in runs))
+    with followed(folder, study.resources.track, notice), progress:
         tuner.confirm_runs(where, planned, runs, progress.update, notice, verbose)
 
 

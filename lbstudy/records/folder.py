@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
@@ -312,10 +312,15 @@ class StudyFolder:
         """Remove a trial's state."""
         (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
 
-    def scan(self) -> tuple[list[TrialRecord], list[StoragePath]]:
-        """All trials by cell and number, and the records that cannot be trusted, copies in other folders among them."""
+    def scan(self, but: Container[tuple[str, int]] = ()) -> tuple[list[TrialRecord], list[StoragePath]]:
+        """All trials by cell and number, and the records that cannot be trusted, copies in other folders among them.
+
+        Args:
+            but: cells and numbers of trials that are not asked for; their records are not read.
+        """
         records, damaged = [], []
-        paths: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
+        found: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
+        paths = [path for path in found if (path.parent.parent.name, _number(path.parent.name)) not in but]
         for path, content in zip(paths, storage.read_all(paths), strict=True):
             try:
                 record = TrialRecord.read(json.loads(_checked(content)))
@@ -365,6 +370,11 @@ def set_aside(path: StoragePath) -> StoragePath:
     aside = path.with_name(path.name + ".damaged")
     path.replace(aside)  # type: ignore[arg-type]  # of the same kind
     return aside
+
+
+def _number(name: str) -> int:
+    """Of a trial, from the name of its folder; -1 where that is none."""
+    return int(name) if name.isdecimal() else -1
 
 
 def _with_copy(study: StudySpec, code: Code) -> StudySpec:

@@ -244,6 +244,9 @@ class Tuning(Spec):
         return list(dict.fromkeys(rungs))
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class Resources(Spec):
     """What one trial occupies, how, and what happens when something breaks. Changes results by rounding only."""
 
@@ -264,6 +267,7 @@ class Resources(Spec):
         60, ge=0, description="how long a study waits for machines, or for resources that others hold"
     )
     max_failures: int = Field(3, ge=0, description="times that a failed trial is tried again")
+    track: list[TrackerName] = Field([], description="trackers that are told of the trials")
 
 
 class StudySpec(Spec):
