@@ -86,7 +86,7 @@ def read(question: Question) -> NodeReport | None:
     report = NodeReport(name(node), node["Resources"], id=node["NodeID"])
     if not ray.wait([answer], timeout=0)[0]:
         late = time.time() - asked > NODE_SECONDS
-        return NodeReport(report.host, report.resources, error=_SILENT, id=report.id) if late else None
+        return NodeReport(report.host, report.resources, error=SILENT, id=report.id) if late else None
     try:
         seen = ray.get(answer)
     except Exception as error:  # whatever keeps a task from running there, a missing package for example
@@ -99,7 +99,7 @@ def read(question: Question) -> NodeReport | None:
     )  # fmt: skip
 
 
-_SILENT = f"no answer within {NODE_SECONDS:.0f} s"
+SILENT = f"no answer within {NODE_SECONDS:.0f} s"
 
 
 def ask_nodes(nodes: Sequence[dict[str, Any]] | None = None, imports: bool = False) -> list[NodeReport]:
@@ -113,7 +113,7 @@ def ask_nodes(nodes: Sequence[dict[str, Any]] | None = None, imports: bool = Fal
     reports = []
     for question in questions:
         if question.node["NodeID"] in there:
-            silent = NodeReport(name(question.node), question.node["Resources"], error=_SILENT)
+            silent = NodeReport(name(question.node), question.node["Resources"], error=SILENT)
             reports.append(read(question) or silent)
     return reports
 

@@ -27,6 +27,9 @@ PATIENCE_SECONDS = 30.0
 """How long a lane may take to come up before it is a matter of words."""
 
 REMIND_SECONDS = 600.0
+REST_SECONDS = 5.0
+"""What passes after a worker group has failed before the next is tried."""
+
 TRIES = 3
 """Worker groups of a lane that may fail one after the other, when none comes up, before the study is given up."""
 
@@ -80,6 +83,7 @@ class Supervisor(tune.Callback):
             self._broken = 0
         elif result.get("lane") == BROKEN:
             self._broken += 1
+            self._queue.rest(REST_SECONDS)
             self._cause = result["report"]["error"].splitlines()[0]
             self._say("broken", f"a worker group has not come up: {self._cause}", now=self._cause)
             for node in nodes.alive():
@@ -122,7 +126,11 @@ class Supervisor(tune.Callback):
                 del self._asked[id_]
             elif report := nodes.read(question):
                 del self._asked[id_]
-                if misfit := nodes.misfit(report):
+                if report.error == nodes.SILENT:  # busy, maybe: no reason to leave it out
+                    if id_ in self._new:
+                        self._asked[id_] = nodes.ask(there[id_])
+                        self._say("silent", f"{report.host} has joined, but gives {report.error}; asked again", now=id_)
+                elif misfit := nodes.misfit(report):
                     self._left_out[id_], self._broken = misfit, 0
                     news.append(f"{report.host} is left out: {misfit}")
                 elif id_ in self._new:

@@ -34,7 +34,8 @@ class World:
         monkeypatch.setattr(groups, "own_job", lambda: OWN)
         monkeypatch.setattr(groups, "list_groups", lambda: self.groups)
         monkeypatch.setattr(groups, "list_jobs", lambda: self.jobs)
-        self.queue: Any = SimpleNamespace(lanes=0)
+        self.rests: list[float] = []
+        self.queue: Any = SimpleNamespace(lanes=0, rest=self.rests.append)
         self.supervisor = Supervisor(
             Resources(gpus_per_worker=0, **resources), most, self.queue, self._cluster, self.said.append
         )
@@ -164,6 +165,17 @@ def test_a_node_that_cannot_hold_workers_any_more_is_found_and_left_out(world: W
         "2 lanes instead of 4: host-a is left out: ModuleNotFoundError: No module named 'torch'",
     ]
     world.pass_(1000)  # and the study goes on
+
+
+def test_a_node_that_is_too_busy_to_answer_is_not_left_out(world: World):
+    world.answers["a"] = world.answers["b"] = answer("x", error=nodes.SILENT)
+    world.nodes["b"] = 1
+    world.breaks()
+    world.pass_(60)
+    assert (world.queue.lanes, world.supervisor.avoided(), len(world.rests)) == (2, ["b"], 1)
+    world.answers["b"] = answer("b")
+    world.pass_(10)
+    assert (world.queue.lanes, world.supervisor.avoided()) == (3, [])
 
 
 def test_the_only_node_left_cannot_hold_workers(world: World):
