@@ -90,7 +90,7 @@ def _require_reach(members: Sequence[Member]) -> None:
     ]
     ray.get([member.call(network.close_door) for member in members])
     if failed:
-        raise GroupError(f"{'; '.join(failed)}. The nodes of a cluster need all ports open among themselves")
+        raise GroupError(f"{'; '.join(sorted(failed))}. The nodes of a cluster need all ports open among themselves")
 
 
 @dataclass

@@ -70,13 +70,13 @@ def test_two_nodes_as_debian_names_them_train_and_nodes_that_do_not_reach_each_o
     print(f"told {said:.0f} s after the beginning\n{hosts.log('parted.log')}")
     first, second = (f"{hosts.names[i]} ({hosts.addresses[i]})" for i in (1, 2))
     reason = re.escape(f"{first} cannot reach {second}: {hosts.addresses[2]}: ")
-    assert re.search(f"notice: a worker group has not come up: {reason}", hosts.log("parted.log"))
-    assert re.search(f"error: no worker group comes up, after 3 tries: {reason}", hosts.log("parted.log"))
+    assert re.search(f"notice: a worker group has not come up: .*{reason}", hosts.log("parted.log"))
+    assert re.search(f"error: no worker group comes up, after 3 tries: .*{reason}", hosts.log("parted.log"))
     (record,) = StudyFolder(tmp_path / "studies" / "parted").trials()
     assert (record.status, record.failures) == ("running", 0)
     assert "cannot reach" in record.error
     assert hosts.lbstudy("doctor", log="doctor.log").wait(200) == 2
-    assert re.search(f"✗ workers on several nodes: {reason}", hosts.log("doctor.log"))
+    assert re.search(f"✗ workers on several nodes: .*{reason}", hosts.log("doctor.log"))
 
 
 def test_a_study_grows_and_shrinks_with_its_cluster(hosts: Hosts, tmp_path: Path):
