@@ -28,6 +28,7 @@ from lbstudy.console.costs import print_costs
 from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
+    again,
     compute_tasks,
     confirm_runs,
     ended_in_order,
@@ -261,7 +262,11 @@ def run(
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
-    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {quote(str(path))}")
+    exit_with(
+        folder.trials(),
+        len(study.list_cells()) * study.tuning.trials,
+        again(f"lbstudy run {quote(str(path))}", address),
+    )
 
 
 @app.command()
@@ -275,12 +280,12 @@ def confirm(
     track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-folder = StudyFolder.open(real_path(locate(study)))
+    folder = StudyFolder.open(real_path(locate(study)))
     spec, source = resolve(study, None, None, None, workers, data, set_, track)
     trackers.require(spec.resources.track)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
-    command = f"lbstudy confirm {quote(str(folder.path))}"
+    command = again(f"lbstudy confirm {quote(str(folder.path))}", address)
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
         images = load_data(spec, source, folder.path)
