@@ -19,7 +19,7 @@ import ray
 from ray import tune
 
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import FINISHED, Damaged, StudyFolder, TrialRecord, model_name, ranked, set_aside
+from lbstudy.records.folder import FINISHED, Damaged, Series, StudyFolder, TrialRecord, model_name, ranked, set_aside
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.objective import objective, time_so_far
@@ -165,6 +165,7 @@ class Recorder(tune.Callback):
         self._new_record = new_record or partial(tuning_record, study)
         self._known = {(record.cell, record.number): record for record in records}
         self._running: dict[str, TrialRecord] = {}  # by Tune's id
+        self._series: dict[str, Series] = {}  # of those
         self._never_started: set[str] = set()
         for record in records:
             show(record)
@@ -196,7 +197,7 @@ class Recorder(tune.Callback):
         else:
             checkpoint = _checkpoint(self._folder, record)
         _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
-        self._running[trial_id] = record
+        self._running[trial_id], self._series[trial_id] = record, self._folder.series(record)
         return {
             "cell": cell.name,
             "number": number,
@@ -246,7 +247,7 @@ class Recorder(tune.Callback):
             series_entry["within"] = list(map(_without_infinities, report["within"]))
         record.metrics = _at_its_end(series_entry)
         record.seconds += report["seconds"]
-        self._folder.append_epoch(record, series_entry)
+        self._series[trial_id].add(series_entry)
         if record.status == "running":
             self._save(record, "checkpoint", result.get("checkpoint"))
             self._save(record, model_name(record.epochs), result.get("kept"))
@@ -276,6 +277,7 @@ class Recorder(tune.Callback):
 
     def _end(self, trial_id: str, failed: bool) -> None:
         record = self._running.pop(trial_id)
+        del self._series[trial_id]
         self._never_started.discard(trial_id)
         if failed:
             again = record.failures <= self._study.resources.max_failures
