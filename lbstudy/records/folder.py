@@ -103,6 +103,17 @@ class Damaged(Exception):
     """A file whose content is not what was written."""
 
 
+class Series:
+    """A trial's metrics by epoch, as the one who writes them sees them."""
+
+    def __init__(self, lines: storage.Appender):
+        self._lines = lines
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Add an epoch's metrics."""
+        self._lines.append(json.dumps(report).encode() + b"\n")
+
+
 class StudyFolder:
     """A study's folder, on a file system or in an object store."""
 
@@ -278,7 +289,11 @@ class StudyFolder:
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
-        storage.append(self.trial_folder(record) / "epochs.jsonl", json.dumps(report).encode() + b"\n")
+        self.series(record).add(report)
+
+    def series(self, record: TrialRecord) -> Series:
+        """A trial's series, for the driver, who adds to it epoch after epoch."""
+        return Series(storage.Appender(self.trial_folder(record) / "epochs.jsonl"))
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""

@@ -20,7 +20,9 @@ import ray
 from ray import tune
 
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import FINISHED, Damaged, Move, StudyFolder, TrialRecord, model_name, ranked, set_aside
+from lbstudy.records.folder import (
+    FINISHED, Damaged, Move, Series, StudyFolder, TrialRecord, model_name, ranked, set_aside,
+)  # fmt: skip
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.objective import objective, time_so_far
@@ -173,6 +175,7 @@ class Recorder(tune.Callback):
         self._heard: dict[str, float] = {}  # when each was last heard of, by Tune's id and the monotonic clock
         self._not_to_blame: set[str] = set()
         self.avoid: Callable[[], Sequence[str]] = tuple
+        self._series: dict[str, Series] = {}  # of those
         for record in records:
             show(record)
 
@@ -203,7 +206,7 @@ class Recorder(tune.Callback):
         else:
             checkpoint = _checkpoint(self._folder, record)
         _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
-        self._running[trial_id] = record
+        self._running[trial_id], self._series[trial_id] = record, self._folder.series(record)
         return {
             "cell": cell.name,
             "number": number,
@@ -271,7 +274,7 @@ class Recorder(tune.Callback):
             series_entry["within"] = list(map(_without_infinities, report["within"]))
         record.metrics = _at_its_end(series_entry)
         record.seconds += report["seconds"]
-        self._folder.append_epoch(record, series_entry)
+        self._series[trial_id].add(series_entry)
         if record.status == "running":
             self._save(record, "checkpoint", result.get("checkpoint"))
             self._save(record, model_name(record.epochs), result.get("kept"))
@@ -301,6 +304,7 @@ class Recorder(tune.Callback):
 
     def _end(self, trial_id: str, failed: bool) -> None:
         record = self._running.pop(trial_id)
+        del self._series[trial_id]
         self._not_to_blame.discard(trial_id)
         self._heard.pop(trial_id, None)
         if failed:
