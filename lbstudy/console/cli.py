@@ -254,7 +254,7 @@ def confirm(
     track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-folder = StudyFolder.open(real_path(locate(study)))
+    folder = StudyFolder.open(real_path(locate(study)))
     spec, source = resolve(study, None, None, None, workers, data, set_, track)
     trackers.require(spec.resources.track)
     folder.require_extension(spec)
