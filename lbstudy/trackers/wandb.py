@@ -51,8 +51,8 @@ class WeightsAndBiases:
         quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False)
         with scratch_folder("wandb") as scratch:
             run = wandb.init(
-                mode="offline", dir=str(scratch), project=trial.study, group=cell, job_type=kind, name=trial.name, id=run_id,
-                config=trial.parameters, tags=[trial.status], settings=quiet, reinit="finish_previous",
+                mode="offline", dir=str(scratch), project=trial.study, group=cell, job_type=kind, name=trial.name,
+                id=run_id, config=trial.parameters, tags=[trial.status], settings=quiet, reinit="finish_previous",
             )  # fmt: skip
             for point in trial.points:
                 run.log(point.values, step=point.epoch)
