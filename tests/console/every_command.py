@@ -16,7 +16,7 @@ COMMANDS = [
     ["table", "STUDY", "gap"], ["table", "STUDY", "split"], ["table", "STUDY", "targets"],
     ["table", "STUDY", "critical"], ["table", "STUDY", "health"], ["table", "STUDY", "sharpness"],
     ["table", "STUDY", "correlations"], ["table", "STUDY", "noise"], ["compare", "STUDY", "STUDY"],
-    ["unlock", "STUDY"], ["landscape", "STUDY"], ["sharpness", "STUDY"], ["noise", "STUDY"], ["confirm", "STUDY"],
+    ["unlock", "STUDY"], ["track", "STUDY"], ["landscape", "STUDY"], ["sharpness", "STUDY"], ["noise", "STUDY"], ["confirm", "STUDY"],
     ["run", "STUDY"], ["run", "digits.yaml", "--storage", "STUDY"], ["plan", "STUDY"], ["doctor", "STUDY"],
     ["doctor", "--storage", "STUDY"], ["demo", "--storage", "STUDY"], ["schema"],
 ]  # fmt: skip

@@ -160,10 +160,10 @@ def test_bad_tables_are_one_error_and_exit_code_2(case: str, monkeypatch, capsys
 
 def test_who_goes_on_with_other_versions_is_told(capsys, study_file: str, tmp_path: Path):
     folder = StudyFolder.create(tmp_path / "s", tiny_study())
-    load_data(*resolve(study_file, None, None, None, None, None, None, None), folder.path)
+    load_data(*resolve(study_file, None, None, None, None, None, None), folder.path)
     assert "versions" not in capsys.readouterr().err
     with_versions(folder, torch="1.13.1")
-    load_data(*resolve(str(folder.path), None, None, None, None, None, None, None), folder.path)
+    load_data(*resolve(str(folder.path), None, None, None, None, None, None), folder.path)
     assert "s has run with other versions, which may change results: torch 1.13.1 then" in capsys.readouterr().err
 
 

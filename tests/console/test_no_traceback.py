@@ -145,7 +145,7 @@ def restored(tmp_path: Path) -> Iterator[None]:
         Path(folder).chmod(0o755)
 
 
-QUICK = [*COMMANDS[:2], ["figures", "STUDY"], ["table", "STUDY", "gap"], *COMMANDS[14:16], *COMMANDS[18:22]]
+QUICK = [*COMMANDS[:2], ["figures", "STUDY"], ["table", "STUDY", "gap"], *COMMANDS[14:17], *COMMANDS[19:23]]
 """Of each kind of command one or two; the others do the same with a place."""
 
 SLOWLY = [pytest.param(command, marks=() if command in QUICK else pytest.mark.slow) for command in COMMANDS]
