@@ -120,7 +120,7 @@ class Supervisor(tune.Callback):
         for id_ in joined:
             self._names[id_] = nodes.name(there[id_])
             self._new.add(id_)
-            self._asked[id_] = nodes.ask(there[id_])
+            self._asked[id_] = nodes.ask(there[id_], imports=True)
         for id_, question in [*self._asked.items()]:
             if id_ not in there:
                 del self._asked[id_]
@@ -128,7 +128,7 @@ class Supervisor(tune.Callback):
                 del self._asked[id_]
                 if report.error == nodes.SILENT:  # busy, maybe: no reason to leave it out
                     if id_ in self._new:
-                        self._asked[id_] = nodes.ask(there[id_])
+                        self._asked[id_] = nodes.ask(there[id_], imports=True)
                         self._say("silent", f"{report.host} has joined, but gives {report.error}; asked again", now=id_)
                 elif misfit := nodes.misfit(report):
                     self._left_out[id_], self._broken = misfit, 0
