@@ -20,7 +20,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from lbstudy import __version__, trackers
 from lbstudy.console.begin import Place, begin
@@ -28,6 +28,7 @@ from lbstudy.console.costs import print_costs
 from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
 from lbstudy.console.session import (
+    again,
     compute_tasks,
     confirm_runs,
     ended_in_order,
@@ -47,7 +48,7 @@ from lbstudy.console.track import TrackerChoice
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.records.provenance import utc_now
-from lbstudy.storage import StorageError, locate
+from lbstudy.storage import StorageError, locate, real_path
 from lbstudy.study.file import StudyError, StudyFile
 from lbstudy.study.load import find_study
 from lbstudy.study.run import Spec, TrainOn
@@ -85,6 +86,10 @@ DEMO = {
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Storage = Annotated[str, typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER")]
+MaybeStorage = Annotated[
+    str | None,
+    typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER; default: studies"),
+]
 Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
 Trials = Annotated[int | None, typer.Option(help="trials per cell")]
 Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
@@ -168,7 +173,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     from lbstudy.methods.checks import check_study
 
     study = check_study(source)
-    path = (locate(storage) / study.name).resolve()
+    path = real_path(locate(storage) / study.name)
     folder, failures = StudyFolder(path), list[str]()
 
     def work() -> None:
@@ -240,7 +245,7 @@ def plan(
 
 @app.command()
 def run(
-    file: File, storage: Storage = "studies", name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    file: File, storage: MaybeStorage = None, name: Name = None, trials: Trials = None, epochs: Epochs = None,
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -248,11 +253,20 @@ def run(
     study, source = resolve(file, name, trials, epochs, workers, data, set_, track)
     given = locate(file)
     going_on = given.is_dir() and name is None
-    path = (given if going_on else locate(storage) / study.name).resolve()
+    if going_on and storage is not None:
+        raise StudyError(
+            f"--storage {storage}: {file} is a study's folder, and it goes on there; leave --storage out, or begin "
+            "another study like it with --name"
+        )
+    path = real_path(given if going_on else locate(storage or "studies") / study.name)
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
-    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, f"lbstudy run {quote(str(path))}")
+    exit_with(
+        folder.trials(),
+        len(study.list_cells()) * study.tuning.trials,
+        again(f"lbstudy run {quote(str(path))}", address),
+    )
 
 
 @app.command()
@@ -266,12 +280,12 @@ def confirm(
     track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-    folder = StudyFolder.open(locate(study).resolve())
+    folder = StudyFolder.open(real_path(locate(study)))
     spec, source = resolve(study, None, None, None, workers, data, set_, track)
     trackers.require(spec.resources.track)
     folder.require_extension(spec)
     runs = plan_runs(folder, spec, seeds, top, published, train_on, notice)
-    command = f"lbstudy confirm {quote(str(folder.path))}"
+    command = again(f"lbstudy confirm {quote(str(folder.path))}", address)
     with ended_in_order(folder.confirmation.path, command):
         require_room(spec, address)
         images = load_data(spec, source, folder.path)
@@ -387,15 +401,15 @@ def examine(
         study, source = resolve(file, None, None, None, None, None, None)
         images = load_data(study, source)
         for sentence in described(study, images):
-            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            out.print(sentence, highlight=False, soft_wrap=True)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor
 
     failed = False
     for finding in doctor.examine(study, images, folder):
-        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
-        out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
+        mark = ("✓", "green") if finding.ok else ("✗", "red")
+        out.print(Text.assemble(mark, f" {finding.name}: {finding.sentence}"), highlight=False, soft_wrap=True)
         failed |= not finding.ok
     raise typer.Exit(2 if failed else 0)
 
@@ -408,7 +422,7 @@ def unlock(
     """Take the lock of a study away from a driver that has died where nobody can tell: on a machine that is gone."""
     from lbstudy.records import lock
 
-    folder = StudyFolder.open(locate(study).resolve())
+    folder = StudyFolder.open(real_path(locate(study)))
     removed = lock.unlock(folder.path, notice, force)
     print(f"{folder.path}: {'the lock is removed' if removed else 'there is no lock'}")
 

@@ -72,7 +72,7 @@ def status(study: Folder) -> None:
     found = tables.progress(folder)
     print_table(tables.for_reading(found), title=folder.study().name)
     for sentence in cost.sentences(cost.standing(folder)):
-        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        out.print(sentence, highlight=False, soft_wrap=True)
     _tell(found.attrs["damaged"])
 
 
@@ -148,7 +148,7 @@ def table(
         elif format is TableFormat.table:
             found = minima_table.for_terminal(found)
         for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(minima, sharpness, lines)):
-            err.print(sentence, markup=False)
+            err.print(sentence)
     if format is TableFormat.table:
         shown = tables.for_reading(found, digits=3)
         if len(shown):
@@ -257,4 +257,4 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
 def _tell(sentences: Iterable[str]) -> None:
     """What a table lacks, beside it, where it does not get into a file."""
     for sentence in sentences:
-        err.print(f"missing: {sentence}", markup=False)
+        err.print(f"missing: {sentence}")

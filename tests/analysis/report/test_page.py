@@ -23,6 +23,7 @@ from lbstudy.analysis.report.claims import Comparison
 from lbstudy.analysis.report.page import Picture
 from lbstudy.analysis.report.questions import Question
 from lbstudy.analysis.tables import best as tables
+from lbstudy.records import provenance
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
@@ -350,6 +351,14 @@ def test_hostile_text_is_shown_as_it_is(quick: None, tmp_path: Path):
     assert "<b>it" not in text
     assert page.text.count(" ".join(HOSTILE.split())) == 5  # source, root, version, commit, host
     assert "<b>it's</b> $here$" in page.text.replace("'\"'\"'", "'")
+
+
+def test_versions_of_earlier_drivers_are_named(quick: None, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    before = folder.environment()
+    before["packages"]["torch"] = "1.13.1"
+    (folder.path / "environment.json").write_text(json.dumps(provenance.following(before)))
+    assert "torch 1.13.1" in page_of(folder).text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": {}}'])
