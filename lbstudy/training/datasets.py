@@ -113,7 +113,7 @@ def of_run(kept: Mapping[str, Kept], spec: DatasetSpec) -> Kept:
 
 def _anywhere(key: str) -> dict[str, Any]:
     """A `source` without its folder."""
-    return json.loads(key) | {"root": None}  # type: ignore[no-any-return]
+    return json.loads(key) | {"root": None}
 
 
 def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:

@@ -118,7 +118,7 @@ def train(
     device = data.train.images.device
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
-    model = model.to(device, DTYPES[run.precision], memory_format=memory_format(device, run.precision))
+    model = model.to(device, DTYPES[run.precision]).to(memory_format=memory_format(device, run.precision))
     starts, extent = minibatch_starts(len(data.train), run), run.extent(len(data.train))
     loop = Loop.of(run, model, extent.steps_per_epoch)
 

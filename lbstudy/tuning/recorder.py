@@ -21,8 +21,16 @@ from ray import tune
 
 from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import (
-    FINISHED, Damaged, Move, Series, StudyFolder, TrialRecord, model_name, ranked, set_aside,
-)  # fmt: skip
+    FINISHED,
+    Damaged,
+    Move,
+    Series,
+    StudyFolder,
+    TrialRecord,
+    model_name,
+    ranked,
+    set_aside,
+)
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.objective import objective, time_so_far
@@ -242,7 +250,7 @@ class Recorder(tune.Callback):
         elif result.get("outcome") == "failed":
             self._note_failure(record, trial.trial_id, result)
         else:
-            self._record(record, result)
+            self._record(record, trial.trial_id, result)
         self._heard[trial.trial_id] = time.monotonic()
         for name in TOLD:  # Tune keeps each trial's last result, and would keep the models in the object store with it
             result.pop(name, None)
@@ -260,7 +268,7 @@ class Recorder(tune.Callback):
                 dict(Move(at=utc_now(), gone=result["gone"], epochs=record.epochs - kept, seconds=again + unheard))
             )
 
-    def _record(self, record: TrialRecord, result: dict[str, Any]) -> None:
+    def _record(self, record: TrialRecord, trial_id: str, result: dict[str, Any]) -> None:
         report = dict(result["report"])
         record.status = result.get("outcome", "running")
         record.device = result["device"]
