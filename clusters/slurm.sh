@@ -29,7 +29,7 @@ log() { echo "$(date '+%F %T') job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $*"; }
 # machine has, so it is told what the job has; and where jobs share a node, each needs files and ports of its own.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
-files=/tmp/ray-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+files=$(mktemp -d "/tmp/ray-$SLURM_JOB_ID-XXXXXX")
 port=$((20000 + SLURM_JOB_ID % 5000 * 2))
 head=(--head --port=0 --dashboard-port="$port" --ray-client-server-port="$((port + 1))")
 each=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --temp-dir="$files"

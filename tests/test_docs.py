@@ -90,8 +90,10 @@ def fault(words, whole):
     except typer.Exit:  # of an option that prints something
         return None
     except type(typer.BadParameter("")).__mro__[1] as error:  # UsageError, which typer does not name
-        incomplete = type(error).__name__ == "MissingParameter" and not whole
-        return None if incomplete else f"{type(error).__name__}: {error.format_message()}"
+        if type(error).__name__ == "MissingParameter" and not whole:
+            return None
+        message = error.format_message()
+        return None if f"'{EXAMPLE}' is not one of" in message else f"{type(error).__name__}: {message}"
     return None
 
 

@@ -25,7 +25,7 @@ mkdir -p /mnt/uv /run/sshd
 mount --bind {cache} /mnt/uv
 mount --bind {folder}/hosts /etc/hosts
 mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /run/sshd
+mount -t tmpfs -o mode=755 tmpfs /run/sshd
 cp {folder}/sshd_config {key} /run/sshd
 mount --bind {folder}/home ~
 mount --bind {folder}/tmp /tmp
@@ -75,6 +75,7 @@ def start_host(tmp_path, name, address):
     folder = tmp_path / name
     for part in ("home/.ssh", "home/.local/bin", "tmp"):
         (folder / part).mkdir(parents=True, exist_ok=True)  # a home outlives a boot
+    (folder / "tmp").chmod(0o1777)
     (folder / "home/.ssh/authorized_keys").write_text((tmp_path / "key.pub").read_text())
     (folder / "home/.bashrc").touch()
     shutil.copy(os.environ["UV"], folder / "home/.local/bin/uv")
@@ -90,7 +91,9 @@ def start_host(tmp_path, name, address):
     script = HOST.format(name=name, folder=folder, key=tmp_path / "key", cache=sh("uv", "cache", "dir").strip())
     unshared = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc"]
     with (folder / "sshd.log").open("w") as log:
-        return subprocess.Popen(["ip", "netns", "exec", name, *unshared, "bash", "-ec", script], stderr=log)
+        process = subprocess.Popen(["ip", "netns", "exec", name, *unshared, "bash", "-ec", script], stderr=log)
+    wait_for(lambda: "listening" in (folder / "sshd.log").read_text(), 30)
+    return process
 
 
 def cut(name):
