@@ -35,6 +35,7 @@ from lbstudy.analysis.tables.targets import (
     baseline,
     choose_targets,
     halfway_targets,
+    resolution,
     speed_ratio,
     tuned_target,
 )
@@ -92,9 +93,19 @@ def decide(low: float, high: float, threshold: float, above: Verdict) -> Verdict
     return below if high < threshold else "cannot tell"  # so it is where they are NaN, for lack of seeds
 
 
+UNTUNED = " This decides nothing, since the configurations were tuned to reach a target soon, not for accuracy."
+
+
 def judged(verdict: Verdict, sentence: str, need: str) -> Comparison:
     """A comparison that says what it would take where it cannot tell."""
     return Comparison(verdict, sentence, need if verdict == "cannot tell" else "")
+
+
+def _about_accuracy(study: StudySpec, verdict: Verdict, sentence: str, need: str) -> Comparison:
+    """The same of accuracies, which configurations that were tuned for another thing do not decide about."""
+    if study.tuning.goal:
+        return Comparison("cannot tell", sentence + UNTUNED, "Configurations that are tuned for accuracy would tell.")
+    return judged(verdict, sentence, need)
 
 
 def together(claims: Sequence[tuple[StudySpec, Claim]]) -> Claim:
@@ -186,23 +197,24 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
 
 def _rule(study: StudySpec) -> str:
     """How the claim is decided, which depends on what the study was tuned for."""
-    ratio = "Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
+    ratio = (
+        "Where every run has got there: the ratio K-FAC to SGD, paired by seed, against 1; times are known to "
+        f"{resolution(study)}, and the 95 % interval is widened by the most that can hide in that."
+    )
     fisher = (
         "Else a run that has not is infinitely late: Fisher’s exact test of how many have, at 5 %, which takes four "
         "seeds of each."
     )
     if tuned_for_steps(study):
-        known = f"{study.evaluate_every} steps" if study.evaluate_every else "one epoch"
         return (
             f"Steps until a run reaches the target that every configuration was tuned to reach soon "
-            f"({study.tuning.goal}), at the largest batch size of both, without smoothing. {ratio}{known}, and the "
-            f"95 % interval is widened by the most that can hide in them. {fisher}"
+            f"({study.tuning.goal}), at the largest batch size of both, without smoothing. {ratio} {fisher}"
         )
     return (
         "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
         "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
         "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
-        f"alone. {ratio}one epoch, and the 95 % interval is widened by the most that can hide in it. {fisher}"
+        f"alone. {ratio} {fisher}"
     )
 
 
@@ -248,7 +260,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
             sentence = gap_sentence(worded(row, study)) + warning
-            comparisons.append(judged("cannot tell" if warning else verdict, sentence, need))
+            comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
@@ -273,7 +285,7 @@ def more_than_halves(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFra
             }
             verdict = verdicts.pop() if len(verdicts) == 1 and not warning else "cannot tell"
             need = power.FAILING if warning else _need_of_shares(study, confirmed, row)
-            comparisons.append(judged(verdict, share_sentence(worded(row, study)) + warning, need))
+            comparisons.append(_about_accuracy(study, verdict, share_sentence(worded(row, study)) + warning, need))
     if not comparisons and gaps["smoothing"].eq("none").any():
         comparisons = [Comparison("cannot tell", "The study has no smoothing at a large batch.")]
     return Claim(

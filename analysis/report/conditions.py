@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis.tables.best import workers_of
-from lbstudy.analysis.tables.cost import Spent, in_words
+from lbstudy.analysis.tables.cost import Spent, in_words, lost_in_words
 from lbstudy.study.factors import labels, value_text
 from lbstudy.study.spec import StudySpec
 
@@ -79,7 +79,8 @@ def describe_cost(spent: Spent) -> str:
     if not parts:
         return "Nothing has run yet."
     parts += [f"{seconds / 3600:.2g} {kind} hours" for kind, seconds in spent.devices.items()]
-    return f"{', '.join(parts)}, {in_words(spent.images)} images seen."
+    again = f" L{lost_in_words(spent)[1:]}." if spent.lost or spent.moves else ""
+    return f"{', '.join(parts)}, {in_words(spent.images)} images seen.{again}"
 
 
 MOST_LISTED = 5
@@ -148,12 +149,22 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
     if environment:
         fixed |= {
             "versions": f"Python {environment.get('python')}; {_words(environment.get('packages', {}))}",
+            **_versions_before(environment),
             "commit": str(environment.get("commit") or "not known"),
             "machine of the driver": ", ".join(str(machine[name]) for name in ("host", "system") if machine.get(name))
             + f", {machine.get('cpus')} CPUs",
             "last driver": f"{environment.get('started')}: {shlex.join(map(str, environment.get('command', [])))}",
         }
     return fixed
+
+
+def _versions_before(environment: dict[str, Any]) -> dict[str, str]:
+    """What drivers before the last one had that had other versions."""
+    earlier = environment.get("earlier", [])
+    told = [
+        f"{e['started']}: Python {e['python']}; {_words(e['packages'] or {})}; commit {e['commit']}" for e in earlier
+    ]
+    return {"versions before": ". ".join(told)} if told else {}
 
 
 def _words(settings: Any) -> str:

@@ -187,7 +187,7 @@ ANSWERS = (
     "lies below; cannot tell where it holds zero, with one seed, and where runs of the cells failed."
 )
 TARGETS = (
-    "Median over the confirmed runs until they first meet the target, known to one epoch. A run that never does has "
+    "Median over the confirmed runs until they first meet the target, known to {}. A run that never does has "
     "taken infinitely long (∞). The targets are what the worst run of the plain small-batch cell ends with."
 )
 CRITICAL = (
@@ -197,8 +197,8 @@ CRITICAL = (
     "trials, and 95 % of the resamples of each cell's trials. ∞: not within the batch sizes studied."
 )
 TARGETS_TUNED = (
-    "Median over the confirmed runs until they first meet the target that every configuration was tuned for; they go "
-    "on past it. A run that never does has taken infinitely long (∞)."
+    "Median over the confirmed runs until they first meet the target that every configuration was tuned for, known to "
+    "{}; they go on past it. A run that never does has taken infinitely long (∞)."
 )
 TARGETS_SGD = (
     "The same, where the targets are what the worst run of that cell had at that time. Whether K-FAC needs fewer steps "

@@ -171,7 +171,8 @@ def collect(folder: StudyFolder) -> Report:
             Shown(
                 "targets", f"Time to {study.tuning.goal or 'what the smallest plain batch delivers'}",
                 for_page(targets.targets_table(study, confirmed, epochs)[rows]),
-                evidence.TARGETS_TUNED if study.tuning.goal else evidence.TARGETS, command("table", "targets"),
+                (evidence.TARGETS_TUNED if study.tuning.goal else evidence.TARGETS).format(targets.resolution(study)),
+                command("table", "targets"),
             ),
             Shown(
                 "critical", "Critical batch sizes", for_page(critical_table[rows]), evidence.CRITICAL,

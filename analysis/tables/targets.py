@@ -74,6 +74,11 @@ def baseline(study: StudySpec) -> Cell:
     )
 
 
+def resolution(study: StudySpec) -> str:
+    """How exactly times to a target are known, in words."""
+    return f"{study.evaluate_every} steps" if study.evaluate_every else "one epoch"
+
+
 def tuned_target(study: StudySpec) -> Target | None:
     """The target that a study was tuned for, if it was for any."""
     goal = study.tuning.goal

@@ -61,7 +61,17 @@ def resolve(
     from lbstudy.methods.checks import check_study  # imports torch
 
     source = StudyFile(find_study(file), overrides)
-    return check_study(source, written_by_hand=not locate(file).is_dir()), source
+    study = check_study(source, written_by_hand=not locate(file).is_dir())
+    if study.dataset.root is not None and {"dataset", "dataset.root"}.isdisjoint(study.factors):
+        placed = study.dataset.model_copy(update={"root": _from_anywhere(study.dataset.root)})
+        study = study.model_copy(update={"dataset": placed})
+    return study, source
+
+
+def _from_anywhere(root: str) -> str:
+    """A folder as it can be found from any other: the study may go on in another one than it began in."""
+    expanded = os.path.expanduser(root)
+    return root if expanded.startswith("~") else os.path.abspath(expanded)  # without a home, reading it says so
 
 
 def code_in_use() -> Code:
@@ -83,14 +93,17 @@ def load_data(study: StudySpec, source: StudyFile, path: StoragePath | None = No
     Args:
         study: the study.
         source: the file that it comes from.
-        path: its folder; where it has one already, it must have run on the same data.
+        path: its folder; where it has one already, it must have run on the same data, and other versions are told.
     """
     from lbstudy.training import datasets
 
     data = read_data(study, source)
-    begun = path is not None and (path / "study.yaml").is_file()
-    if begun and not StudyFolder(path).require_same_data(datasets.identities(study, data)):  # type: ignore[arg-type]
-        notice(f"{path} does not say which data it has run on: those of now are taken for them")
+    if path is not None and (path / "study.yaml").is_file():
+        folder = StudyFolder(path)
+        if not folder.require_same_data(datasets.identities(study, data)):
+            notice(f"{path} does not say which data it has run on: those of now are taken for them")
+        if others := folder.other_versions():
+            notice(f"{path} has run with other versions, which may change results: {'; '.join(others)}")
     fit(study, source, data)
     return data
 
@@ -130,12 +143,18 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
         notice(message)
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    with ended_in_order(path, f"lbstudy run {quote(str(path))}"):
+    with ended_in_order(path, again(f"lbstudy run {quote(str(path))}", address)):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
         data = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(lambda: tune(study, path, data, verbose), path, verbose)
+
+
+def again(command: str, address: str | None) -> str:
+    """The command to go on with: on the same cluster."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return f"{command} --address {quote(address)}" if address else command
 
 
 @contextmanager
@@ -193,7 +212,8 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
 
     if study.tuning.target == "auto":
         study = with_target(study, path, data, verbose)
-    planned = tuner.plan(study, data, tuner.cluster_nodes())
+    doctor.clean_up(notice)
+    planned = tuner.plan_when_there_is_room(study, data, notice)
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
     folder.keep_data(datasets.identities(study, data))
@@ -249,7 +269,8 @@ def confirm_runs(
     from lbstudy.tuning import doctor, tuner
 
     where = folder.confirmation
-    planned = tuner.plan(as_study(study, runs), data, tuner.cluster_nodes(), train_on)
+    doctor.clean_up(notice)
+    planned = tuner.plan_when_there_is_room(as_study(study, runs), data, notice, train_on)
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
     err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
@@ -270,7 +291,7 @@ def compute_tasks(
             failures.append(f"{task.result}: {reason}")
             progress.advance()
 
-        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
+        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed, notice)
 
 
 def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
@@ -278,10 +299,12 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
     from lbstudy.tuning import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
+    in_order = False
     try:
         tuner.connect(verbose)
         try:
             work()
+            in_order = True
         except OSError as error:
             if path is None:
                 raise
@@ -292,7 +315,7 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
         err.print("ending the trials at work; once more to leave at once")
         raise
     finally:
-        tuner.disconnect()
+        tuner.disconnect(in_order)
 
 
 def notice(message: str) -> None:

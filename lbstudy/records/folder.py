@@ -12,11 +12,11 @@ import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
-from lbstudy.records.provenance import environment
+from lbstudy.records.provenance import environment, following, other_versions
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
@@ -27,6 +27,15 @@ from lbstudy.study.spec import StudySpec
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
 FINISHED: tuple[Status, ...] = ("completed", "pruned", "diverged", "failed")
+
+
+class Move(TypedDict):
+    """A node went and the trial with it: no failure of the trial's."""
+
+    at: str  # ISO 8601, UTC
+    gone: list[str]  # host names
+    epochs: int  # that it had trained since its checkpoint, and trains again
+    seconds: float  # of these, and from the last report until the loss was noticed
 
 
 @dataclass
@@ -51,6 +60,9 @@ class TrialRecord:
     device_memory: int = 0  # bytes; the most that this worker has taken of its GPU
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
+    nodes: list[str] = field(default_factory=list)  # host names of those that trained it, in the order of their turns
+    moves: list[dict[str, Any]] = field(default_factory=list)  # times that a node went under it: see `Move`
+    lost: float = 0.0  # seconds of training that were thrown away: by moves, failures and interruptions
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
     error: str = ""  # traceback of the last failure
     trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
@@ -140,7 +152,7 @@ class StudyFolder:
             storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
             if code:
                 write_code(path, code)
-            storage.write(path / "environment.json", json.dumps(environment(), indent=2).encode())
+            storage.write(path / "environment.json", json.dumps(following(folder.environment()), indent=2).encode())
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
         return folder
@@ -174,6 +186,13 @@ class StudyFolder:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def other_versions(self) -> list[str]:
+        """With which versions the last driver here began, or that of the confirmed runs, where this process has others:
+        a line for each. They are told and not refused: what they change of results, nobody knows."""
+        now = environment()
+        found = [*other_versions(self.environment(), now), *other_versions(self.confirmation.environment(), now)]
+        return list(dict.fromkeys(found))
 
     def require_extension(self, study: StudySpec, code: Code = NO_CODE) -> None:
         """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.

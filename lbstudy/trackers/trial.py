@@ -69,7 +69,9 @@ def tracked(study: str, identity: str, kind: str, record: TrialRecord, series: l
         Point(epoch, end, {name: number for name, v in entry.items() if (number := _number(v)) is not None})
         for epoch, (end, entry) in enumerate(zip(list(ends)[1:], series, strict=True), start=1)
     ]
-    parameters = cell | record.factors | record.params | {"seed": record.seed, "published": record.published} | repeats
+    parameters: dict[str, Any] = (
+        cell | record.factors | record.params | {"seed": record.seed, "published": record.published} | repeats
+    )
     key = (kind, record.cell, record.number)
     return TrackedTrial(key, study, identity, parameters, points, record.status, began)
 

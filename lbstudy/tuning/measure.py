@@ -14,9 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 from statistics import fmean, median
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
@@ -25,6 +23,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.scratch import scratch_folder
 from lbstudy.study.run import Extent
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.training.datasets import source, training_samples
@@ -90,22 +89,30 @@ def gentle_values(study: StudySpec, cell: Cell) -> dict[str, float]:
     return {name: entry.bounds[0] if name == "learning_rate" else entry.middle for name, entry in ranges.items()}
 
 
-def measure(plan: Plan, began: float, show: Callable[[], None] = lambda: None, verbose: bool = False) -> Measured:
+def measure(
+    plan: Plan,
+    began: float,
+    show: Callable[[], None] = lambda: None,
+    notice: Callable[[str], None] = lambda sentence: None,
+    verbose: bool = False,
+) -> Measured:
     """Measure what the runs of a study cost on the connected Ray.
 
     Args:
         plan: the study, checked.
         began: when the start of Ray began, by `time.monotonic`.
         show: is told of every kind of runs that has been measured.
+        notice: is told what a user should know.
         verbose: let Tune print.
     """
     study = measurable(plan.study)
-    with TemporaryDirectory(prefix="lbstudy-measure-") as scratch:
-        folder = StudyFolder(Path(scratch))
+    with scratch_folder("measure") as scratch:
+        folder = StudyFolder(scratch)
         course = Course(replace(plan, study=study), show)
         recorder = Recorder(folder, study, plan.epochs, [], course.shown, course.new_record)
         queue = MeasuredRuns(study, course, recorder)
-        fit_runs(replace(plan, study=study), queue, Stopwatch(course), recorder, verbose)
+        as_planned = replace(plan, study=study, work=plan.lanes)
+        fit_runs(as_planned, queue, Stopwatch(course), recorder, notice, verbose)
         return course.result(began, folder)
 
 
@@ -285,5 +292,7 @@ class Stopwatch(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether a run goes on after this epoch."""
+        if "epoch" not in result:  # the news that the run has begun
+            return TrialScheduler.CONTINUE
         going = self._course.goes_on(trial.config["cell"], trial.config["number"], result["report/seconds"])
         return TrialScheduler.CONTINUE if going else TrialScheduler.STOP

@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+from lbstudy.console.session import again
+
 PROGRAM = """
 import subprocess, sys, time
 from lbstudy.console.interrupt import Interrupted, interruptible
@@ -33,7 +35,7 @@ def begin(tidying: float) -> tuple[subprocess.Popen[str], psutil.Process]:
     return process, psutil.Process(int(process.stdout.readline()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_ends_in_good_order(number: signal.Signals):
     process, child = begin(tidying=0)
     process.send_signal(number)
@@ -41,6 +43,26 @@ def test_first_signal_ends_in_good_order(number: signal.Signals):
     assert process.returncode == 128 + number
     gone, _ = psutil.wait_procs([child], timeout=10)  # killed, but the kernel takes its time
     assert gone == [child]
+
+
+def test_a_terminal_that_closes_may_say_so_twice():
+    process, _ = begin(tidying=1)
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "tidying up\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=20) == ("SIGHUP\n", "")
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child begins with it
+    try:
+        process, _ = begin(tidying=0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20) == ("tidying up\nSIGTERM\n", "")
 
 
 def test_second_signal_ends_at_once():
@@ -66,3 +88,11 @@ def test_handlers_are_as_before_where_no_signal_came():
     with pytest.raises(SystemExit), interruptible():
         raise SystemExit(2)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_command_to_go_on_with_names_the_cluster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert again("lbstudy run s", None) == "lbstudy run s"
+    assert again("lbstudy run s", "auto") == "lbstudy run s --address auto"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as Ray does for a job
+    assert again("lbstudy run s", None) == "lbstudy run s --address 10.0.0.1:6379"

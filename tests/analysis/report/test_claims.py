@@ -246,6 +246,17 @@ def test_generalisation_is_judged_at_the_largest_batch(large: list[float], verdi
     assert ("diverged" in sentence) == (nan in large)
 
 
+def test_configurations_tuned_for_steps_decide_nothing_about_accuracy(tmp_path: Path):
+    large = [0.80, 0.82, 0.83, 0.81, 0.82]
+    runs = {"sgd-b32-none": SMALL, "sgd-b128-none": large, "kfac-b32-none": SMALL, "kfac-b128-none": large}
+    assert gap_claims(tmp_path / "accuracy", BOTH, runs)[0].verdict == "supported"
+    claim, _ = gap_claims(tmp_path / "steps", SOON, runs)
+    assert claim.verdict == "cannot tell"
+    for comparison in claim.comparisons:
+        assert "lost 9.20 points" in comparison.sentence
+        assert comparison.sentence.endswith("tuned to reach a target soon, not for accuracy.")
+
+
 PLAIN = [0.80, 0.812, 0.818, 0.801, 0.809]  # a gap of 0.10, give or take 0.002
 
 
