@@ -59,10 +59,10 @@ class TrackedTrial:
         return self.points[-1].time if self.points else self.began
 
 
-def tracked(study: str, identity: str, kind: str, record: TrialRecord, series: list[dict[str, object]]) -> TrackedTrial:
+def tracked(study: str, identity: str, kind: str, record: TrialRecord, series: list[dict[str, Any]]) -> TrackedTrial:
     """A trial from its record and its series, which must have been read after the record."""
-    repeats = {} if record.trial is None else {"trial": record.trial, "repeat": record.repeat}
-    cell = {"optimizer": record.optimizer, "batch_size": record.batch_size, "smoothing": record.smoothing}
+    repeats: dict[str, Any] = {} if record.trial is None else {"trial": record.trial, "repeat": record.repeat}
+    cell: dict[str, Any] = {name: getattr(record, name) for name in ("optimizer", "batch_size", "smoothing")}
     began = datetime.fromisoformat(record.started).timestamp() if record.started else 0.0
     ends = accumulate((_number(entry.get("seconds")) or 0.0 for entry in series), initial=began)
     points = [
