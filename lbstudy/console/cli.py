@@ -77,11 +77,18 @@ class LandscapeKind(StrEnum):
 
 DEMO = {
     "cells.smoothing": ["none", "mixup"],
-    "cells.batch_size": [32, 128],  # SGD's 50 steps of 256 in these epochs would not train a network
-    "tuning.trials": 6,
-    "budget.epochs": 10,
+    "cells.exclude": [{"optimizer": "kfac", "batch_size": 32}],  # does K-FAC repair what SGD loses at the large batch?
+    "budget.epochs": 20,
+    "schedule.warmup": 6,  # without, some of SGD's runs at the large batch stay at chance
+    "search.learning_rate": [
+        {"log_uniform": [1e-2, 0.1], "when": {"optimizer": "kfac"}},
+        {"log_uniform": [1e-2, 0.15]},
+    ],
+    "search.damping": {"log_uniform": [3e-2, 1], "when": {"optimizer": "kfac"}},
 }
-"""What the demo changes in the study of the digits: half of its cells, a third of its epochs."""
+"""What the demo changes in the study of the digits: six cells that all learn, in two thirds of the epochs."""
+
+DEMO_SEEDS = 5
 
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
@@ -178,12 +185,13 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
 
     def work() -> None:
         tune(study, path, images, verbose)
-        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", images, verbose)
-        one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
+        runs = plan_runs(folder, study, DEMO_SEEDS, 1, False, "split", notice)
+        confirm_runs(study, folder, runs, "split", images, verbose)
+        one, some = minima.best_runs(folder, repeats=1), minima.best_runs(folder, repeats=3)
         lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
         parts: list[tuple[str, Spec, list[Task]]] = [
-            ("landscape/line", lines, minima.landscape_tasks(folder, "line", all_seeds, lines)),
-            ("sharpness", measures, minima.sharpness_tasks(one, measures)),
+            ("landscape/line", lines, minima.landscape_tasks(folder, "line", some, lines)),
+            ("sharpness", measures, minima.sharpness_tasks(some, measures)),
         ]
         try:
             between = minima.landscape_tasks(folder, "interpolate", one, lines)
@@ -201,7 +209,10 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
         with DriverLock(path, notice):
             on_ray(work, path, verbose)
     print_best(folder, TableFormat.table)
-    print(f"report: {report.write(folder)}")
+    found = report.collect(folder)
+    print("\n" + "\n".join(report.in_short(found)))
+    print(f"\nreport: {report.write(folder, report=found)}")
+    print("next: lbstudy init DIR writes a study of your own to begin with")
     for failure in failures:
         err.print(f"failed: {failure}")
     raise typer.Exit(1 if failures else 0)
