@@ -263,6 +263,24 @@ def append(path: StoragePath, line: bytes) -> None:
         out.write(line)
 
 
+class Appender:
+    """Adds lines to a file that nobody else writes. An object is read once, and then written anew with every line: one
+    request a line."""
+
+    def __init__(self, path: StoragePath):
+        self._path = path
+        self._content: bytes | None = None
+
+    def append(self, line: bytes) -> None:
+        """Add a line; when this returns it is there."""
+        if not isinstance(self._path, ObjectPath):
+            append(self._path, line)
+            return
+        before = (read(self._path) or b"") if self._content is None else self._content
+        self._path.write_bytes(before + line)
+        self._content = before + line
+
+
 def read(path: StoragePath) -> bytes | None:
     """A file's content; None if there is no such file."""
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from shlex import quote
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lbstudy.training.data import ImageData
 
 Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness", "noise"]
+REMIND_SECONDS = 120.0  # a task that takes so long says so
 CHUNK = 64  # points of a task: minutes at most, so that little is lost when a node is
 
 
@@ -200,6 +202,7 @@ def compute(
     tasks: Sequence[Task],
     done: Callable[[Task], None],
     failed: Callable[[Task, str], None],
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Compute tasks on the connected Ray and write down their results as they come.
 
@@ -210,12 +213,17 @@ def compute(
         tasks: what to compute.
         done: is told of each result.
         failed: is told of each task that raised, and why.
+        notice: is told what tasks wait for.
+
+    Raises:
+        StudyError: for `resources.timeout_minutes` there was no result.
     """
     import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
     import ray
 
     from lbstudy.methods.user_code import active
+    from lbstudy.tuning.groups import holders, list_groups, list_jobs, own_job
     from lbstudy.tuning.resources import with_gpus
     from lbstudy.tuning.tuner import cluster_nodes
 
@@ -251,8 +259,19 @@ def compute(
             waiting[start(task)] = task
         except StudyError as error:  # the others need not suffer from it
             failed(task, str(error))
+    last = time.monotonic()
     while waiting:
-        for answer in ray.wait(list(waiting), num_returns=1)[0]:
+        finished = ray.wait(list(waiting), num_returns=1, timeout=REMIND_SECONDS)[0]
+        if finished:
+            last = time.monotonic()
+        else:
+            minutes = (time.monotonic() - last) / 60
+            others = holders(["CPU", "GPU"], list_groups(), list_jobs(), own_job())
+            words = f"no result for {minutes:.0f} min" + (f": {'; '.join(others)}" if others else "")
+            if minutes >= resources.timeout_minutes:
+                raise StudyError(f"{words}; given up (resources.timeout_minutes); what is there stays")
+            notice(f"{words}; for up to {resources.timeout_minutes:g} min (resources.timeout_minutes)")
+        for answer in finished:
             task = waiting.pop(answer)
             try:
                 files = ray.get(answer)

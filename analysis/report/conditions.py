@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis.tables.best import workers_of
-from lbstudy.analysis.tables.cost import Spent, in_words
+from lbstudy.analysis.tables.cost import Spent, in_words, lost_in_words
 from lbstudy.study.factors import labels, value_text
 from lbstudy.study.spec import StudySpec
 
@@ -79,7 +79,8 @@ def describe_cost(spent: Spent) -> str:
     if not parts:
         return "Nothing has run yet."
     parts += [f"{seconds / 3600:.2g} {kind} hours" for kind, seconds in spent.devices.items()]
-    return f"{', '.join(parts)}, {in_words(spent.images)} images seen."
+    again = f" L{lost_in_words(spent)[1:]}." if spent.lost or spent.moves else ""
+    return f"{', '.join(parts)}, {in_words(spent.images)} images seen.{again}"
 
 
 MOST_LISTED = 5

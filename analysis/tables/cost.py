@@ -6,7 +6,7 @@ A running trial's record is written when it begins, and its series grows: what i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isnan, nan
 from statistics import fmean
@@ -37,6 +37,8 @@ class Spent:
     confirmed: int
     seconds: float  # of training and evaluation
     devices: dict[str, float]  # seconds of a device, by kind: `CPU`, or a GPU's name
+    lost: dict[str, float]  # likewise, of training that was thrown away and is not in the above
+    moves: int  # times that a node went under a trial
     images: int  # that went through training, each as often as it did
 
 
@@ -76,6 +78,8 @@ def standing(folder: StudyFolder) -> Standing:
             len(confirmed),
             sum(record.seconds for record in both),
             device_seconds(both, study.resources),
+            device_seconds((replace(record, seconds=record.lost) for record in both if record.lost), study.resources),
+            sum(len(record.moves) for record in both),
             images_seen(both),
         ),
     )
@@ -154,7 +158,12 @@ def progress_sentences(now: Standing) -> list[str]:
         value = record.metrics.get(metric)
         of = "" if isnan(epochs) else f" of {ceil(epochs)}"
         so_far = f"epoch {record.epochs}{of}" + (f", {word} {value:.4f}" if value is not None else "")
-        said.append(f"running: {record.cell} {kind}, {so_far if record.epochs else 'in its first epoch'}")
+        if not record.epochs:  # records of before say nothing of nodes
+            so_far = "in its first epoch" if record.nodes else "waits for its workers to come up"
+        where = (
+            f" on {' and '.join(record.nodes[-last:])}" if (last := min(len(record.nodes), _workers(record))) else ""
+        )
+        said.append(f"running: {record.cell} {kind}, {so_far}{where}{_moved(record)}")
     if len(now.running) > SHOWN:
         said.append(f"running: {len(now.running) - SHOWN} more")
     at_speed = [run for run in now.running if not isnan(run.seconds)]
@@ -171,16 +180,40 @@ def progress_sentences(now: Standing) -> list[str]:
     return said
 
 
+def _workers(record: TrialRecord) -> int:
+    return record.workers[-1] if record.workers else 1
+
+
+def _moved(record: TrialRecord) -> str:
+    """How often a trial was moved, and what it has cost."""
+    if not record.moves:
+        return ""
+    epochs, seconds = (sum(move[key] for move in record.moves) for key in ("epochs", "seconds"))
+    return f", moved {len(record.moves)} times: {epochs} epochs and {duration(seconds)} lost"
+
+
 def sentences(now: Standing) -> list[str]:
     """How a study stands, in words."""
     said, spent = progress_sentences(now), now.spent
     if spent.trials:
         runs = f"{spent.trials} trials" + (f" and {spent.confirmed} confirmed runs" if spent.confirmed else "")
-        hours = ", ".join(f"{seconds / 3600:.3g} {kind} hours" for kind, seconds in spent.devices.items())
-        said.append(f"so far: {runs}, {hours or 'no epoch yet'}, {in_words(spent.images)} images seen")
+        said.append(f"so far: {runs}, {hours(spent.devices) or 'no epoch yet'}, {in_words(spent.images)} images seen")
+        if spent.lost or spent.moves:
+            said.append(lost_in_words(spent))
     if not now.at_work and now.ended < now.wanted:
         said.append("no driver is at work")
     return said
+
+
+def hours(devices: Mapping[str, float]) -> str:
+    """Device time: `1.5 CPU hours`."""
+    return ", ".join(f"{seconds / 3600:.3g} {kind} hours" for kind, seconds in devices.items())
+
+
+def lost_in_words(spent: Spent) -> str:
+    """What was trained and thrown away, in a sentence."""
+    moves = f", and trials were moved {spent.moves} times from a node that went" if spent.moves else ""
+    return f"lost: {hours(spent.lost) or 'nothing'} more, trained again after interruptions{moves}"
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from lbstudy.console.interrupt import Interrupted, interruptible
 from lbstudy.console.progress import TaskProgress
-from lbstudy.console.session import err, on_ray, require_room
+from lbstudy.console.session import err, notice, on_ray, require_room
 from lbstudy.console.terminal import out, print_table
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
@@ -36,12 +36,13 @@ def print_costs(
     def work() -> None:
         from lbstudy.tuning import doctor, measure, tuner
 
-        planned = tuner.plan(study, images, tuner.cluster_nodes())
+        doctor.clean_up(notice)
+        planned = tuner.plan_when_there_is_room(study, images, notice)
         doctor.require([doctor.check_state_api()])
         count = len(measure.kinds(planned.study))
         err.print(f"measuring {count} kinds of runs on {planned.lanes} lanes; nothing is kept")
         with TaskProgress("measured", count, err) as progress:
-            found.append((planned, measure.measure(planned, began, progress.advance, verbose)))
+            found.append((planned, measure.measure(planned, began, progress.advance, notice, verbose)))
 
     try:
         with interruptible():

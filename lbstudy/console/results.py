@@ -13,6 +13,7 @@ from lbstudy.console.terminal import out, print_table
 from lbstudy.console.track import TrackerChoice, track_study
 from lbstudy.console.watch import watch_study
 from lbstudy.records.folder import StudyFolder
+from lbstudy.storage import locate
 from lbstudy.study.file import StudyError
 
 results = typer.Typer()
@@ -209,6 +210,21 @@ def report(study: Folder) -> None:
     with err.status("drawing the figures"):
         path = report.write(folder)
     print(path)
+
+
+@results.command()
+def export(
+    study: Folder,
+    to: Annotated[str | None, typer.Option(metavar="DIR", help="default: `export` in the study's folder")] = None,
+) -> None:
+    """Write all trials, epochs and confirmed runs as Parquet and CSV, with a dictionary of their columns."""
+    from lbstudy.analysis import load
+    from lbstudy.analysis.export import export as write
+
+    folder = StudyFolder.open(study)
+    for path in write(folder, locate(to) if to else folder.path / "export"):
+        print(path)
+    _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
 
 
 @results.command()

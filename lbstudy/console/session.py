@@ -143,12 +143,18 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
         notice(message)
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    with ended_in_order(path, f"lbstudy run {quote(str(path))}"):
+    with ended_in_order(path, again(f"lbstudy run {quote(str(path))}", address)):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
         data = load_data(study, source, path)
         with DriverLock(path, notice):
             on_ray(lambda: tune(study, path, data, verbose), path, verbose)
+
+
+def again(command: str, address: str | None) -> str:
+    """The command to go on with: on the same cluster."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return f"{command} --address {quote(address)}" if address else command
 
 
 @contextmanager
@@ -206,7 +212,8 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
 
     if study.tuning.target == "auto":
         study = with_target(study, path, data, verbose)
-    planned = tuner.plan(study, data, tuner.cluster_nodes())
+    doctor.clean_up(notice)
+    planned = tuner.plan_when_there_is_room(study, data, notice)
     doctor.require(doctor.before_a_run(planned, path))
     folder = StudyFolder.create(path, planned.study, code_in_use())
     folder.keep_data(datasets.identities(study, data))
@@ -262,7 +269,8 @@ def confirm_runs(
     from lbstudy.tuning import doctor, tuner
 
     where = folder.confirmation
-    planned = tuner.plan(as_study(study, runs), data, tuner.cluster_nodes(), train_on)
+    doctor.clean_up(notice)
+    planned = tuner.plan_when_there_is_room(as_study(study, runs), data, notice, train_on)
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
     err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
@@ -283,7 +291,7 @@ def compute_tasks(
             failures.append(f"{task.result}: {reason}")
             progress.advance()
 
-        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed)
+        minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed, notice)
 
 
 def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
@@ -291,10 +299,12 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
     from lbstudy.tuning import tuner
 
     err.print("joining the cluster ..." if "RAY_ADDRESS" in os.environ else "starting Ray ...")
+    in_order = False
     try:
         tuner.connect(verbose)
         try:
             work()
+            in_order = True
         except OSError as error:
             if path is None:
                 raise
@@ -305,7 +315,7 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
         err.print("ending the trials at work; once more to leave at once")
         raise
     finally:
-        tuner.disconnect()
+        tuner.disconnect(in_order)
 
 
 def notice(message: str) -> None:

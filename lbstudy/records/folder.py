@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
@@ -27,6 +27,15 @@ from lbstudy.study.spec import StudySpec
 
 Status = Literal["running", "completed", "pruned", "diverged", "failed"]
 FINISHED: tuple[Status, ...] = ("completed", "pruned", "diverged", "failed")
+
+
+class Move(TypedDict):
+    """A node went and the trial with it: no failure of the trial's."""
+
+    at: str  # ISO 8601, UTC
+    gone: list[str]  # host names
+    epochs: int  # that it had trained since its checkpoint, and trains again
+    seconds: float  # of these, and from the last report until the loss was noticed
 
 
 @dataclass
@@ -51,6 +60,9 @@ class TrialRecord:
     device_memory: int = 0  # bytes; the most that this worker has taken of its GPU
     metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
     fingerprint: str = ""  # of the final model
+    nodes: list[str] = field(default_factory=list)  # host names of those that trained it, in the order of their turns
+    moves: list[dict[str, Any]] = field(default_factory=list)  # times that a node went under it: see `Move`
+    lost: float = 0.0  # seconds of training that were thrown away: by moves, failures and interruptions
     failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
     error: str = ""  # traceback of the last failure
     trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
@@ -89,6 +101,17 @@ TARGET = "target"
 
 class Damaged(Exception):
     """A file whose content is not what was written."""
+
+
+class Series:
+    """A trial's metrics by epoch, as the one who writes them sees them."""
+
+    def __init__(self, lines: storage.Appender):
+        self._lines = lines
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Add an epoch's metrics."""
+        self._lines.append(json.dumps(report).encode() + b"\n")
 
 
 class StudyFolder:
@@ -266,7 +289,11 @@ class StudyFolder:
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
-        storage.append(self.trial_folder(record) / "epochs.jsonl", json.dumps(report).encode() + b"\n")
+        self.series(record).add(report)
+
+    def series(self, record: TrialRecord) -> Series:
+        """A trial's series, for the driver, who adds to it epoch after epoch."""
+        return Series(storage.Appender(self.trial_folder(record) / "epochs.jsonl"))
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""

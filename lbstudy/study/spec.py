@@ -262,6 +262,10 @@ class Resources(Spec):
     )
     keep_best: int = Field(1, ge=0, description="final models kept per cell")
     timeout_minutes: float = Field(60, gt=0, description="a trial that reports no epoch for so long has failed")
+    lanes: int | None = Field(None, gt=0, description="trials at the same time, at most; default: as many as fit")
+    wait_minutes: float = Field(
+        60, ge=0, description="how long a study waits for machines, or for resources that others hold"
+    )
     max_failures: int = Field(3, ge=0, description="times that a failed trial is tried again")
     track: list[TrackerName] = Field([], description="trackers that are told of the trials")
 

@@ -7,9 +7,8 @@ one. Only the driver writes to the storage (checkpoints reach it through Ray), s
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +17,19 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lbstudy import __version__, storage
+from lbstudy import storage
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources, StudySpec
 from lbstudy.training.datasets import Datasets, source
 from lbstudy.tuning import tuner
+from lbstudy.tuning.groups import Group, Job, in_words, leaked, list_groups, list_jobs, remove
+from lbstudy.tuning.nodes import NODE_SECONDS, NodeReport, alive, ask_nodes, misfit, own_versions
 from lbstudy.tuning.resources import count_lanes, with_gpus
 
-NODE_SECONDS = 60.0
+FULL = 0.05
+"""Ray stops writing to a disk with less than this part free."""
+
 STATE_API_SECONDS = 10
 TRIAL_BYTES = 20_000  # record and Optuna journal of a trial
 EPOCH_BYTES = 400  # a line of its series
@@ -39,17 +42,6 @@ class Finding:
     name: str
     ok: bool
     sentence: str
-
-
-@dataclass(frozen=True)
-class NodeReport:
-    """What a task on a node has seen there, or why none ran."""
-
-    host: str
-    resources: dict[str, float]
-    versions: dict[str, str]
-    gpus: list[str] | None = None  # None: nothing there can list them
-    error: str = ""
 
 
 def examine(study: StudySpec | None, data: Datasets | None, folder: StoragePath) -> Iterator[Finding]:
@@ -66,9 +58,16 @@ def examine(study: StudySpec | None, data: Datasets | None, folder: StoragePath)
         yield Finding("Ray", False, str(error))
         return
     try:
-        reports = ask_nodes()
+        reports = ask_nodes(imports="RAY_ADDRESS" in os.environ)
+        if (other := ray_here()) is not None:
+            sentence = f"one of this machine's own was started; --address {other} examines the one that runs here"
+            yield Finding("Ray", True, sentence)
         yield check_versions(reports)
+        yield check_clocks(reports)
         yield check_state_api()
+        yield check_leaks(list_groups(), list_jobs())
+        if "RAY_ADDRESS" in os.environ:
+            yield check_exchange(alive())
         yield from (check_devices(report) for report in reports if not report.error)
         lanes, nodes = 1, tuner.cluster_nodes()
         if study is not None:
@@ -83,12 +82,21 @@ def examine(study: StudySpec | None, data: Datasets | None, folder: StoragePath)
 
 
 def before_a_run(plan: tuner.Plan, folder: StoragePath) -> Iterator[Finding]:
-    """The cheap checks; this machine's own versions need none."""
+    """The cheap checks; this machine's own versions need none. What dead drivers hold is given back before."""
     yield check_state_api()
     here = ray.get_runtime_context().get_node_id()
     if others := [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]:
         yield check_versions(ask_nodes(others))
     yield check_storage(folder, planned_bytes(plan.study, plan.data, plan.lanes))
+
+
+def ray_here() -> str | None:
+    """The address of a Ray that has been started on this machine, where none was asked for; None if there is none."""
+    from ray._private.services import find_gcs_addresses
+    from ray._private.utils import read_ray_address
+
+    address = None if "RAY_ADDRESS" in os.environ else read_ray_address()
+    return address if address in find_gcs_addresses() else None
 
 
 def require(findings: Iterable[Finding]) -> None:
@@ -101,71 +109,106 @@ def require(findings: Iterable[Finding]) -> None:
         raise StudyError("\n".join(f"{finding.name}: {finding.sentence}" for finding in bad))
 
 
-def ask_nodes(nodes: Sequence[dict[str, Any]] | None = None) -> list[NodeReport]:
-    """Run a small task on each node of the cluster, all at once; a node that dies meanwhile is left out."""
-    chosen = [node for node in ray.nodes() if node["Alive"]] if nodes is None else nodes
-    task = ray.remote(num_cpus=0, max_retries=0)(_look_around)
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
-        for node in chosen
-    ]
-    ray.wait(asked, num_returns=len(asked), timeout=NODE_SECONDS)
-    reports = []
-    gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-    for node, answer in zip(chosen, asked, strict=True):
-        if node["NodeID"] in gone:
-            continue
-        host = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        try:
-            versions, gpus = ray.get(answer, timeout=0.1)
-            reports.append(NodeReport(host, node["Resources"], versions, gpus))
-        except ray.exceptions.GetTimeoutError:
-            reports.append(NodeReport(host, node["Resources"], {}, error=f"no answer within {NODE_SECONDS:.0f} s"))
-        except Exception as error:  # whatever keeps a task from running there, a missing package for example
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            reports.append(NodeReport(host, node["Resources"], {}, error=reason))
-    return reports
-
-
-def own_versions() -> dict[str, str]:
-    """Versions that must be equal on all nodes."""
-    return {"Python": platform.python_version(), "Ray": ray.__version__, "lbstudy": __version__}
-
-
-def _look_around() -> tuple[dict[str, str], list[str] | None]:
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return own_versions(), None
-    return own_versions(), [line for line in listed.splitlines() if line.startswith("GPU ")]
-
-
 def check_versions(reports: Sequence[NodeReport]) -> Finding:
-    """Whether all nodes answer and have the driver's versions."""
-    mine = own_versions()
+    """Whether all nodes answer and have the driver's versions and code."""
     odd = [f"{report.host}: {report.error}" for report in reports if report.error]
-    for report in reports:
-        differing = [f"{name} {version}" for name, version in report.versions.items() if version != mine[name]]
-        if differing:
-            odd.append(f"{report.host} has {', '.join(differing)}")
-    wanted = ", ".join(f"{name} {version}" for name, version in mine.items())
+    odd += [f"{report.host} {misfit(report)}" for report in reports if not report.error and misfit(report)]
+    wanted = ", ".join(f"{name} {version}" for name, version in own_versions().items())
     if odd:
         return Finding("versions", False, f"every node needs {wanted} like the driver, but {'; '.join(odd)}")
     return Finding("versions", True, f"{wanted} on {len(reports)} node{'s' * (len(reports) != 1)}")
+
+
+def check_clocks(reports: Sequence[NodeReport]) -> Finding:
+    """Whether the nodes' clocks are the driver's: records of a study name times, and locks in a folder use them."""
+    off = [f"that of {report.host} is {report.clock:+.0f} s off" for report in reports if abs(report.clock) > 2]
+    return Finding("clocks", not off, "; ".join(off) or "agree")
+
+
+def check_leaks(groups: Sequence[Group], jobs: Mapping[str, Job]) -> Finding:
+    """Whether drivers that are dead hold resources."""
+    left = leaked(groups, jobs)
+    if not left:
+        return Finding("resources of dead jobs", True, "none")
+    whose = "; ".join(f"{in_words(group.resources)} of {jobs[group.job].words}" for group in left)
+    ours = any(_is_ours(jobs[group.job]) for group in left)
+    mend = (
+        "the next `lbstudy run` gives back what its own have left"
+        if ours
+        else "nothing gives them back but ray.util.remove_placement_group, or Ray's restart"
+    )
+    return Finding("resources of dead jobs", False, f"{whose}; {mend}")
+
+
+def _is_ours(job: Job) -> bool:
+    return "lbstudy" in job.command
+
+
+def clean_up(notice: Callable[[str], None]) -> None:
+    """Give back what dead drivers of lbstudy's hold; name what others' do."""
+    jobs = list_jobs()
+    left = leaked(list_groups(), jobs)
+    if ours := [group for group in left if _is_ours(jobs[group.job])]:
+        remove(ours)
+        notice("given back: " + "; ".join(f"{in_words(group.resources)} of {jobs[group.job].words}" for group in ours))
+    if others := [group for group in left if group not in ours]:
+        notice(check_leaks(others, jobs).sentence)
+
+
+def check_exchange(nodes: Sequence[dict[str, Any]]) -> Finding:
+    """Whether workers on two nodes form a process group and sum a tensor."""
+    from lbstudy.tuning.process_group import GroupError, Member, prove  # imports torch
+
+    name = "workers on several nodes"
+    places = [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
+    if len(places) < 2:
+        return Finding(name, True, "not tried: one node alone can hold workers")
+    kind: Any = ray.remote(num_cpus=0)(_Hand)
+    hands, members = list[Any](), list[Member]()
+    for node in places:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        hands.append(kind.options(scheduling_strategy=place).remote())
+        members.append(
+            Member(node["NodeManagerHostname"], node["NodeID"], node["NodeManagerAddress"], hands[-1].do.remote)
+        )
+    try:
+        ready = ray.wait([hand.do.remote(int) for hand in hands], num_returns=len(hands), timeout=NODE_SECONDS)[1]
+        if ready:
+            return Finding(name, False, f"{len(ready)} of {len(hands)} processes have not started")
+        prove(members)
+    except (GroupError, ray.exceptions.RayError) as error:
+        return Finding(name, False, str(error).strip().splitlines()[-1])
+    finally:
+        for hand in hands:
+            ray.kill(hand)
+    return Finding(name, True, f"those on {', '.join(m.host for m in members)} form a group and sum a tensor")
+
+
+class _Hand:
+    """A process on a node."""
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function there."""
+        return work(*arguments)
 
 
 def check_state_api() -> Finding:
     """Whether Ray's State API answers: Ray Train needs it to clean up after trials that were stopped."""
     from ray.util.state import list_actors
 
-    try:
-        here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
-        _without_proxy(ray.nodes())
-        list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
-    except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        advice = "start the head node with --include-dashboard=true, and install ray[default] there"
-        return Finding("State API", False, f"does not answer: {reason}; {advice}")
+    here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
+    _without_proxy(ray.nodes())
+    for more_tries in (2, 1, 0):  # on a cluster that has just come up, it is the last to be there
+        try:
+            list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
+            break
+        except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
+            if more_tries:
+                time.sleep(STATE_API_SECONDS / 2)
+                continue
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            advice = "start the head node with --include-dashboard=true, and install ray[default] there"
+            return Finding("State API", False, f"does not answer: {reason}; {advice}")
     return Finding("State API", True, "answers")
 
 
@@ -185,8 +228,11 @@ def check_devices(report: NodeReport) -> Finding:
     name = f"node {report.host}"
     if counted and report.gpus is not None and len(report.gpus) < counted:
         return Finding(name, False, f"Ray counts {offers}, but nvidia-smi lists {len(report.gpus)} GPUs")
+    if report.disk is not None and report.disk[0] < FULL * report.disk[1]:
+        return Finding(name, False, f"{offers}, but {size(report.disk[0])} free where Ray keeps its files")
     kinds = sorted({gpu.split(": ", 1)[-1].split(" (UUID")[0] for gpu in report.gpus or []}) if counted else []
-    return Finding(name, True, offers + (f" ({', '.join(kinds)})" if kinds else ""))
+    free = f", {size(report.disk[0])} free" if report.disk is not None else ""
+    return Finding(name, True, offers + (f" ({', '.join(kinds)})" if kinds else "") + free)
 
 
 def check_resources(resources: Resources, nodes: Sequence[dict[str, float]]) -> Finding:

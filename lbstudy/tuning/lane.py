@@ -7,7 +7,9 @@ warm lane equals the same trial in a fresh process. The data set comes from the 
 so no worker needs its files. A user's own code comes the same way.
 
 Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
-the workers wait for a verdict there and nowhere else. This is the only file that imports ray.train.
+the workers wait for a verdict there and nowhere else. A worker group that does not come up waits for its resources
+(`LaneWaits`) or is broken (`LaneBroken`); neither is a trial's fault. Nor is a node that goes. With `process_group`,
+this is the only file that imports ray.train.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import asyncio
 import gc
 import io
 import math
+import re
 import resource
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +37,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lbstudy.study.run import DatasetSpec, RunSpec, TrainOn
 from lbstudy.study.spec import Resources
+from lbstudy.tuning.groups import list_groups, own_job
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +48,26 @@ if TYPE_CHECKING:
 POLL_SECONDS = 1.0
 END_SECONDS = 30.0
 START_SECONDS = 300.0
+GONE_SECONDS = 5.0
+"""What a node's end may come later to be known than the end of the workers on it."""
+
+DRAIN_SECONDS = 5.0
+"""How often a lane asks whether a node of its is about to go."""
+
+NODE_LABEL = "ray.io/node-id"
+CAUSE = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b: ")
 
 
 class LaneError(RuntimeError):
     """The worker group of a lane ended, or fell silent, although nobody asked it to."""
 
 
-class LaneNotStarted(LaneError):
-    """The worker group never came up: no trial is to blame."""
+class LaneWaits(LaneError):
+    """The worker group has not come up yet, for want of resources."""
+
+
+class LaneBroken(LaneError):
+    """The worker group cannot come up: a node lacks a package, or nodes do not reach each other."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,15 @@ class Job:
     keep: Sequence[int] = ()  # epochs whose reports bring the model
 
 
+@dataclass(frozen=True)
+class Start:
+    """How far a worker group has come."""
+
+    nodes: tuple[tuple[str, str], ...] = ()  # of its workers: Ray's id and host name; none until they are there
+    up: bool = False  # whether it has asked for its first job
+    error: str = ""  # why it will not come up
+
+
 @ray.remote(num_cpus=0)
 class Mailbox:
     """Jobs one way, reports the other. Every worker reads the same sequence of jobs, so none has to tell the rest."""
@@ -73,8 +99,34 @@ class Mailbox:
         self._jobs: list[Job | None] = []  # None: the lane ends
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._taken: dict[str, int] = {}  # reports that the lane has asked for, by job
-        self._asked = False
+        self._start = Start()
+        self._hurry = False
         self._changed = asyncio.Condition()
+
+    async def place(self, nodes: list[tuple[str, str]]) -> None:
+        """The workers are on these nodes (Ray's id, host name) and begin to come together."""
+        async with self._changed:
+            self._start = replace(self._start, nodes=tuple(nodes))
+            self._changed.notify_all()
+
+    async def give_up(self, error: str) -> None:
+        """The workers do not come together."""
+        async with self._changed:
+            self._start = replace(self._start, error=error)
+            self._changed.notify_all()
+
+    async def start(self, timeout: float) -> Start:
+        """How far the worker group has come, as soon as it is up or has failed, or the time is over."""
+        async with self._changed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._start.up or bool(self._start.error)), timeout
+                )
+            return self._start
+
+    async def hurry(self) -> None:
+        """A node is about to go: the next report shall bring a checkpoint."""
+        self._hurry = True
 
     async def put_job(self, job: Job | None) -> None:
         """Begin a job, which abandons the one before it; None ends the lane."""
@@ -86,17 +138,20 @@ class Mailbox:
 
     async def job(self, number: int) -> Job | None:
         """Wait for the job of this number; jobs that were abandoned before they began are still handed out."""
-        self._asked = True
         async with self._changed:
+            self._start = replace(self._start, up=True)
+            self._changed.notify_all()
             await self._changed.wait_for(lambda: len(self._jobs) > number)
             return self._jobs[number]
 
-    async def post(self, key: str, report: dict[str, Any]) -> None:
-        """A report of a job; dropped where the job has been abandoned."""
+    async def post(self, key: str, report: dict[str, Any]) -> bool:
+        """A report of a job; dropped where the job has been abandoned. Returns whether the next one shall bring a
+        checkpoint."""
         async with self._changed:
             if key in self._reports:
                 self._reports[key].append(report)
                 self._changed.notify_all()
+        return self._hurry
 
     async def report(self, key: str, number: int, timeout: float) -> dict[str, Any] | None:
         """The job's report of this number (from 0), or None if none came in time. Asking for it says: go on."""
@@ -111,10 +166,6 @@ class Mailbox:
             except TimeoutError:
                 return None
             return self._reports[key][number]
-
-    async def workers_are_up(self) -> bool:
-        """Whether the worker group has come up and asked for its first job."""
-        return self._asked
 
     async def goes_on(self, key: str, reports: int) -> bool:
         """Wait for the verdict on a job that has posted so many reports: True once the next one is asked for."""
@@ -133,13 +184,17 @@ class Lane:
         storage: folder for Ray Train's own bookkeeping; as no Ray checkpoint is reported, only the node of the lane
             itself uses it.
         name: of the group in Ray's logs.
+        avoid: nodes that cannot hold workers, by Ray's ids.
     """
 
     def __init__(
-        self, resources: Resources, data: Mapping[str, ray.ObjectRef], code: ray.ObjectRef, storage: str, name: str
-    ):
-        from ray.train import LoggingConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer  # imports torch: seconds that the driver need not spend
+        self, resources: Resources, data: Mapping[str, ray.ObjectRef], code: ray.ObjectRef, storage: str, name: str,
+        avoid: Sequence[str] = (),
+    ):  # fmt: skip
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer  # imports torch: seconds that the driver need not spend
+
+        from lbstudy.tuning.process_group import GroupConfig
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -147,6 +202,8 @@ class Lane:
         self._job: Job | None = None
         self._reports = 0
         self._up = self._lost = False
+        self._began = self._asked = time.monotonic()
+        self._nodes: dict[str, str] = {}  # of its workers: host names by Ray's ids
         self._workers = resources.workers
         gpus = float(resources.gpus_per_worker)
         per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
@@ -162,9 +219,16 @@ class Lane:
                 num_workers=resources.workers,
                 use_gpu=gpus > 0,
                 resources_per_worker=per_worker,
+                label_selector={NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else None,  # type: ignore[call-arg]
             ),
-            torch_config=TorchConfig(backend=process_group_backend(resources)),
-            run_config=RunConfig(name=name, storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")),  # type: ignore[call-arg]
+            torch_config=GroupConfig(backend=process_group_backend(resources), mailbox=self._mailbox),
+            run_config=RunConfig(
+                name=name,
+                storage_path=storage,
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+                # a group that Ray Train started again by itself would begin with the lane's first job
+                failure_config=FailureConfig(controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
+            ),
         )
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
         self._thread.start()
@@ -184,41 +248,87 @@ class Lane:
         self._job, self._reports = job, 0
         ray.get(self._mailbox.put_job.remote(job))
 
-    def next_report(self, timeout: float = math.inf) -> dict[str, Any]:
-        """The next epoch's report of the present job. The last one has an `outcome`.
-
-        Args:
-            timeout: seconds to wait for a worker group that is up.
+    def come_up(self) -> list[str]:
+        """Wait for the worker group; returns the names of its nodes.
 
         Raises:
-            LaneNotStarted: the worker group has not come up in time, for want of resources most likely.
+            LaneWaits: its resources have not been there for START_SECONDS.
+            LaneBroken: it cannot come up.
+            LaneError: the lane's mailbox has died.
+        """
+        began = time.monotonic()
+        while not self._up:
+            start: Start = self._call(self._mailbox.start.remote(POLL_SECONDS))
+            if start.nodes and not self._nodes:
+                self._nodes, began = dict(start.nodes), time.monotonic()
+            if start.error or not self._thread.is_alive():
+                self._lost = True
+                raise LaneBroken(start.error or first_cause(self._error)) from self._error
+            self._up = start.up
+            if not self._up and time.monotonic() - began > START_SECONDS:
+                self._give_up()
+        return sorted(set(self._nodes.values()))
+
+    def _give_up(self) -> None:
+        """Say what a worker group has been waiting for too long."""
+        if not self._nodes and any(
+            group.waits and group.job == own_job() and group.is_for() for group in list_groups()
+        ):
+            raise LaneWaits(f"its resources have not been there for {START_SECONDS:.0f} s")
+        self._lost = True
+        where = f" on {', '.join(sorted(set(self._nodes.values())))}" if self._nodes else ""
+        raise LaneBroken(f"the workers{where} have not come up within {START_SECONDS:.0f} s")
+
+    def _call(self, answer: ray.ObjectRef) -> Any:
+        try:
+            return ray.get(answer)
+        except ray.exceptions.RayActorError as error:
+            raise LaneError(f"the lane's mailbox has died: {error}") from error
+
+    def next_report(self, timeout: float = math.inf) -> dict[str, Any]:
+        """The next epoch's report of the present job, of a worker group that is up. The last one has an `outcome`.
+
+        Args:
+            timeout: seconds to wait for it.
+
+        Raises:
             LaneError: the worker group has died, or has not reported in time.
         """
         assert self._job is not None
         began = time.monotonic()
         while True:
-            try:
-                report = ray.get(self._mailbox.report.remote(self._job.key, self._reports, POLL_SECONDS))
-                up = report is not None or self._up or ray.get(self._mailbox.workers_are_up.remote())
-            except ray.exceptions.RayActorError as error:
-                raise LaneError(f"the lane's mailbox has died: {error}") from error
+            report = self._call(self._mailbox.report.remote(self._job.key, self._reports, POLL_SECONDS))
             if report is not None:
-                self._up = True
                 self._reports += 1
                 if report.get("outcome") == "failed" and self._workers > 1:
                     self._lost = True  # its end is near, see `_serve`: the next trial gets another group
                 return report
-            if up and not self._up:
-                self._up, began = True, time.monotonic()
             waited = time.monotonic() - began
             if not self._thread.is_alive():
-                kind = LaneError if self._up else LaneNotStarted
-                raise kind(f"the lane's worker group has ended: {self._error}") from self._error
-            if self._up and waited > timeout:
+                raise LaneError(f"the lane's worker group has ended: {first_cause(self._error)}") from self._error
+            if waited > timeout:
                 self._lost = True
                 raise LaneError(f"no report for {waited:.0f} s; resources.timeout_minutes allows {timeout / 60:g} min")
-            if not self._up and waited > START_SECONDS:
-                raise LaneNotStarted(f"the worker group has not come up in {waited:.0f} s: are its resources there?")
+            self._save_before_a_node_goes()
+
+    def _save_before_a_node_goes(self) -> None:
+        """Ask for a checkpoint once a node of the workers has been given notice."""
+        if time.monotonic() - self._asked > DRAIN_SECONDS:
+            self._asked = time.monotonic()
+            if draining() & set(self._nodes):
+                ray.get(self._mailbox.hurry.remote())
+
+    def gone(self) -> list[str]:
+        """The names of the nodes of its workers that have gone or are about to, after something has gone wrong."""
+        deadline = time.monotonic() + (GONE_SECONDS if self._nodes else 0.0)
+        while True:
+            there = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining()
+            if found := set(self._nodes) - there:
+                self._lost = True
+                return sorted(self._nodes[node] for node in found)
+            if time.monotonic() > deadline:
+                return []
+            time.sleep(POLL_SECONDS)
 
     def end(self) -> None:
         """Let the workers go and wait until they have; a group that does not answer dies with this process."""
@@ -226,6 +336,20 @@ class Lane:
             return
         ray.get(self._mailbox.put_job.remote(None))
         self._thread.join(END_SECONDS)
+
+
+def draining() -> set[str]:
+    """The nodes that have been given notice, by Ray's ids: by a cloud's watcher of spot machines, or by a person."""
+    return set(ray._private.state.state.get_draining_nodes())  # Ray has no public way to ask
+
+
+def first_cause(error: BaseException | None) -> str:
+    """What is at the bottom of an error of Ray's, with the lines that say where."""
+    if error is None:
+        return "without an error"
+    text = str(error).strip() or type(error).__name__
+    known = [line.strip() for line in text.splitlines() if CAUSE.match(line.strip())]
+    return f"{known[-1]}\n{text}" if known else text
 
 
 def process_group_backend(resources: Resources) -> str | None:
@@ -251,6 +375,8 @@ def _serve(config: dict[str, Any]) -> None:
         dataset: Any = ray.get(datasets.of_run(found, spec))
         return data.place(dataset, spec, split_seed, device, train_on)
 
+    if ray.train.get_context().get_world_size() > 1:
+        torch.distributed.all_reduce(torch.ones(1, device=device))  # NCCL connects only now
     number = 0
     while (job := ray.get(mailbox.job.remote(number))) is not None:
         number += 1
@@ -282,22 +408,22 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     epochs = run.extent(len(data.train)).epochs
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}
-    posted, saved = 0, time.monotonic()
+    posted, saved, hurry = 0, time.monotonic(), False
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
     def post(report: dict[str, Any]) -> None:
-        nonlocal posted
+        nonlocal posted, hurry
         posted += 1
         if rank == 0:
-            ray.get(mailbox.post.remote(job.key, report | machine | peak_memory(device)))
+            hurry = ray.get(mailbox.post.remote(job.key, report | machine | peak_memory(device)))
 
     def on_epoch(report: EpochReport, snapshot: Callable[[], Snapshot]) -> bool:
         nonlocal saved
         if report.is_last(run, epochs):
             return True  # posted below, together with the outcome
         message = _plain(report)
-        if rank == 0 and time.monotonic() - saved >= job.checkpoint_seconds:
+        if rank == 0 and (hurry or time.monotonic() - saved >= job.checkpoint_seconds):
             message["checkpoint"], saved = [ray.put(_to_bytes(snapshot()))], time.monotonic()
         if rank == 0 and report.epoch in job.keep:
             message["kept"] = [ray.put(_to_bytes(snapshot()["evaluated"]))]

@@ -89,13 +89,20 @@ def gentle_values(study: StudySpec, cell: Cell) -> dict[str, float]:
     return {name: entry.bounds[0] if name == "learning_rate" else entry.middle for name, entry in ranges.items()}
 
 
-def measure(plan: Plan, began: float, show: Callable[[], None] = lambda: None, verbose: bool = False) -> Measured:
+def measure(
+    plan: Plan,
+    began: float,
+    show: Callable[[], None] = lambda: None,
+    notice: Callable[[str], None] = lambda sentence: None,
+    verbose: bool = False,
+) -> Measured:
     """Measure what the runs of a study cost on the connected Ray.
 
     Args:
         plan: the study, checked.
         began: when the start of Ray began, by `time.monotonic`.
         show: is told of every kind of runs that has been measured.
+        notice: is told what a user should know.
         verbose: let Tune print.
     """
     study = measurable(plan.study)
@@ -104,7 +111,8 @@ def measure(plan: Plan, began: float, show: Callable[[], None] = lambda: None, v
         course = Course(replace(plan, study=study), show)
         recorder = Recorder(folder, study, plan.epochs, [], course.shown, course.new_record)
         queue = MeasuredRuns(study, course, recorder)
-        fit_runs(replace(plan, study=study), queue, Stopwatch(course), recorder, verbose)
+        as_planned = replace(plan, study=study, work=plan.lanes)
+        fit_runs(as_planned, queue, Stopwatch(course), recorder, notice, verbose)
         return course.result(began, folder)
 
 
@@ -284,5 +292,7 @@ class Stopwatch(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether a run goes on after this epoch."""
+        if "epoch" not in result:  # the news that the run has begun
+            return TrialScheduler.CONTINUE
         going = self._course.goes_on(trial.config["cell"], trial.config["number"], result["report/seconds"])
         return TrialScheduler.CONTINUE if going else TrialScheduler.STOP

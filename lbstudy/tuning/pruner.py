@@ -101,6 +101,8 @@ class StudyPruner(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
+        if "epoch" not in result:  # the news that the trial has begun
+            return TrialScheduler.CONTINUE
         cell, number = trial.config["cell"], trial.config["number"]
         if self._is_beaten(cell, result.get(ELAPSED)):
             return TrialScheduler.STOP

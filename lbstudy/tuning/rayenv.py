@@ -17,6 +17,8 @@ SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would start every process with another `uv run`
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per lane
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # for its resources; how long a study waits, it says itself
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # the search says how many trials there may be at a time
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside ours
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's snapshots are not used
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no value

@@ -7,6 +7,7 @@ study's folder.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,17 @@ import ray
 from ray import tune
 
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import FINISHED, Damaged, StudyFolder, TrialRecord, model_name, ranked, set_aside
+from lbstudy.records.folder import (
+    FINISHED,
+    Damaged,
+    Move,
+    Series,
+    StudyFolder,
+    TrialRecord,
+    model_name,
+    ranked,
+    set_aside,
+)
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.objective import objective, time_so_far
@@ -28,6 +39,9 @@ from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.search import Past
 
 TRAJECTORY = 20
+FETCH_SECONDS = 120.0
+MOVED, WAITS, BROKEN = "moved", "waits", "broken"
+"""What a lane's trial has ended of, if not by itself: a node went; no resources; the worker group cannot come up."""
 
 
 def take_up(
@@ -101,6 +115,7 @@ def _checkpoint(
 
 def _cut_back(folder: StudyFolder, record: TrialRecord, kept: int) -> list[dict[str, Any]]:
     """Reduce a trial to its first `kept` epochs."""
+    record.lost += sum(entry["seconds"] for entry in folder.epochs(record)[kept:])
     folder.keep_epochs(record, kept)
     series = folder.epochs(record)
     record.metrics = _at_its_end(series[-1]) if series else {}
@@ -165,7 +180,10 @@ class Recorder(tune.Callback):
         self._new_record = new_record or partial(tuning_record, study)
         self._known = {(record.cell, record.number): record for record in records}
         self._running: dict[str, TrialRecord] = {}  # by Tune's id
-        self._never_started: set[str] = set()
+        self._heard: dict[str, float] = {}  # when each was last heard of, by Tune's id and the monotonic clock
+        self._not_to_blame: set[str] = set()
+        self.avoid: Callable[[], Sequence[str]] = tuple
+        self._series: dict[str, Series] = {}  # of those
         for record in records:
             show(record)
 
@@ -196,7 +214,7 @@ class Recorder(tune.Callback):
         else:
             checkpoint = _checkpoint(self._folder, record)
         _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
-        self._running[trial_id] = record
+        self._running[trial_id], self._series[trial_id] = record, self._folder.series(record)
         return {
             "cell": cell.name,
             "number": number,
@@ -204,12 +222,13 @@ class Recorder(tune.Callback):
             "rungs": self._study.verdicts(cell, self._epochs[cell.name]),
             "resume": [ray.put(checkpoint[1])] if checkpoint else [],
             "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
+            "avoid": list(self.avoid()),
         }
 
     def try_again(self, trial_id: str) -> bool:
-        """Count a failure, unless the lane never came up, and say whether the trial gets another try."""
+        """Count a failure, unless it is not the trial's, and say whether the trial gets another try."""
         record = self._running[trial_id]
-        if trial_id not in self._never_started:
+        if trial_id not in self._not_to_blame:
             record.failures += 1
         return record.failures <= self._study.resources.max_failures
 
@@ -222,18 +241,35 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch, or the news that the trial has failed."""
-        self._record(self._running[trial.trial_id], trial.trial_id, result)
+        """The news that the trial has begun, or has failed; or an epoch."""
+        record = self._running[trial.trial_id]
+        if "nodes" in result:
+            if record.nodes[-len(result["nodes"]) :] != result["nodes"]:
+                record.nodes += result["nodes"]
+            self._write(record)
+        elif result.get("outcome") == "failed":
+            self._note_failure(record, trial.trial_id, result)
+        else:
+            self._record(record, trial.trial_id, result)
+        self._heard[trial.trial_id] = time.monotonic()
         for name in TOLD:  # Tune keeps each trial's last result, and would keep the models in the object store with it
             result.pop(name, None)
 
+    def _note_failure(self, record: TrialRecord, trial_id: str, result: dict[str, Any]) -> None:
+        record.error = result["report"]["error"]
+        if result.get("lane"):
+            self._not_to_blame.add(trial_id)
+        if result.get("lane") == MOVED:
+            kept = (_checkpoint(self._folder, record) or (0, b""))[0]
+            unheard = time.monotonic() - self._heard[trial_id] if trial_id in self._heard else 0.0
+            record.lost += unheard  # what its epochs took counts when they are cut back
+            again = sum(entry["seconds"] for entry in self._folder.epochs(record)[kept:])
+            record.moves.append(
+                dict(Move(at=utc_now(), gone=result["gone"], epochs=record.epochs - kept, seconds=again + unheard))
+            )
+
     def _record(self, record: TrialRecord, trial_id: str, result: dict[str, Any]) -> None:
         report = dict(result["report"])
-        if result.get("outcome") == "failed":
-            record.error = report["error"]
-            if result.get("not_started"):
-                self._never_started.add(trial_id)
-            return
         record.status = result.get("outcome", "running")
         record.device = result["device"]
         record.memory = max(record.memory, result["memory"])
@@ -246,7 +282,7 @@ class Recorder(tune.Callback):
             series_entry["within"] = list(map(_without_infinities, report["within"]))
         record.metrics = _at_its_end(series_entry)
         record.seconds += report["seconds"]
-        self._folder.append_epoch(record, series_entry)
+        self._series[trial_id].add(series_entry)
         if record.status == "running":
             self._save(record, "checkpoint", result.get("checkpoint"))
             self._save(record, model_name(record.epochs), result.get("kept"))
@@ -276,7 +312,9 @@ class Recorder(tune.Callback):
 
     def _end(self, trial_id: str, failed: bool) -> None:
         record = self._running.pop(trial_id)
-        self._never_started.discard(trial_id)
+        del self._series[trial_id]
+        self._not_to_blame.discard(trial_id)
+        self._heard.pop(trial_id, None)
         if failed:
             again = record.failures <= self._study.resources.max_failures
             record.status = "running" if again else "failed"
@@ -316,10 +354,11 @@ def _without_infinities(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fetch(reference: Sequence[ray.ObjectRef] | None) -> bytes | None:
-    """The bytes that a worker has put into the object store; None where it put none, or died too soon."""
+    """The bytes that a worker has put into the object store; None where it put none, or died too soon, or where they do
+    not come."""
     if not reference:
         return None
     try:
-        return ray.get(reference[0])
+        return ray.get(reference[0], timeout=FETCH_SECONDS)
     except ray.exceptions.RayError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from lbstudy.study.file import StudyError
@@ -15,14 +16,20 @@ def this_machine() -> dict[str, float]:
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec  # the only place where Ray counts
 
     counted = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
-    return {"CPU": float(counted.num_cpus or 0), "GPU": float(counted.num_gpus or 0)}
+    return {"CPU": float(min(counted.num_cpus or 0, usable_cpus())), "GPU": float(counted.num_gpus or 0)}
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may run on: a job of SLURM, or `taskset`, leaves a part of the machine's."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed or 1
 
 
 def count_lanes(resources: Resources, nodes: Sequence[dict[str, float]]) -> int:
     """How many trials can run at the same time.
 
     Args:
-        resources: what a trial occupies.
+        resources: what a trial occupies, and how many there may be at most.
         nodes: the resources of each node, those an autoscaler may still add included.
 
     Raises:
@@ -32,7 +39,7 @@ def count_lanes(resources: Resources, nodes: Sequence[dict[str, float]]) -> int:
     need = {kind: amount for kind, amount in need.items() if amount}
     fits = [min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in need.items()) for node in nodes]
     if sum(fits) >= resources.workers:
-        return sum(fits) // resources.workers
+        return min(sum(fits) // resources.workers, resources.lanes or sum(fits))
     wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in need.items())
     if not sum(fits):
         largest = " and ".join(f"{max((n.get(k, 0) for n in nodes), default=0):g} {k}" for k in need)

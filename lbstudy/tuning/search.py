@@ -9,8 +9,10 @@ trials and searches nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
@@ -190,18 +192,26 @@ class TrialQueue(Searcher):
         self._begin, self._try_again = begin, try_again
         self._waiting = list(waiting)
         self._running: dict[str, QueuedTrial] = {}  # by Tune's id
+        self.lanes: float = inf  # how many trials may run at the same time, now
+        self._rests_until = 0.0
 
     def is_done(self) -> bool:
         """Whether there is nothing left to begin or to go on with."""
         return not self._waiting and not self._running
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial."""
+        """The next trial, if there is a lane for it."""
+        if (self._running and len(self._running) >= self.lanes) or time.monotonic() < self._rests_until:
+            return None
         trial = self._waiting.pop(0) if self._waiting else self._new_trial()
         if trial is None:
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = trial
         return self._begin(trial_id, *trial)
+
+    def rest(self, seconds: float) -> None:
+        """Hand out nothing for so long."""
+        self._rests_until = time.monotonic() + seconds
 
     def _new_trial(self) -> QueuedTrial | None:
         """A trial beyond those that wait, if there is one."""
@@ -298,7 +308,9 @@ class StudySearch(TrialQueue):
         return {"learning_rate": rate}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch's value."""
+        """An epoch's value; nothing yet where the trial has but begun."""
+        if "epoch" not in result:
+            return
         cell, number, *_ = self._running[trial_id]
         self._searches[cell].report(number, result["epoch"], result[OBJECTIVE])
 

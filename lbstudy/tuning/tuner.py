@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -22,6 +25,7 @@ import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from ray import tune
+from ray._private.services import canonicalize_bootstrap_address_or_die  # no public way to ask what `auto` is
 from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
@@ -33,12 +37,15 @@ from lbstudy.study.objective import objective, time_so_far
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import Resources, StudySpec, Tuning
 from lbstudy.training.datasets import Datasets, source, training_samples
-from lbstudy.tuning.lane import Job, Lane, LaneNotStarted
+from lbstudy.tuning.groups import own_job, sweep
+from lbstudy.tuning.lane import Job, Lane, LaneBroken, LaneError, LaneWaits
 from lbstudy.tuning.pruner import StudyPruner
-from lbstudy.tuning.recorder import Recorder, take_up
-from lbstudy.tuning.resources import count_lanes, with_gpus
+from lbstudy.tuning.recorder import BROKEN, MOVED, WAITS, Recorder, take_up
+from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
 from lbstudy.tuning.search import ELAPSED, OBJECTIVE, StudySearch, TrialQueue
+from lbstudy.tuning.supervisor import LOOK_SECONDS, Supervisor
 
+JOIN_SECONDS = 15.0
 HEAD_NODE = "node:__internal_head__"  # a resource that every Ray cluster has, on its head node
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 STATES = ("checkpoint", "kept", "model", "best")  # what a report may bring, in the object store
@@ -46,14 +53,15 @@ MACHINE = ("device", "workers", "memory", "device_memory")  # what it says of wh
 LANE_SHARE = 0.0001  # of it: lanes only wait and pass reports on, so they sit on the head and bind no CPU
 
 
-def cluster_nodes(bootstrap: Path = BOOTSTRAP) -> list[dict[str, float]]:
+def cluster_nodes(bootstrap: Path = BOOTSTRAP, avoid: Sequence[str] = ()) -> list[dict[str, float]]:
     """Resources of the nodes of the cluster, and of those that its autoscaler may still add.
 
     Args:
+        avoid: nodes that do not count, by Ray's ids.
         bootstrap: the configuration that `ray up` leaves on the head, where the driver runs. Ray has no other way to
             ask for an autoscaler's limits.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoid]
     bootstrap = Path(os.path.expanduser(bootstrap))  # which leaves it alone where there is no home
     if "RAY_ADDRESS" not in os.environ or not bootstrap.is_file():
         return nodes
@@ -79,9 +87,14 @@ def connect(verbose: bool = False) -> None:
     }
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # calls a try that failed an incomplete trial
     address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _require_answer(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    private = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    private: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    if address is None:
+        private["num_cpus"] = int(this_machine()["CPU"])
     for more_tries in (2, 1, 0) if address is None else (0,):  # on a busy machine its servers may come up too late
         try:
             ray.init(**(private if address is None else {"address": address}), **options)
@@ -102,9 +115,36 @@ def connect(verbose: bool = False) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
 
 
-def disconnect() -> None:
-    """Leave the cluster, or end the private Ray."""
+def _require_answer(address: str) -> None:
+    """Knock at a cluster's door: Ray would wait for minutes.
+
+    Raises:
+        StudyError: nobody opens.
+    """
+    with suppress(ConnectionError):  # `auto`, and no Ray has been started here: Ray says so at once
+        found = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = found.rpartition(":")
+        if port.isdigit():
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
+            except OSError as error:
+                raise StudyError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
+
+
+def disconnect(in_order: bool = True) -> None:
+    """Leave the cluster, or end the private Ray.
+
+    Args:
+        in_order: else the lanes are still at work, or coming up; on a cluster they may leave placement groups, which
+            this driver joins once more for.
+    """
+    job = own_job() if ray.is_initialized() and not in_order and "RAY_ADDRESS" in os.environ else None
     ray.shutdown()
+    if job is not None:
+        with suppress(StudyError):  # the cluster is gone, and the groups with it
+            connect()
+            sweep(job)
+            ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -114,7 +154,8 @@ class Plan:
     study: StudySpec  # with the resources decided
     data: Datasets
     epochs: dict[str, int]  # of a whole run, by cell name
-    lanes: int
+    lanes: int  # as the cluster is now
+    work: int  # lanes that there is work for
 
 
 def plan(study: StudySpec, data: Datasets, nodes: Sequence[dict[str, float]], train_on: TrainOn = "split") -> Plan:
@@ -135,8 +176,37 @@ def plan(study: StudySpec, data: Datasets, nodes: Sequence[dict[str, float]], tr
         dataset = data[source(part.dataset)]
         samples = training_samples(part.dataset, dataset) if train_on == "split" else len(dataset.train_labels)
         epochs |= {cell.name: part.extent(cell, samples).epochs for cell in part.list_cells()}
-    lanes = min(count_lanes(study.resources, nodes), len(epochs) * study.tuning.trials)
-    return Plan(study, data, epochs, lanes)
+    work = len(epochs) * study.tuning.trials
+    return Plan(study, data, epochs, min(count_lanes(study.resources, nodes), work), work)
+
+
+def plan_when_there_is_room(
+    study: StudySpec, data: Datasets, notice: Callable[[str], None], train_on: TrainOn = "split"
+) -> Plan:
+    """A study's plan, as soon as the cluster has room for a trial: it may still be coming up.
+
+    Args:
+        study: the study.
+        data: its data.
+        notice: is told what is being waited for.
+        train_on: which samples its runs train on.
+
+    Raises:
+        StudyError: nothing has come in `resources.wait_minutes`, or this is a machine, which will not grow.
+    """
+    began, said, bound = time.monotonic(), "", 60 * study.resources.wait_minutes
+    while True:
+        try:
+            return plan(study, data, cluster_nodes(), train_on)
+        except StudyError as error:
+            reason, left = str(error), bound - (time.monotonic() - began)
+            if "RAY_ADDRESS" not in os.environ or left <= 0:
+                waited = f"; given up after {bound / 60:g} min (resources.wait_minutes)" if left <= 0 else ""
+                raise StudyError(reason + waited) from error
+        if reason != said:
+            notice(f"waiting for nodes, up to {left / 60:.0f} min (resources.wait_minutes): {reason}")
+            said = reason
+        time.sleep(min(LOOK_SECONDS, left))
 
 
 class TrialActor(tune.Trainable):
@@ -155,7 +225,10 @@ class TrialActor(tune.Trainable):
             setup = new_config["lane"]
             data = dict(zip(setup["sources"], setup["data"], strict=True))
             name = f"lane-{uuid4().hex[:8]}"
-            self._lane = Lane(self._resources, data, setup["code"][0], setup["storage"], name)
+            self._lane = Lane(
+                self._resources, data, setup["code"][0], setup["storage"], name, avoid=new_config["avoid"]
+            )
+        self._begun = False
         job = Job(
             key=f"{next(self._jobs)} {new_config['cell']} {new_config['number']}",
             run=new_config["run"],
@@ -168,16 +241,29 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next epoch of the present trial: its report, what the search makes of it, and how the trial ended, if so.
+        """That the present trial has begun, and then its next epoch: its report, what the search makes of it, and how
+        the trial ended, if so.
 
         Raises:
             LaneError: the worker group has died; Tune ends this actor and gives the next trial a new lane.
         """
+        assert self._lane is not None
         try:
-            assert self._lane is not None
+            if not self._begun:
+                nodes = self._lane.come_up()
+                self._begun = True
+                return {"nodes": nodes}
             report = self._lane.next_report(60 * self._resources.timeout_minutes)
-        except LaneNotStarted as error:  # no trial is to blame, and the cluster may grow again
-            return {"outcome": "failed", "report": {"error": str(error)}, "not_started": True, "done": True}
+        except LaneWaits as error:
+            return _not_to_blame(WAITS, str(error))
+        except LaneError as error:
+            if gone := self._lane.gone():
+                return _not_to_blame(MOVED, f"gone: {', '.join(gone)}; {error}", gone)
+            if isinstance(error, LaneBroken):
+                return _not_to_blame(BROKEN, str(error))
+            raise
+        if report.get("outcome") == "failed" and self._resources.workers > 1 and (gone := self._lane.gone()):
+            return _not_to_blame(MOVED, f"gone: {', '.join(gone)}; {report['error']}", gone)
         outcome = report.pop("outcome", None)
         result = {"report": report, "done": outcome is not None}
         result |= {name: report.pop(name) for name in (*STATES, *MACHINE) if name in report}
@@ -199,6 +285,11 @@ class TrialActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `save_checkpoint`."""
+
+
+def _not_to_blame(reason: str, error: str, gone: Sequence[str] = ()) -> dict[str, Any]:
+    """What ends a trial that had no part in it."""
+    return {"outcome": "failed", "report": {"error": error}, "lane": reason, "gone": list(gone), "done": True}
 
 
 def tune_study(
@@ -231,7 +322,7 @@ def tune_study(
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
-            fit_runs(plan, search, pruner, recorder, verbose)
+            fit_runs(plan, search, pruner, recorder, notice, verbose)
 
 
 def confirm_runs(
@@ -263,18 +354,24 @@ def confirm_runs(
     waiting = [(cells[run.cell], run.number, run.params, run.published) for run in missing]
     search = TrialQueue(plan.study, waiting, recorder.begin, recorder.try_again)
     if not search.is_done():
-        fit_runs(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, verbose)
+        fit_runs(plan, search, StudyPruner(plan.study, plan.epochs, []), recorder, notice, verbose)
 
 
-def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: Recorder, verbose: bool) -> None:
-    """Run what the search hands out on the connected Ray, in the plan's lanes, until it has no more.
+def fit_runs(
+    plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: Recorder, notice: Callable[[str], None],
+    verbose: bool,
+) -> None:  # fmt: skip
+    """Run what the search hands out on the connected Ray, in as many lanes as fit, until it has no more.
 
     Raises:
         OSError: the recorder cannot write any more.
+        StudyError: no lane comes up.
     """
     from lbstudy.methods.user_code import active  # imports torch
 
     study = plan.study
+    supervisor = Supervisor(study.resources, plan.work, search, lambda avoid: cluster_nodes(avoid=avoid), notice)
+    recorder.avoid = supervisor.avoided
     with scratch_folder("tune") as scratch:
         lane = {
             "resources": study.resources.model_dump(),
@@ -284,6 +381,7 @@ def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: R
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
             "code": [ray.put(active())],
         }
+        watched: list[tune.Callback] = [supervisor, recorder]  # the recorder takes out of a result what it has recorded
         try:
             tune.Tuner(
                 tune.with_resources(TrialActor, tune.PlacementGroupFactory([{HEAD_NODE: LANE_SHARE}])),
@@ -292,14 +390,13 @@ def fit_runs(plan: Plan, search: TrialQueue, pruner: TrialScheduler, recorder: R
                     num_samples=-1,  # the search says when it has no more
                     search_alg=search,
                     scheduler=pruner,
-                    max_concurrent_trials=plan.lanes,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=study.name, storage_path=str(scratch), callbacks=[recorder], verbose=3 if verbose else 0
+                    name=study.name, storage_path=str(scratch), callbacks=watched, verbose=3 if verbose else 0
                 ),
             ).fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StudyError):
             recorder.write_running()
             raise
         except tune.TuneError as error:

@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+from lbstudy.console.session import again
+
 PROGRAM = """
 import subprocess, sys, time
 from lbstudy.console.interrupt import Interrupted, interruptible
@@ -86,3 +88,11 @@ def test_handlers_are_as_before_where_no_signal_came():
     with pytest.raises(SystemExit), interruptible():
         raise SystemExit(2)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_command_to_go_on_with_names_the_cluster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert again("lbstudy run s", None) == "lbstudy run s"
+    assert again("lbstudy run s", "auto") == "lbstudy run s --address auto"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as Ray does for a job
+    assert again("lbstudy run s", None) == "lbstudy run s --address 10.0.0.1:6379"

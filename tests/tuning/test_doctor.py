@@ -4,8 +4,10 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,8 @@ from lbstudy.methods import models, sizes
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
-from lbstudy.tuning import doctor, tuner
-from lbstudy.tuning.doctor import NodeReport, own_versions
+from lbstudy.tuning import doctor, groups, tuner
+from lbstudy.tuning.nodes import NodeReport, code_digest, own_versions
 from lbstudy.tuning.resources import this_machine
 from tests.conftest import TINY_STUDY, tiny_study
 
@@ -38,7 +40,7 @@ def test_a_sound_machine(joined: None, tmp_path: Path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert not exit_.value.code, text
     assert [line.split(":")[0].split()[1] for line in text.splitlines() if line[0] in "✓✗"] == [
-        "versions", "State", "node", "resources", "storage",
+        "versions", "clocks", "State", "resources", "node", "resources", "storage",
     ]  # fmt: skip
     assert "✗" not in text
     assert not (tmp_path / "studies").exists()
@@ -93,6 +95,127 @@ def test_versions_that_differ_are_named_with_their_node():
     assert "n3: no answer within 60 s" in silent.sentence
 
 
+def test_other_code_of_the_same_version_is_named():
+    finding = doctor.check_versions([report(), report(host="n2", versions=own_versions() | {"lbstudy's code": "abc"})])
+    assert not finding.ok
+    assert "n2 has lbstudy's code abc" in finding.sentence
+
+
+def test_the_digest_of_a_package_is_of_its_modules(tmp_path: Path):
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "notes.txt").write_text("1")
+    before = code_digest(tmp_path)
+    (tmp_path / "notes.txt").write_text("2")
+    assert code_digest(tmp_path) == before
+    (tmp_path / "a.py").write_text("x = 2")
+    assert code_digest(tmp_path) != before
+
+
+def test_clocks():
+    assert doctor.check_clocks([report(clock=1.5)]).ok
+    finding = doctor.check_clocks([report(), report(host="n2", clock=-300.2)])
+    assert (finding.ok, finding.sentence) == (False, "that of n2 is -300 s off")
+
+
+def test_a_full_disk_is_named():
+    finding = doctor.check_devices(report(disk=(10**9, 10**11)))
+    assert (finding.ok, finding.sentence) == (False, "2 CPU, 0 GPU, but 1.0 GB free where Ray keeps its files")
+    assert doctor.check_devices(report(disk=(10**10, 10**11))).sentence == "2 CPU, 0 GPU, 10.0 GB free"
+
+
+JOBS = {
+    "01000000": groups.Job(True, "job 01000000 (lbstudy run a.yaml)", "lbstudy run a.yaml"),
+    "02000000": groups.Job(False, "job 02000000 (lbstudy run b.yaml)", "lbstudy run b.yaml"),
+    "03000000": groups.Job(True, "job 03000000 (python c.py)", "python c.py"),
+}
+GROUPS = [groups.Group(f"g{job}", job, False, {"CPU": 2.0, "bundle_group_x": 1.0}) for job in JOBS]
+
+
+def test_what_dead_jobs_hold_is_named():
+    assert doctor.check_leaks(GROUPS[1:2], JOBS).ok
+    finding = doctor.check_leaks(GROUPS[:2], JOBS)
+    assert not finding.ok
+    assert finding.sentence == (
+        "2 CPU of job 01000000 (lbstudy run a.yaml); the next `lbstudy run` gives back what its own have left"
+    )
+    assert "remove_placement_group" in doctor.check_leaks(GROUPS[2:], JOBS).sentence
+
+
+def test_a_run_gives_back_what_lbstudy_has_left_and_names_the_rest(monkeypatch: pytest.MonkeyPatch):
+    said, removed = list[str](), list[groups.Group]()
+    monkeypatch.setattr(doctor, "list_groups", lambda: GROUPS)
+    monkeypatch.setattr(doctor, "list_jobs", lambda: JOBS)
+    monkeypatch.setattr(doctor, "remove", removed.extend)
+    doctor.clean_up(said.append)
+    assert removed == GROUPS[:1]
+    assert said[0] == "given back: 2 CPU of job 01000000 (lbstudy run a.yaml)"
+    assert said[1].startswith("2 CPU of job 03000000 (python c.py); nothing gives them back but")
+
+
+def test_groups_are_known_by_their_job(ray_session: None):
+    """What Ray's State API says of a group, and its id alone."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.state import list_placement_groups
+
+    made = placement_group([{"CPU": 1}, {"CPU": 10_000}])
+    try:
+        (found,) = [group for group in groups.list_groups() if group.id == made.id.hex()]
+        here = ray.get_runtime_context().gcs_address
+        (told,) = list_placement_groups(address=here, filters=[("placement_group_id", "=", found.id)])
+        assert found.job == told.creator_job_id == groups.own_job()
+        assert (found.waits, found.resources, found.orphan) == (True, {"CPU": 10_001.0}, False)
+        jobs = groups.list_jobs()
+        assert not jobs[found.job].dead
+        assert groups.leaked([found], jobs) == []
+        assert groups.holders(["CPU"], [found._replace(waits=False)], jobs, own="x") == [
+            f"10001 CPU held by {jobs[found.job].words}"
+        ]
+    finally:
+        groups.remove([found])
+    assert found.id not in {group.id for group in groups.list_groups()}
+
+
+def test_a_ray_that_was_started_on_this_machine_is_named_where_none_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"10.0.0.1:6379"})
+    for file, address, found in (
+        ("10.0.0.1:6379", None, "10.0.0.1:6379"),
+        ("10.0.0.9:6379", None, None),  # of a Ray that is no more
+        (None, None, None),
+        ("10.0.0.1:6379", "auto", None),
+    ):
+        monkeypatch.setattr("ray._private.utils.read_ray_address", lambda file=file: file)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if address:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        assert doctor.ray_here() == found
+
+
+def test_a_group_whose_actor_has_died_is_an_orphan(ray_session: None):
+    import ray
+    from ray.util.placement_group import placement_group
+
+    @ray.remote(num_cpus=0)
+    class Maker:
+        def make(self) -> str:
+            return str(placement_group([{"CPU": 10_000}]).id.hex())
+
+    maker: Any = Maker.remote()  # type: ignore[attr-defined]
+    made = ray.get(maker.make.remote())
+
+    def find() -> groups.Group:
+        return next(group for group in groups.list_groups() if group.id == made)
+
+    assert not find().orphan
+    ray.kill(maker)
+    for _ in range(100):
+        if find().orphan:
+            break
+        time.sleep(0.1)
+    assert find().orphan
+    groups.remove([find()])
+
+
 def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
     import ray
     import ray.util.state
@@ -101,6 +224,7 @@ def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
         raise RuntimeError("Could not reach the dashboard\nand more")
 
     monkeypatch.setattr(ray.util.state, "list_actors", refuse)
+    monkeypatch.setattr(doctor, "STATE_API_SECONDS", 0)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
     finding = doctor.check_state_api()
     assert not finding.ok

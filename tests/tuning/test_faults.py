@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.study.file import StudyError
 from lbstudy.training import datasets
 from lbstudy.tuning import lane, tuner
 from tests.conftest import run_tiny, tiny_study
@@ -234,6 +235,47 @@ def test_record_that_cannot_be_written_ends_the_study_which_then_goes_on(
     assert [r.status in FINISHED for r in ran.folder.trials()] == [True] * 4
 
 
+class NoLane:
+    """A lane whose worker group cannot come up."""
+
+    def come_up(self) -> list[str]:
+        raise lane.LaneBroken("ModuleNotFoundError: No module named 'mine'\nand where")
+
+    def gone(self) -> list[str]:
+        return []
+
+    def end(self) -> None:
+        pass
+
+
+class Laneless(tuner.TrialActor):
+    """Its lanes cannot come up."""
+
+    def reset_config(self, new_config: dict[str, object]) -> bool:
+        self._lane, self._begun = NoLane(), False  # type: ignore[assignment]
+        return True
+
+
+def test_worker_groups_that_cannot_come_up_end_the_study_with_the_cause(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tuner, "TrialActor", Laneless)
+    monkeypatch.setattr(tuner, "cluster_nodes", lambda avoid=(): [{"CPU": 1.0}])  # one lane
+    monkeypatch.setattr("lbstudy.tuning.supervisor.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("lbstudy.tuning.supervisor.REST_SECONDS", 1.0)
+    study = tiny_study(tuning={"trials": 2, "pruner": "none"})
+    folder, said = StudyFolder.create(tmp_path / "tiny", study), list[str]()
+    plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
+    with pytest.raises(
+        StudyError, match=r"^no worker group comes up, after \d+ tries: ModuleNotFoundError: No module named 'mine'$"
+    ):
+        tuner.tune_study(folder, plan, lambda record: None, said.append)
+    assert said[0] == "a worker group has not come up: ModuleNotFoundError: No module named 'mine'"
+    records = folder.trials()
+    assert {(r.status, r.failures, r.epochs) for r in records} == {("running", 0, 0)}
+    assert records[0].error.startswith("ModuleNotFoundError: No module named 'mine'")
+
+
 class Forgetful(tuner.TrialActor):
     """Its workers have too little memory for mini-batches of 128, and note down who trains which."""
 
@@ -273,7 +315,7 @@ def test_out_of_memory_fails_the_trial_and_not_the_study(
 ):
     actor = type("Forgetful", (Forgetful,), {"notes": str(tmp_path / "notes")})
     monkeypatch.setattr(tuner, "TrialActor", actor)
-    monkeypatch.setattr(tuner, "cluster_nodes", lambda: [{"CPU": float(workers)}])  # one lane
+    monkeypatch.setattr(tuner, "cluster_nodes", lambda avoid=(): [{"CPU": float(workers)}])  # one lane
     study = tiny_study(
         cells={"optimizer": ["sgd"], "batch_size": [32, 128], "smoothing": ["none"]}, budget={"epochs": 1},
         tuning={"trials": 1, "pruner": "none"}, published=[], search={"learning_rate": {"log_uniform": [0.01, 0.1]}},

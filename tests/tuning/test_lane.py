@@ -1,7 +1,9 @@
 """A lane by itself, without Tune."""
 
+import time
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 
 import pytest
 import ray
@@ -13,7 +15,8 @@ from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
 from lbstudy.training.data import place
 from lbstudy.training.train import train
-from lbstudy.tuning.lane import Job, Lane
+from lbstudy.tuning import groups
+from lbstudy.tuning.lane import Job, Lane, LaneBroken, LaneWaits
 from tests.methods import examples
 
 DIGITS = DatasetSpec(name="digits", validation_size=0.2)
@@ -79,6 +82,7 @@ def test_a_job_in_a_warm_lane_is_that_in_a_fresh_process(lane: Lane, optimizer: 
 
 
 def test_abandoned_job_stops_at_its_rung(lane: Lane):
+    assert lane.come_up() == [ray.nodes()[0]["NodeManagerHostname"]]
     lane.begin(job("long", rungs=[1], budget={"epochs": 100_000}))
     assert lane.next_report()["epoch"] == 1
     lane.begin(job("next"))  # the long one waits at its rung for a verdict, and this is it
@@ -93,3 +97,40 @@ def test_failed_job_brings_its_traceback_and_the_lane_goes_on(lane: Lane):
     assert "no such model" in str(report["error"])
     lane.begin(job("after"))
     assert reports(lane)[-1]["outcome"] == "completed"
+
+
+def test_a_lane_without_resources_waits_and_one_whose_group_is_taken_away_is_broken(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lbstudy.tuning.lane.START_SECONDS", 2.0)
+    waits = Lane(Resources(cpus_per_worker=9999, gpus_per_worker=0), {}, ray.put(Code()), str(tmp_path), "waits")
+
+    def asked() -> list[groups.Group]:
+        return [g for g in groups.list_groups() if g.waits and g.resources.get("CPU") == 9999]
+
+    for _ in range(60):  # its controller is a process, which begins by importing torch
+        if asked():
+            break
+        time.sleep(1)
+    with pytest.raises(LaneWaits, match="its resources have not been there for 2 s"):
+        waits.come_up()
+    assert waits.is_alive()
+    groups.remove(asked())
+    monkeypatch.setattr("lbstudy.tuning.lane.START_SECONDS", 60.0)
+    with pytest.raises(LaneBroken):
+        waits.come_up()
+    assert not waits.is_alive()
+    assert waits.gone() == []
+
+
+def test_a_node_that_is_about_to_go_is_trained_on_to_the_next_checkpoint(lane: Lane, monkeypatch: pytest.MonkeyPatch):
+    """Reports bring checkpoints from the notice on, though none is due."""
+    monkeypatch.setattr("lbstudy.tuning.lane.DRAIN_SECONDS", 0.0)
+    monkeypatch.setattr("lbstudy.tuning.lane.POLL_SECONDS", 0.01)
+    (node,) = ray.nodes()
+    lane.begin(job("spot", rungs=[2], budget={"epochs": 100_000}))
+    assert ["checkpoint" in lane.next_report() for _ in (1, 2)] == [False, False]
+    monkeypatch.setattr("lbstudy.tuning.lane.draining", lambda: {node["NodeID"]})
+    lane._save_before_a_node_goes()
+    assert lane.gone() == [node["NodeManagerHostname"]]
+    assert "checkpoint" in [lane.next_report() for _ in range(2)][-1]

@@ -215,3 +215,81 @@ def test_more_trials_pass_a_rung_than_one_in_the_reduction_factor(trials: int, s
         past = [Past(CELL, number, {}, "running", (value,)) for number, value in enumerate(random.random(trials))]
         passed += [not pruner.replay(trial) for trial in past]
     assert np.mean(passed) == pytest.approx(share, abs=0.03)
+
+
+def reported(epoch: int, seconds: float = 2.0, **brought: object) -> dict[str, object]:
+    report = {"epoch": epoch, "val_accuracy": 0.5, "val_loss": 1.0, "seconds": seconds}
+    machine = {"device": "1 x cpu", "workers": 1, "memory": 1000, "device_memory": 0}
+    return {"report": report, **machine, **brought}
+
+
+def failed(lane: str | None, **more: object) -> dict[str, object]:
+    ending = {"outcome": "failed", "report": {"error": "the lane's worker group has ended"}, "done": True}
+    return ending | ({"lane": lane} if lane else {}) | more
+
+
+class Told:
+    """A recorder that is told by Tune of one trial, try after try."""
+
+    def __init__(self, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch):
+        self.now, self._folder, self._tries = 100.0, folder, 0
+        monkeypatch.setattr("lbstudy.tuning.recorder.time.monotonic", lambda: self.now)
+        self.recorder = Recorder(folder, STUDY, EPOCHS, [], lambda record: None)
+
+    def run(self, *results: dict[str, object], error: bool = False) -> bool:
+        """A try of the trial; returns whether it gets another."""
+        self._tries += 1
+        trial = SimpleNamespace(trial_id=str(self._tries), last_result=None, error_file=None, metric_analysis={}, metric_n_steps={})  # fmt: skip
+        self.recorder.begin(trial.trial_id, CELL, 0, {"learning_rate": 0.1}, False)
+        self.recorder.on_trial_start(0, [], trial)
+        for result in results:
+            self.now += 10
+            trial.last_result = dict(result)
+            self.recorder.on_trial_result(0, [], trial, dict(result))
+        ended_badly = error or results[-1].get("outcome") == "failed"
+        again = ended_badly and self.recorder.try_again(trial.trial_id)
+        (self.recorder.on_trial_error if error else self.recorder.on_trial_complete)(0, [], trial)
+        return again
+
+    @property
+    def record(self) -> TrialRecord:
+        return self._folder.trials()[0]
+
+
+@pytest.fixture
+def told(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> Told:
+    monkeypatch.setattr("lbstudy.tuning.recorder.ray.put", lambda state: state)
+    monkeypatch.setattr("lbstudy.tuning.recorder.ray.get", lambda state, timeout: state)
+    return Told(folder, monkeypatch)
+
+
+def test_a_node_that_goes_costs_its_epochs_and_no_retry(told: Told):
+    nodes, saved = {"nodes": ["n1"]}, {"checkpoint": [b"state"]}
+    epochs = [reported(1), reported(2, **saved), reported(3), reported(4, seconds=3.0)]
+    for _ in range(2 + STUDY.resources.max_failures):
+        assert told.run(nodes, *epochs, failed("moved", gone=["n1"]))
+        epochs = [reported(3), reported(4, seconds=3.0)]
+    told.run({"nodes": ["n2"]}, reported(3), reported(4))
+    record = told.record
+    assert (record.failures, record.epochs, record.nodes) == (0, 4, ["n1", "n2"])
+    assert len(record.moves) == 2 + STUDY.resources.max_failures
+    assert record.moves[0] | {"at": ""} == {"at": "", "gone": ["n1"], "epochs": 2, "seconds": 5.0 + 10.0}
+    assert record.lost == 15.0 * len(record.moves)
+    assert record.seconds == 8.0  # of its four epochs
+
+
+def test_a_trial_that_fails_by_itself_has_its_retries(told: Told):
+    tries = [told.run({"nodes": ["n1"]}, reported(1), error=True) for _ in range(STUDY.resources.max_failures + 1)]
+    assert tries == [True] * STUDY.resources.max_failures + [False]
+    record = told.record
+    assert (record.status, record.failures, record.moves) == ("failed", len(tries), [])
+    assert record.lost == 2.0 * STUDY.resources.max_failures  # the last try's epoch stays
+
+
+@pytest.mark.parametrize("lane", ["waits", "broken"])
+def test_a_lane_that_does_not_come_up_is_no_failure_of_the_trial(told: Told, lane: str):
+    for _ in range(2 + STUDY.resources.max_failures):
+        assert told.run(failed(lane))
+    record = told.record
+    assert (record.status, record.failures, record.moves, record.lost) == ("running", 0, [], 0.0)
+    assert record.error == "the lane's worker group has ended"

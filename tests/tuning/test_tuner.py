@@ -1,8 +1,13 @@
 """A study on Ray: what is tried, pruned, recorded; and that a trial in a warm lane is the trial in a fresh process."""
 
 import dataclasses
+import os
+import socket
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -18,9 +23,10 @@ from lbstudy.study.spec import Resources
 from lbstudy.training import datasets
 from lbstudy.training.data import place
 from lbstudy.training.train import train
-from lbstudy.tuning.lane import process_group_backend
-from lbstudy.tuning.resources import count_lanes, with_gpus
-from lbstudy.tuning.tuner import cluster_nodes, connect
+from lbstudy.tuning import tuner
+from lbstudy.tuning.lane import LaneBroken, LaneError, LaneWaits, first_cause, process_group_backend
+from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
+from lbstudy.tuning.tuner import TrialActor, cluster_nodes, connect
 from tests.conftest import RanStudy, run_tiny, tiny_study
 
 EPOCHS = 4
@@ -207,4 +213,109 @@ def test_ray_that_does_not_start_is_one_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(StudyError, match="^Ray did not start on this machine: no room for another process$"):
+        connect()
+
+
+class FakeLane:
+    """Does what a test says."""
+
+    def __init__(self, raises: Exception | None = None, gone: Sequence[str] = (), **report: Any):
+        self._raises, self._gone, self._report = raises, list(gone), report
+
+    def come_up(self) -> list[str]:
+        if isinstance(self._raises, LaneWaits | LaneBroken):
+            raise self._raises
+        return ["n1"]
+
+    def next_report(self, timeout: float) -> dict[str, Any]:
+        if self._raises:
+            raise self._raises
+        return dict(self._report)
+
+    def gone(self) -> list[str]:
+        return self._gone
+
+
+def last_result(workers: int, lane: FakeLane) -> dict[str, Any]:
+    """What Tune is told of a trial in a lane that ends it."""
+    actor: Any = TrialActor.__new__(TrialActor)
+    actor._lane, actor._begun, actor._resources = lane, False, Resources(workers=workers)
+    result = actor.step()
+    if "nodes" in result:
+        assert result == {"nodes": ["n1"]}
+        result = actor.step()
+    return result
+
+
+LOST = {"outcome": "failed", "error": "Connection closed by peer"}
+ENDS = {
+    "no resources": (1, FakeLane(LaneWaits("x")), "waits"),
+    "a package is missing": (1, FakeLane(LaneBroken("x")), "broken"),
+    "the node went while the workers came up": (1, FakeLane(LaneBroken("x"), ["n1"]), "moved"),
+    "the node went with all workers": (1, FakeLane(LaneError("x"), ["n1"]), "moved"),
+    "the node went with one of two workers, which the other one reports": (2, FakeLane(gone=["n2"], **LOST), "moved"),
+    "one of two workers fails": (2, FakeLane(**LOST), None),
+    "a trial fails, and its node goes afterwards": (1, FakeLane(gone=["n1"], **LOST), None),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_ends_a_trial_is_told_apart(case: str):
+    workers, lane, reason = ENDS[case]
+    result = last_result(workers, lane)
+    assert (result["outcome"], result["done"], result.get("lane")) == ("failed", True, reason)
+    assert result.get("gone", []) == (lane.gone() if reason == "moved" else [])
+
+
+def test_workers_that_die_on_a_node_that_stays_are_a_failure():
+    with pytest.raises(LaneError):
+        last_result(1, FakeLane(LaneError("x")))
+
+
+def test_the_root_of_an_error_comes_first():
+    text = "Training failed due to controller error:\nray::RayTrainWorker\n  File x\nModuleNotFoundError: No module named 'torch'"
+    assert first_cause(RuntimeError(text)).splitlines()[0] == "ModuleNotFoundError: No module named 'torch'"
+    assert first_cause(None) == "without an error"
+
+
+def test_a_cluster_that_is_coming_up_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    study = tiny_study(resources={"workers": 2, "wait_minutes": 1})
+    seen, said, now = [[{"CPU": 0.0}], [{"CPU": 1.0}], [{"CPU": 1.0}], [{"CPU": 1.0}, {"CPU": 1.0}]], list[str](), 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep)
+    monkeypatch.setattr(tuner, "time", clock)
+    monkeypatch.setattr(tuner, "cluster_nodes", lambda: seen.pop(0) if len(seen) > 1 else seen[0])
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    data = datasets.load_all(study)
+    assert tuner.plan_when_there_is_room(study, data, said.append).lanes == 1
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "resources: a worker needs 1 CPU, but the most that a node has is 0 CPU",
+        "resources.workers: a trial needs 2 workers of 1 CPU each, but the cluster has room for 1",
+    ]
+    assert said[0].startswith("waiting for nodes, up to 1 min (resources.wait_minutes)")
+    seen[:] = [[{"CPU": 1.0}]]
+    began = now
+    with pytest.raises(StudyError, match=r"has room for 1; given up after 1 min \(resources.wait_minutes\)$"):
+        tuner.plan_when_there_is_room(study, data, said.append)
+    assert now - began == 60
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(StudyError, match="has room for 1$"):  # this machine will not grow
+        tuner.plan_when_there_is_room(study, data, said.append)
+    assert now - began == 60
+
+
+def test_the_cpus_that_a_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert this_machine()["CPU"] == 1
+
+
+def test_a_cluster_that_is_not_there_is_one_error_at_once(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed}")
+    with pytest.raises(StudyError, match=f"^no Ray cluster answers at 127.0.0.1:{closed}: Connection refused$"):
         connect()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lbstudy.analysis.report import conditions
 from lbstudy.analysis.tables import cost
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.records.lock import DriverLock
@@ -88,6 +89,27 @@ def test_a_running_study_is_told(tmp_path: Path):
         "left: 15 of 16 trials, 0:09:56 of training if they take what the others have: about 0:09:56 with 1 at a time",
         "so far: 2 trials, 0.0122 CPU hours, 6.91 thousand images seen",
     ]
+
+
+def test_what_was_lost_is_told(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    move = {"at": "", "gone": ["n1"], "epochs": 3, "seconds": 70.0}
+    folder.write_trial(run(seconds=40.0, device="2 x cpu", lost=1800.0, moves=[move], nodes=["n1", "n2"]))
+    moved = run(number=1, status="running", metrics={}, moves=[move, move], nodes=["n1", "n2"], lost=1800.0)
+    folder.write_trial(moved)
+    folder.write_trial(run(number=2, status="running", metrics={}))
+    with DriverLock(folder.path, print):
+        now = cost.standing(folder)
+    assert now.spent.lost == {"CPU": 3600.0}  # of a trial that has not reported a device, nobody knows
+    told = cost.sentences(now)
+    assert told[:2] == [
+        "running: sgd-b32-none trial 1, in its first epoch on n2, moved 2 times: 6 epochs and 0:02:20 lost",
+        "running: sgd-b32-none trial 2, waits for its workers to come up",
+    ]
+    assert told[-1] == (
+        "lost: 1 CPU hours more, trained again after interruptions, and trials were moved 3 times from a node that went"
+    )
+    assert " seen. Lost: 1 CPU hours more," in conditions.describe_cost(now.spent)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""The process group of a worker group: over an interface that all nodes reach, proved before the training needs it.
+
+Ray Train forms the group and waits for half an hour for workers that cannot find each other. Before it does, the
+workers here choose the interface with their node's address in the cluster, knock at each other's doors, and sum a
+tensor; the first thing that fails is what is told. `lbstudy doctor` proves a cluster the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend  # Ray has no public place between its workers and their group
+
+from lbstudy.parallel import network
+
+KNOCK_SECONDS = 5.0
+FORM_SECONDS = 40.0
+ANSWER_SECONDS = 15.0
+"""What a worker may take to answer beyond what it waits for: together they stay within a minute."""
+
+
+class GroupError(RuntimeError):
+    """Workers cannot form a process group; says who, and why."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A worker, by where it is and how to run a function in its process."""
+
+    host: str
+    node: str  # Ray's id
+    address: str
+    call: Callable[..., ray.ObjectRef]
+
+    @property
+    def name(self) -> str:
+        """Its node, in words."""
+        return f"{self.host} ({self.address})"
+
+
+def prove(members: Sequence[Member]) -> None:
+    """Let workers reach each other and sum a tensor, over the interfaces that have their nodes' addresses.
+
+    Raises:
+        GroupError: says which node does not reach which, or what the first worker that failed says.
+    """
+    used = ray.get([member.call(network.use_interface_of, member.address) for member in members])
+    _require_reach(list({member.node: member for member in members}.values()))
+    port = ray.get(members[0].call(network.free_port))
+    meeting = (members[0].address, port)
+    waiting = {
+        member.call(network.exchange, rank, len(members), *meeting, FORM_SECONDS): rank
+        for rank, member in enumerate(members)
+    }
+    while waiting:
+        done, _ = ray.wait(list(waiting), timeout=FORM_SECONDS + ANSWER_SECONDS)
+        if not done:
+            silent = ", ".join(members[rank].name for rank in waiting.values())
+            raise GroupError(f"no answer from {silent} while the process group formed")
+        rank = waiting.pop(done[0])
+        if why := ray.get(done[0]):
+            raise GroupError(
+                f"the worker on {members[rank].name} cannot form a process group over {used[rank]}: {why}. "
+                f"{network.GLOO} in the environment of `ray start` names another interface"
+            )
+
+
+def _require_reach(members: Sequence[Member]) -> None:
+    """Let each node open a connection to each other one."""
+    if len(members) < 2:
+        return
+    doors = {
+        member.name: (member.address, port)
+        for member, port in zip(members, ray.get([m.call(network.open_door) for m in members]), strict=True)
+    }
+    knocks = [
+        member.call(network.unreachable, {n: d for n, d in doors.items() if n != member.name}, KNOCK_SECONDS)
+        for member in members
+    ]
+    failed = [
+        f"{member.name} cannot reach {name}: {why}"
+        for member, found in zip(members, ray.get(knocks), strict=True)
+        for name, why in found.items()
+    ]
+    ray.get([member.call(network.close_door) for member in members])
+    if failed:
+        raise GroupError(f"{'; '.join(sorted(failed))}. The nodes of a cluster need all ports open among themselves")
+
+
+@dataclass
+class GroupConfig(TorchConfig):
+    """How a lane's workers form their group.
+
+    Args:
+        mailbox: of the lane: is told where its workers are, and why they do not come together.
+    """
+
+    mailbox: Any = None
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray Train calls when the workers are there."""
+        return _ProvedGroup
+
+
+class _ProvedGroup(_TorchBackend):
+    """Ray's own group, after it has been proved that it can form."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called in Ray Train's controller."""
+        members = [
+            Member(worker.metadata.hostname, worker.metadata.node_id, worker.metadata.node_ip, worker.execute_async)
+            for worker in worker_group.get_workers()
+        ]
+        ray.get(backend_config.mailbox.place.remote([(member.node, member.host) for member in members]))
+        if len(members) > 1:
+            try:
+                prove(members)
+            except GroupError as error:
+                ray.get(backend_config.mailbox.give_up.remote(str(error)))  # now: the end of the others takes its time
+                raise
+        super().on_start(worker_group, backend_config)
