@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
+
+from lbstudy.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -79,10 +80,6 @@ class ObjectPath:
     def with_name(self, name: str) -> ObjectPath:
         """The address with another last part."""
         return self.parent / name
-
-    def resolve(self) -> ObjectPath:
-        """Itself: an address is never relative."""
-        return self
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: what lies in a folder needs none."""
@@ -193,6 +190,11 @@ def locate(where: str | StoragePath) -> StoragePath:
     return ObjectPath(where.partition("?")[0].rstrip("/"), parts.query, key.rstrip("/"), store)
 
 
+def real_path(path: StoragePath) -> StoragePath:
+    """The path without links and `..`. Links in a circle stay as they are; `Path.resolve` raises a RuntimeError."""
+    return Path(os.path.realpath(path)) if isinstance(path, Path) else path
+
+
 @cache
 def _connect(address: str) -> tuple[FileSystem, str]:
     """The store of an address, and the address as it wants it; a store that does not answer shall not take minutes."""
@@ -261,6 +263,24 @@ def append(path: StoragePath, line: bytes) -> None:
         out.write(line)
 
 
+class Appender:
+    """Adds lines to a file that nobody else writes. An object is read once, and then written anew with every line: one
+    request a line."""
+
+    def __init__(self, path: StoragePath):
+        self._path = path
+        self._content: bytes | None = None
+
+    def append(self, line: bytes) -> None:
+        """Add a line; when this returns it is there."""
+        if not isinstance(self._path, ObjectPath):
+            append(self._path, line)
+            return
+        before = (read(self._path) or b"") if self._content is None else self._content
+        self._path.write_bytes(before + line)
+        self._content = before + line
+
+
 def read(path: StoragePath) -> bytes | None:
     """A file's content; None if there is no such file."""
     try:
@@ -319,9 +339,10 @@ def touch(path: StoragePath) -> None:
     if isinstance(path, ObjectPath):
         path.write_bytes(path.read_bytes())
         return
-    try:
+    before = stamp(path)
+    with suppress(OSError):
         os.utime(path)
-    except OSError:  # a file system that keeps no times of its own choice
+    if stamp(path) == before:  # a file system that refuses that, or forgets it
         path.write_bytes(path.read_bytes())
 
 
@@ -391,8 +412,8 @@ def local_file(path: StoragePath) -> Iterator[Path]:
         path.unlink(missing_ok=True)
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="lbstudy-") as scratch:
-        local = Path(scratch) / path.name
+    with scratch_folder("upload") as scratch:
+        local = scratch / path.name
         try:
             yield local
         finally:

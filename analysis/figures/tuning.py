@@ -35,6 +35,13 @@ from lbstudy.study.spec import StudySpec
 CONFIDENCE = 0.8
 """Of the bands around the tuning curves: what Lourie et al. show, for the few trials that people can afford."""
 
+SIMULATED = 300
+"""Trials up to which the bands are those of Lourie et al., whose simulation takes a time that grows with the square of
+their number, here 10 s; beyond, those of Dvoretzky, Kiefer, Wolfowitz and Massart, which are wider and cost nothing."""
+
+POINTS = 300
+"""Of a curve, at most."""
+
 NEVER_BELOW, NEVER_ABOVE = 0.0, 1.0
 """Accuracies lie between these; the bands use it."""
 
@@ -280,15 +287,19 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
     guaranteed = study.tuning.sampler == "random" and not pruned
     parts = []
     for cell, group in drawn.groupby("cell", sort=False):
-        ks = np.arange(1, len(group) + 1)
-        if study.tuning.goal:
-            low = expected = high = np.full(len(ks), np.nan)
-            if np.isfinite(group.loc[group["status"] == "completed", study.tuning.metric]).any():
-                times, longest = _times(study, group)
-                low, expected, high = _expected_best(times, ks, longest, least=True)
-        else:
+        ks = _numbers_up_to(len(group))
+        low = expected = high = np.full(len(ks), np.nan)
+        if not study.tuning.goal:
             accuracies = group["val_accuracy"].where(group["status"] != "diverged", 0.0).fillna(0.0).to_numpy(float)
-            low, expected, high = _expected_best(accuracies, ks)
+            scores: tuple[np.ndarray, float] | None = accuracies, NEVER_ABOVE
+        elif np.isfinite(group.loc[group["status"] == "completed", study.tuning.metric]).any():
+            scores = _times(study, group)
+        else:
+            scores = None
+        if scores is not None:
+            expected = _expected_best(*scores, ks, least=bool(study.tuning.goal))
+        if scores is not None and guaranteed:
+            low, high = _bands(*scores, ks, least=bool(study.tuning.goal))
         first = group.iloc[0]
         part = pd.DataFrame({"k": ks, "expected": expected, "low": low, "high": high})
         part.insert(0, "cell", cell)
@@ -301,7 +312,6 @@ def tuning_curves_info(study: StudySpec, trials: pd.DataFrame) -> TuningCurves:
             f"Independent random trials, none pruned; bands hold for all k at once ({100 * CONFIDENCE:g} % confidence)"
         )
     else:
-        points[["low", "high"]] = np.nan
         sampler = {"tpe": "TPE", "gp": "Gaussian process", "qmc": "Quasi-random", "random": "Random"}
         basis = (
             f"{sampler[study.tuning.sampler]} trials{', some of them pruned' if pruned else ''}: not independent draws "
@@ -326,23 +336,34 @@ def _unit(study: StudySpec) -> str:
     return study.tuning.metric.partition("_")[0]
 
 
-def _expected_best(
-    scores: np.ndarray, ks: np.ndarray, never_above: float = NEVER_ABOVE, least: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower band, estimate and upper band of E[max of k draws], or of the `least`, at each k.
+def _numbers_up_to(trials: int) -> np.ndarray:
+    """Numbers of trials at which a curve is computed: all, or as many as can be told apart in a figure."""
+    if trials <= POINTS:
+        return np.arange(1, trials + 1)
+    return np.unique(np.geomspace(1, trials, POINTS).round().astype(int))
+
+
+def _expected_best(scores: np.ndarray, never_above: float, ks: np.ndarray, least: bool) -> np.ndarray:
+    """E[max of k draws], or of the `least`, at each k."""
+    distribution = EmpiricalDistribution(scores, a=NEVER_BELOW, b=never_above)
+    return np.asarray(distribution.average_tuning_curve(ks, minimize=least))
+
+
+def _bands(scores: np.ndarray, never_above: float, ks: np.ndarray, least: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper band of `_expected_best`.
 
     Both rise as the distribution's CDF falls, so the upper band of the CDF gives the lower one of the curve.
     """
+    simulated = len(scores) <= SIMULATED
     with warnings.catch_warnings():
         # Equal accuracies: the bands then cover with at least the stated confidence, and no longer exactly with it.
         warnings.filterwarnings("ignore", "Duplicates detected", RuntimeWarning)
-        above, estimate, below = EmpiricalDistribution.confidence_bands(
-            scores, CONFIDENCE, NEVER_BELOW, never_above,
-            generator=_generator(len(scores)), method="ld_equal_tailed", n_jobs=1,
+        above, _, below = EmpiricalDistribution.confidence_bands(
+            scores, CONFIDENCE, NEVER_BELOW, never_above, method="ld_equal_tailed" if simulated else "dkw",
+            generator=_generator(len(scores)), n_jobs=1,
         )  # fmt: skip
-    curves = (distribution.average_tuning_curve(ks, minimize=least) for distribution in (below, estimate, above))
-    low, expected, high = curves
-    return low, expected, high
+    low, high = (distribution.average_tuning_curve(ks, minimize=least) for distribution in (below, above))
+    return np.asarray(low), np.asarray(high)
 
 
 @cache

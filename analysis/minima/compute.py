@@ -25,7 +25,7 @@ from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
-from lbstudy.training.datasets import Dataset, Datasets, source
+from lbstudy.training.datasets import Dataset, Datasets, of_run
 
 if TYPE_CHECKING:
     import torch
@@ -249,9 +249,9 @@ def compute(
         return states[key]
 
     def start(task: Task) -> ray.ObjectRef:
-        of_run = images[source(RunSpec.model_validate(task.run).dataset)]
+        of_task = of_run(images, RunSpec.model_validate(task.run).dataset)
         of_states = (state(*s) for s in task.states)
-        return remote.remote(task.kind, task.run, task.settings, task.part, of_run, code, *of_states)
+        return remote.remote(task.kind, task.run, task.settings, task.part, of_task, code, *of_states)
 
     waiting: dict[ray.ObjectRef, Task] = {}
     for task in tasks:

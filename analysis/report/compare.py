@@ -22,7 +22,7 @@ from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
-from lbstudy.storage import StoragePath, locate
+from lbstudy.storage import StoragePath, locate, real_path
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 
@@ -52,7 +52,7 @@ def open_all(places: Sequence[str]) -> list[Compared]:
     if len(places) < 2:
         raise StudyError("compare: two studies or more, each by its folder; got " + (", ".join(places) or "none"))
     folders = [StudyFolder.open(place) for place in places]
-    addresses = [str(folder.path.resolve()) for folder in folders]
+    addresses = [str(real_path(folder.path)) for folder in folders]
     if twice := [place for place, count in Counter(addresses).items() if count > 1]:
         raise StudyError(f"compare: {twice[0]} is given twice; a study does not differ from itself")
     studies = [folder.study() for folder in folders]

@@ -149,12 +149,22 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
     if environment:
         fixed |= {
             "versions": f"Python {environment.get('python')}; {_words(environment.get('packages', {}))}",
+            **_versions_before(environment),
             "commit": str(environment.get("commit") or "not known"),
             "machine of the driver": ", ".join(str(machine[name]) for name in ("host", "system") if machine.get(name))
             + f", {machine.get('cpus')} CPUs",
             "last driver": f"{environment.get('started')}: {shlex.join(map(str, environment.get('command', [])))}",
         }
     return fixed
+
+
+def _versions_before(environment: dict[str, Any]) -> dict[str, str]:
+    """What drivers before the last one had that had other versions."""
+    earlier = environment.get("earlier", [])
+    told = [
+        f"{e['started']}: Python {e['python']}; {_words(e['packages'] or {})}; commit {e['commit']}" for e in earlier
+    ]
+    return {"versions before": ". ".join(told)} if told else {}
 
 
 def _words(settings: Any) -> str:

@@ -256,18 +256,25 @@ def unbroken(text: str) -> str:
     return re.sub(together, lambda found: found[0].replace(" ", NO_BREAK), text)
 
 
-def write(folder: StudyFolder, live: Live | None = None) -> StoragePath:
+def in_short(report: Report) -> list[str]:
+    """What a study found, in lines for a terminal: its leading sentences, and the verdict of each claim."""
+    found = [sentence for sentence, _ in report.lead]
+    return found + [f"{question.verdict}: {question.title}" for question in report.questions if question.verdict]
+
+
+def write(folder: StudyFolder, live: Live | None = None, report: Report | None = None) -> StoragePath:
     """Write the page into the study's folder, in one step; returns its path.
 
     Args:
         folder: the study's folder.
         live: how the study stands, where it runs.
+        report: what `collect` has gathered; it is gathered where there is none.
 
     Raises:
         StudyError: the folder holds no study, or cannot be written.
     """
     page = folder.path / PAGE
-    content = render(collect(folder), live).encode()
+    content = render(report or collect(folder), live).encode()
     try:
         storage.write(page, content)
     except OSError as error:

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from lbstudy import __version__, trackers
+from lbstudy.console.begin import Place, begin
 from lbstudy.console.costs import print_costs
 from lbstudy.console.plan import described, print_plan
 from lbstudy.console.results import Folder, TableFormat, print_best, results
@@ -46,7 +48,7 @@ from lbstudy.console.track import TrackerChoice
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.records.provenance import utc_now
-from lbstudy.storage import StorageError, locate
+from lbstudy.storage import StorageError, locate, real_path
 from lbstudy.study.file import StudyError, StudyFile
 from lbstudy.study.load import find_study
 from lbstudy.study.run import Spec, TrainOn
@@ -55,9 +57,13 @@ from lbstudy.tuning.confirm import plan_runs
 if TYPE_CHECKING:
     from lbstudy.analysis.minima.compute import Task
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 app.add_typer(results)
+
+
+RUN_EXTRA = ("ray", "torch", "torchvision", "optuna", "sklearn", "PIL")
+"""What the package's extra `run` brings, by the names that are imported."""
 
 
 class LandscapeKind(StrEnum):
@@ -71,15 +77,26 @@ class LandscapeKind(StrEnum):
 
 DEMO = {
     "cells.smoothing": ["none", "mixup"],
-    "cells.batch_size": [32, 128],  # SGD's 50 steps of 256 in these epochs would not train a network
-    "tuning.trials": 6,
-    "budget.epochs": 10,
+    "cells.exclude": [{"optimizer": "kfac", "batch_size": 32}],  # does K-FAC repair what SGD loses at the large batch?
+    "budget.epochs": 20,
+    "schedule.warmup": 6,  # without, some of SGD's runs at the large batch stay at chance
+    "search.learning_rate": [
+        {"log_uniform": [1e-2, 0.1], "when": {"optimizer": "kfac"}},
+        {"log_uniform": [1e-2, 0.15]},
+    ],
+    "search.damping": {"log_uniform": [3e-2, 1], "when": {"optimizer": "kfac"}},
 }
-"""What the demo changes in the study of the digits: half of its cells, a third of its epochs."""
+"""What the demo changes in the study of the digits: six cells that all learn, in two thirds of the epochs."""
+
+DEMO_SEEDS = 5
 
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Storage = Annotated[str, typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER")]
+MaybeStorage = Annotated[
+    str | None,
+    typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER; default: studies"),
+]
 Name = Annotated[str | None, typer.Option(help="name of the study and its folder")]
 Trials = Annotated[int | None, typer.Option(help="trials per cell")]
 Epochs = Annotated[int | None, typer.Option(help="epochs per trial")]
@@ -117,6 +134,8 @@ def main() -> None:
     except UnicodeError as error:
         _complain(f"a name that is no UTF-8 text cannot be used: {error}", 2, _keep_traceback())
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in RUN_EXTRA:
+            _complain(f"this needs {error.name}, which looking at studies does not: pip install 'lbstudy[run]'", 2)
         what = " ".join(str(error).split()) or "no message"
         _complain(f"unexpected, please report it: {type(error).__name__}: {what}", 3, _keep_traceback())
 
@@ -161,17 +180,18 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     from lbstudy.methods.checks import check_study
 
     study = check_study(source)
-    path = (locate(storage) / study.name).resolve()
+    path = real_path(locate(storage) / study.name)
     folder, failures = StudyFolder(path), list[str]()
 
     def work() -> None:
         tune(study, path, images, verbose)
-        confirm_runs(study, folder, plan_runs(folder, study, 3, 1, False, "split", notice), "split", images, verbose)
-        one, all_seeds = minima.best_runs(folder, repeats=1), minima.best_runs(folder)
+        runs = plan_runs(folder, study, DEMO_SEEDS, 1, False, "split", notice)
+        confirm_runs(study, folder, runs, "split", images, verbose)
+        one, some = minima.best_runs(folder, repeats=1), minima.best_runs(folder, repeats=3)
         lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
         parts: list[tuple[str, Spec, list[Task]]] = [
-            ("landscape/line", lines, minima.landscape_tasks(folder, "line", all_seeds, lines)),
-            ("sharpness", measures, minima.sharpness_tasks(one, measures)),
+            ("landscape/line", lines, minima.landscape_tasks(folder, "line", some, lines)),
+            ("sharpness", measures, minima.sharpness_tasks(some, measures)),
         ]
         try:
             between = minima.landscape_tasks(folder, "interpolate", one, lines)
@@ -189,10 +209,26 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
         with DriverLock(path, notice):
             on_ray(work, path, verbose)
     print_best(folder, TableFormat.table)
-    print(f"report: {report.write(folder)}")
+    found = report.collect(folder)
+    print("\n" + "\n".join(report.in_short(found)))
+    print(f"\nreport: {report.write(folder, report=found)}")
+    print("next: lbstudy init DIR writes a study of your own to begin with")
     for failure in failures:
         err.print(f"failed: {failure}")
     raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="where to write; made where it is missing", metavar="DIR")],
+    cluster: Annotated[Place | None, typer.Option(help="and the files of a place to run it")] = None,
+) -> None:
+    """Write a commented study to begin with, which runs as it stands; never overwrites."""
+    written = begin(Path(folder).expanduser(), cluster)
+    print("\n".join(map(str, written)))
+    err.print(f"what it would do: lbstudy plan {quote(str(written[0]))}")
+    if cluster is not None:
+        err.print(f"what to fill in is marked FILL IN; docs/cluster/{cluster.value}.md of the source walks through it")
 
 
 @app.command()
@@ -220,7 +256,7 @@ def plan(
 
 @app.command()
 def run(
-    file: File, storage: Storage = "studies", name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    file: File, storage: MaybeStorage = None, name: Name = None, trials: Trials = None, epochs: Epochs = None,
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -228,7 +264,12 @@ def run(
     study, source = resolve(file, name, trials, epochs, workers, data, set_, track)
     given = locate(file)
     going_on = given.is_dir() and name is None
-    path = (given if going_on else locate(storage) / study.name).resolve()
+    if going_on and storage is not None:
+        raise StudyError(
+            f"--storage {storage}: {file} is a study's folder, and it goes on there; leave --storage out, or begin "
+            "another study like it with --name"
+        )
+    path = real_path(given if going_on else locate(storage or "studies") / study.name)
     run_study(study, source, path, address, verbose)
     folder = StudyFolder.open(path)
     print_best(folder, TableFormat.table)
@@ -250,7 +291,7 @@ def confirm(
     track: Track = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train each cell's best configuration again with fresh seeds, and test it. Run again, it does what is missing."""
-    folder = StudyFolder.open(locate(study).resolve())
+    folder = StudyFolder.open(real_path(locate(study)))
     spec, source = resolve(study, None, None, None, workers, data, set_, track)
     trackers.require(spec.resources.track)
     folder.require_extension(spec)
@@ -371,15 +412,15 @@ def examine(
         study, source = resolve(file, None, None, None, None, None, None)
         images = load_data(study, source)
         for sentence in described(study, images):
-            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            out.print(sentence, highlight=False, soft_wrap=True)
     folder = locate(storage)
     set_address(address)
     from lbstudy.tuning import doctor
 
     failed = False
     for finding in doctor.examine(study, images, folder):
-        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
-        out.print(f"{mark} {escape(finding.name)}: {escape(finding.sentence)}", highlight=False, soft_wrap=True)
+        mark = ("✓", "green") if finding.ok else ("✗", "red")
+        out.print(Text.assemble(mark, f" {finding.name}: {finding.sentence}"), highlight=False, soft_wrap=True)
         failed |= not finding.ok
     raise typer.Exit(2 if failed else 0)
 
@@ -392,14 +433,15 @@ def unlock(
     """Take the lock of a study away from a driver that has died where nobody can tell: on a machine that is gone."""
     from lbstudy.records import lock
 
-    folder = StudyFolder.open(locate(study).resolve())
+    folder = StudyFolder.open(real_path(locate(study)))
     removed = lock.unlock(folder.path, notice, force)
     print(f"{folder.path}: {'the lock is removed' if removed else 'there is no lock'}")
 
 
 @app.command()
 def schema() -> None:
-    """The JSON Schema of the study file, for editors."""
+    """The JSON Schema of the study file, for editors; `search_spaces/study.schema.json` is a copy."""
     from lbstudy.methods.configure import full_study_class
+    from lbstudy.study.schema import file_schema
 
-    print(json.dumps(full_study_class().model_json_schema(by_alias=True), indent=2))
+    print(json.dumps(file_schema(full_study_class()), indent=2))

@@ -1,4 +1,5 @@
-"""Ctrl-C, and SIGTERM, with which clusters end jobs: the first ends a study in good order, a second one at once."""
+"""Ctrl-C, SIGTERM, with which clusters end jobs, and SIGHUP, when a terminal is closed: the first ends a study in good
+order, a second one at once."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from types import FrameType
 
 import psutil
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,17 +33,21 @@ def interruptible() -> Iterator[None]:
             exception of a handler into one). A second one ends the process there and then.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]  # as nohup has set it
     first: int | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
+        if first is not None and number == signal.SIGHUP:
+            return  # a terminal that closes may send several
         if first is not None:
             _kill_children()
             os._exit(128 + number)
         first = number
         raise KeyboardInterrupt
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, handle)
     try:
         yield

@@ -72,7 +72,7 @@ def print_plan(study: StudySpec, source: StudyFile) -> Datasets:
     if left_out := study.left_out():
         out.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
     for sentence in described(study, images):
-        out.print(sentence, markup=False, soft_wrap=True)
+        out.print(sentence, soft_wrap=True)
     tuning, resources, cells = study.tuning, study.resources, len(rows)
     lengths = " or ".join(dict.fromkeys(part.budget.in_words for part in parts))
     pruner = "no pruner" if tuning.pruner == "none" else (
@@ -96,7 +96,8 @@ def print_plan(study: StudySpec, source: StudyFile) -> Datasets:
     settings = {f"{m}.{k}": v for m, entry in study.fixed.settings.items() if m in used for k, v in entry.items()}
     fixed = study.fixed.numbers | {key: show(value) for key, value in settings.items() if value not in (None, [])}
     if study.code:
-        out.print(f"code: {', '.join(f'{path} (sha256 {c[:12]})' for path, c in code_in_use().checksums.items())}")
+        checksums = [f"{path} (sha256 {checksum[:12]})" for path, checksum in code_in_use().checksums.items()]
+        out.print(f"code: {', '.join(checksums)}", soft_wrap=True)
         out.print(f"  imported by {', '.join(IMPORTING)}; by no other command")
     out.print("fixed: " + ", ".join(f"{key} {value}" for key, value in fixed.items() if key not in varied))
     if misfit is not None:

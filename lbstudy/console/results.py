@@ -13,6 +13,7 @@ from lbstudy.console.terminal import out, print_table
 from lbstudy.console.track import TrackerChoice, track_study
 from lbstudy.console.watch import watch_study
 from lbstudy.records.folder import StudyFolder
+from lbstudy.storage import locate
 from lbstudy.study.file import StudyError
 
 results = typer.Typer()
@@ -71,7 +72,7 @@ def status(study: Folder) -> None:
     found = tables.progress(folder)
     print_table(tables.for_reading(found), title=folder.study().name)
     for sentence in cost.sentences(cost.standing(folder)):
-        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        out.print(sentence, highlight=False, soft_wrap=True)
     _tell(found.attrs["damaged"])
 
 
@@ -147,7 +148,7 @@ def table(
         elif format is TableFormat.table:
             found = minima_table.for_terminal(found)
         for sentence in (minima_table.WHICH_SIDE, *minima_table.list_left_out(minima, sharpness, lines)):
-            err.print(sentence, markup=False)
+            err.print(sentence)
     if format is TableFormat.table:
         shown = tables.for_reading(found, digits=3)
         if len(shown):
@@ -212,6 +213,21 @@ def report(study: Folder) -> None:
 
 
 @results.command()
+def export(
+    study: Folder,
+    to: Annotated[str | None, typer.Option(metavar="DIR", help="default: `export` in the study's folder")] = None,
+) -> None:
+    """Write all trials, epochs and confirmed runs as Parquet and CSV, with a dictionary of their columns."""
+    from lbstudy.analysis import load
+    from lbstudy.analysis.export import export as write
+
+    folder = StudyFolder.open(study)
+    for path in write(folder, locate(to) if to else folder.path / "export"):
+        print(path)
+    _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
+
+
+@results.command()
 def track(
     study: Folder,
     to: Annotated[list[TrackerChoice] | None, typer.Option(help="a tracker; may be repeated; default: "
@@ -241,4 +257,4 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
 def _tell(sentences: Iterable[str]) -> None:
     """What a table lacks, beside it, where it does not get into a file."""
     for sentence in sentences:
-        err.print(f"missing: {sentence}", markup=False)
+        err.print(f"missing: {sentence}")

@@ -61,7 +61,17 @@ def resolve(
     from lbstudy.methods.checks import check_study  # imports torch
 
     source = StudyFile(find_study(file), overrides)
-    return check_study(source, written_by_hand=not locate(file).is_dir()), source
+    study = check_study(source, written_by_hand=not locate(file).is_dir())
+    if study.dataset.root is not None and {"dataset", "dataset.root"}.isdisjoint(study.factors):
+        placed = study.dataset.model_copy(update={"root": _from_anywhere(study.dataset.root)})
+        study = study.model_copy(update={"dataset": placed})
+    return study, source
+
+
+def _from_anywhere(root: str) -> str:
+    """A folder as it can be found from any other: the study may go on in another one than it began in."""
+    expanded = os.path.expanduser(root)
+    return root if expanded.startswith("~") else os.path.abspath(expanded)  # without a home, reading it says so
 
 
 def code_in_use() -> Code:
@@ -83,14 +93,17 @@ def load_data(study: StudySpec, source: StudyFile, path: StoragePath | None = No
     Args:
         study: the study.
         source: the file that it comes from.
-        path: its folder; where it has one already, it must have run on the same data.
+        path: its folder; where it has one already, it must have run on the same data, and other versions are told.
     """
     from lbstudy.training import datasets
 
     data = read_data(study, source)
-    begun = path is not None and (path / "study.yaml").is_file()
-    if begun and not StudyFolder(path).require_same_data(datasets.identities(study, data)):  # type: ignore[arg-type]
-        notice(f"{path} does not say which data it has run on: those of now are taken for them")
+    if path is not None and (path / "study.yaml").is_file():
+        folder = StudyFolder(path)
+        if not folder.require_same_data(datasets.identities(study, data)):
+            notice(f"{path} does not say which data it has run on: those of now are taken for them")
+        if others := folder.other_versions():
+            notice(f"{path} has run with other versions, which may change results: {'; '.join(others)}")
     fit(study, source, data)
     return data
 

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -21,7 +20,9 @@ SENTENCE = 24
 
 GUTTER = 2
 
-out = Console(width=None if sys.stdout.isatty() else 200)
+AT_A_TERMINAL = sys.stdout is not None and sys.stdout.isatty()  # None: closed, as by `>&-`
+
+out = Console(width=None if AT_A_TERMINAL else 200, markup=False, emoji=False)  # [x] and :x: in names are text
 
 
 def print_table(frame: pd.DataFrame, title: str, names: Collection[str] = ()) -> None:
@@ -40,8 +41,9 @@ def print_table(frame: pd.DataFrame, title: str, names: Collection[str] = ()) ->
             justify: Literal["left", "right"] = "right" if holds_numbers(frame[name]) else "left"
             table.add_column(name.replace("_", " "), justify=justify, width=width)
         for row in frame[list(widths)].itertuples(index=False):
-            table.add_row(*map(escape, row))
-        Console(width=max(out.width, _total(widths))).print(table)  # a wider one than the terminal cuts no text either
+            table.add_row(*row)
+        wide = max(out.width, _total(widths))  # a console wider than the terminal cuts no text either
+        Console(width=wide, markup=False, emoji=False).print(table)
 
 
 def fit_columns(frame: pd.DataFrame, room: int, names: Collection[str] = ()) -> list[dict[str, int]]:

@@ -10,6 +10,7 @@ from lbstudy.console.session import err
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StorageError
 from lbstudy.study.file import StudyError
+from lbstudy.study.spec import TrackerName
 from lbstudy.trackers.sync import opened
 
 
@@ -31,7 +32,7 @@ def track_study(folder: StudyFolder, to: Sequence[TrackerChoice] | None) -> None
     Raises:
         StudyError: there are none, or one cannot be used, does not answer or refuses; what it was told stays.
     """
-    names = [choice.value for choice in to] if to else folder.study().resources.track
+    names: list[TrackerName] = [choice.value for choice in to] if to else folder.study().resources.track
     if not names:
         raise StudyError(f"{folder.path}: this study names no tracker; choose one: --to tensorboard, mlflow or wandb")
     trackers.require(names)

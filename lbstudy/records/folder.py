@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
-from lbstudy.records.provenance import environment
+from lbstudy.records.provenance import environment, following, other_versions
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
@@ -103,6 +103,17 @@ class Damaged(Exception):
     """A file whose content is not what was written."""
 
 
+class Series:
+    """A trial's metrics by epoch, as the one who writes them sees them."""
+
+    def __init__(self, lines: storage.Appender):
+        self._lines = lines
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Add an epoch's metrics."""
+        self._lines.append(json.dumps(report).encode() + b"\n")
+
+
 class StudyFolder:
     """A study's folder, on a file system or in an object store."""
 
@@ -141,7 +152,7 @@ class StudyFolder:
             storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
             if code:
                 write_code(path, code)
-            storage.write(path / "environment.json", json.dumps(environment(), indent=2).encode())
+            storage.write(path / "environment.json", json.dumps(following(folder.environment()), indent=2).encode())
         except OSError as error:
             raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
         return folder
@@ -175,6 +186,13 @@ class StudyFolder:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def other_versions(self) -> list[str]:
+        """With which versions the last driver here began, or that of the confirmed runs, where this process has others:
+        a line for each. They are told and not refused: what they change of results, nobody knows."""
+        now = environment()
+        found = [*other_versions(self.environment(), now), *other_versions(self.confirmation.environment(), now)]
+        return list(dict.fromkeys(found))
 
     def require_extension(self, study: StudySpec, code: Code = NO_CODE) -> None:
         """Make sure that `study` is the one that lies here, or more of it: more trials or cells, other resources.
@@ -271,7 +289,11 @@ class StudyFolder:
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
-        storage.append(self.trial_folder(record) / "epochs.jsonl", json.dumps(report).encode() + b"\n")
+        self.series(record).add(report)
+
+    def series(self, record: TrialRecord) -> Series:
+        """A trial's series, for the driver, who adds to it epoch after epoch."""
+        return Series(storage.Appender(self.trial_folder(record) / "epochs.jsonl"))
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""

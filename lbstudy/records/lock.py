@@ -1,9 +1,10 @@
 """One driver per study: the lock that a running driver holds on the study's folder.
 
 The lock is a file that names its holder and is touched every few seconds. Whether a holder is alive is told without
-any clock but one's own: on the same boot of the same machine, and in the same process space, by whether its process is
-there (its number and the tick of its start); everywhere else by watching for a minute whether the lock is touched. So
-neither a clock that is set, nor a container, nor a file server whose clock is off takes the lock from a live driver.
+any clock but one's own: on the same boot of the same machine, and in the same spaces of processes and of time, by
+whether its process is there (its number and the tick of its start); everywhere else by watching for a minute whether
+the lock is touched. So neither a clock that is set, nor a container, nor a file server whose clock is off takes the
+lock from a live driver.
 No file locking of the operating system: that is not to be relied on over NFS. In an object store two drivers that begin
 in the same moment might both believe that they hold the lock (see `storage.create`), as might two that take over from
 the same dead one; one of them notices, and stops, when it touches it.
@@ -33,6 +34,7 @@ from lbstudy.study.file import StudyError
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 60.0
 WATCH_SECONDS = 1.0  # between two looks at another's lock
+SPACES = [name for name in ("pid", "time") if os.path.lexists(f"/proc/self/ns/{name}")]
 
 
 def is_held(folder: StoragePath) -> bool:
@@ -77,37 +79,53 @@ def _holder(path: StoragePath) -> dict[str, object] | None:
         return None
 
 
-def _in_words(holder: dict[str, object]) -> str:
+def _in_words(holder: dict[str, object] | None) -> str:
+    if holder is None:
+        return "whoever has written an unreadable lock"
     return f"a driver (host {holder.get('host')}, process {holder.get('pid')}, since {holder.get('since')})"
 
 
 def _space() -> str | None:
-    """The boot of this machine and the process space in it; None where the system does not tell."""
+    """The boot of this machine, and the spaces of processes and of time (which moves the ticks of starts) in it; None
+    where the system does not tell, or its /proc is about another process space."""
     try:
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return None
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return " ".join([boot, *(os.readlink(f"/proc/self/ns/{name}") for name in SPACES)])
     except OSError:
         return None
 
 
-def _started(pid: object) -> str | None:
-    """When a process of this process space was started, in ticks since the boot; None where there is none."""
+def _started(pid: int) -> str | None:
+    """When a process of this process space was started, in ticks since the boot, empty if it has ended and nobody has
+    asked how; None where that cannot be seen."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *_, started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:20]
+    except (OSError, ValueError):
         return None
+    return "" if state in "ZX" else started
 
 
 def _is_dead(holder: dict[str, object]) -> bool | None:
     """Whether a lock's holder has died; None where only watching tells."""
-    if holder.get("space") is None or holder["space"] != _space():
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or holder.get("space") is None or holder["space"] != _space():
         return None
-    return _started(holder.get("pid")) != holder.get("started")
+    try:
+        os.kill(pid, 0)  # no signal: only whether there is such a process
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        pass
+    started = _started(pid)
+    return None if started is None else started != holder.get("started")
 
 
-def _is_alive(path: StoragePath, holder: dict[str, object], notice: Callable[[str], None]) -> bool:
-    """Whether a lock's holder is alive; watches the lock where there is no other way."""
-    if (dead := _is_dead(holder)) is not None:
+def _is_alive(path: StoragePath, holder: dict[str, object] | None, notice: Callable[[str], None]) -> bool:
+    """Whether a lock's holder is alive; watches the lock where there is no other way. An unreadable one may be one that
+    is being written."""
+    if holder is not None and (dead := _is_dead(holder)) is not None:
         return not dead
     notice(f"{path.parent}: watching for up to {STALE_SECONDS:.0f} s whether {_in_words(holder)} is alive")
     seen, until = storage.stamp(path), time.monotonic() + STALE_SECONDS
@@ -116,6 +134,17 @@ def _is_alive(path: StoragePath, holder: dict[str, object], notice: Callable[[st
         if storage.stamp(path) != seen:  # touched, removed, or another's
             return True
     return False
+
+
+def _take_away(path: StoragePath, holder: dict[str, object] | None) -> None:
+    """Remove the lock of a dead holder; what another driver has put in its place stays."""
+    aside = path.with_name(f".{path.name}-{uuid4().hex}")  # only one of several can move it there
+    with suppress(FileNotFoundError):
+        path.replace(aside)  # type: ignore[arg-type]  # of the same kind
+        if _holder(aside) == holder or path.is_file():
+            aside.unlink()
+        else:
+            aside.replace(path)  # type: ignore[arg-type]
 
 
 class DriverLock:
@@ -157,18 +186,15 @@ class DriverLock:
         }  # fmt: skip
         self._made = storage.make_folder(self._path.parent)
         while not storage.create(self._path, json.dumps(self._mine).encode()):
-            holder = _holder(self._path)
-            if holder is not None and _is_alive(self._path, holder, self._notice):
-                if _holder(self._path) is None:  # it has ended meanwhile
-                    continue
+            seen = _holder(self._path)
+            if not _is_alive(self._path, seen, self._notice):
+                self._notice(f"{self._path.parent}: taking over from {_in_words(seen)} that has died")
+                _take_away(self._path, seen)
+            elif holder := _holder(self._path):  # or it has ended meanwhile
                 raise StudyError(
                     f"{self._path.parent}: {_in_words(holder)} is at work here; if it is known to be gone: "
                     f"lbstudy unlock {shlex.quote(str(self._path.parent))}"
                 )
-            who = "an unreadable lock" if holder is None else f"{_in_words(holder)} that has died"
-            self._notice(f"{self._path.parent}: taking over from {who}")
-            if _holder(self._path) == holder:  # or another has taken over
-                self._path.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -37,6 +37,37 @@ def environment() -> dict[str, Any]:
     }
 
 
+def other_versions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of Python, the packages and the commit is another: `torch 2.10.0 then, 2.11.0 now`. What either does not
+    know does not count.
+
+    Args:
+        before: an `environment`, as a study's folder has kept it.
+        now: another.
+    """
+    old, new = _versions(before), _versions(now)
+    return [f"{name} {old[name]} then, {new[name]} now" for name in new if old.get(name, new[name]) != new[name]]
+
+
+def following(before: dict[str, Any]) -> dict[str, Any]:
+    """The `environment` of now, with those before it that had other versions as `earlier`.
+
+    Args:
+        before: the one that is there; empty where there is none.
+    """
+    now = environment()
+    earlier = before.pop("earlier", [])
+    if other_versions(before, now):
+        earlier = [*earlier, {key: before.get(key) for key in ("started", "python", "packages", "commit")}]
+    return now | ({"earlier": earlier} if earlier else {})
+
+
+def _versions(known: dict[str, Any]) -> dict[str, str]:
+    packages = known.get("packages")
+    versions = {"Python": known.get("python")} | (packages if isinstance(packages, dict) else {})
+    return {name: str(version) for name, version in (versions | {"commit": known.get("commit")}).items() if version}
+
+
 def _commit() -> str | None:
     """The commit of the source tree that runs, marked where it has uncommitted changes; None outside a checkout."""
     root = Path(__file__).parents[2]

@@ -104,7 +104,12 @@ def follow(folder: StudyFolder, name: TrackerName) -> int:
     os.nice(NICE)
     driver, sys.stdout = sys.stdout, sys.stderr  # where the trackers' libraries print is not the driver's
     last, wait = threading.Event(), INTERVAL
-    threading.Thread(target=lambda: (sys.stdin.read(), last.set()), daemon=True).start()
+
+    def await_end() -> None:
+        sys.stdin.read()  # until the driver closes it, or ends
+        last.set()
+
+    threading.Thread(target=await_end, daemon=True).start()
     while True:
         try:
             with opened(folder, name) as (sync, _):

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
+from typing import Any
 from uuid import uuid4
 
 from lbstudy import storage
@@ -58,17 +59,19 @@ class TrackedTrial:
         return self.points[-1].time if self.points else self.began
 
 
-def tracked(study: str, identity: str, kind: str, record: TrialRecord, series: list[dict[str, object]]) -> TrackedTrial:
+def tracked(study: str, identity: str, kind: str, record: TrialRecord, series: list[dict[str, Any]]) -> TrackedTrial:
     """A trial from its record and its series, which must have been read after the record."""
-    repeats = {} if record.trial is None else {"trial": record.trial, "repeat": record.repeat}
-    cell = {"optimizer": record.optimizer, "batch_size": record.batch_size, "smoothing": record.smoothing}
+    repeats: dict[str, Any] = {} if record.trial is None else {"trial": record.trial, "repeat": record.repeat}
+    cell: dict[str, Any] = {name: getattr(record, name) for name in ("optimizer", "batch_size", "smoothing")}
     began = datetime.fromisoformat(record.started).timestamp() if record.started else 0.0
     ends = accumulate((_number(entry.get("seconds")) or 0.0 for entry in series), initial=began)
     points = [
         Point(epoch, end, {name: number for name, v in entry.items() if (number := _number(v)) is not None})
         for epoch, (end, entry) in enumerate(zip(list(ends)[1:], series, strict=True), start=1)
     ]
-    parameters = cell | record.factors | record.params | {"seed": record.seed, "published": record.published} | repeats
+    parameters: dict[str, Any] = (
+        cell | record.factors | record.params | {"seed": record.seed, "published": record.published} | repeats
+    )
     key = (kind, record.cell, record.number)
     return TrackedTrial(key, study, identity, parameters, points, record.status, began)
 

@@ -7,12 +7,13 @@ lies in the root folder. No torch here but for torchvision's readers; what happe
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,10 +83,37 @@ def pieces(images: NDArray[np.uint8], rows: int = 4096) -> Iterator[NDArray[np.u
 Datasets = Mapping[str, Dataset]
 """The data of all cells of a study, by `source`."""
 
+Kept = TypeVar("Kept")
+
 
 def source(spec: DatasetSpec) -> str:
     """What is read for a dataset: equal for specs that differ only in the split or in what is done with the images."""
     return spec.model_dump_json(include={"name", "root", "image_size", "samples"})
+
+
+def of_run(kept: Mapping[str, Kept], spec: DatasetSpec) -> Kept:
+    """The data of a run among those of its study.
+
+    Args:
+        kept: what there is of each dataset, by `source`.
+        spec: as the run's record has it, which may be from before the data were moved: then they are those that differ
+            in the folder alone.
+
+    Raises:
+        KeyError: there are none, or several.
+    """
+    key = source(spec)
+    if key in kept:
+        return kept[key]
+    alike = [found for other, found in kept.items() if _anywhere(other) == _anywhere(key)]
+    if len(alike) != 1:
+        raise KeyError(key)
+    return alike[0]
+
+
+def _anywhere(key: str) -> dict[str, Any]:
+    """A `source` without its folder."""
+    return dict(json.loads(key)) | {"root": None}
 
 
 def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:

@@ -27,10 +27,10 @@ from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import EpochImages, ImageData, Images, worker_slice
-from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut
+from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut, memory_format
 from lbstudy.training.pursuit import Pursuit
 
-EVALUATION_BATCH = 1024
+EVALUATION_BATCH = 512
 STATISTICS_SAMPLES = 4096
 """Training samples, at least, that batch norm's running statistics are computed from before an evaluation."""
 
@@ -118,7 +118,7 @@ def train(
     device = data.train.images.device
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
-    model = model.to(device, DTYPES[run.precision])
+    model = model.to(device, DTYPES[run.precision]).to(memory_format=memory_format(device, run.precision))
     starts, extent = minibatch_starts(len(data.train), run), run.extent(len(data.train))
     loop = Loop.of(run, model, extent.steps_per_epoch)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def list_files(root: Path) -> Tree:
         used[part] = []
         for file in _walk(root / part):
             place = file.relative_to(root)
-            if kind := _why_not(place):
+            if kind := _why_not(root, place):
                 left_out.setdefault(kind, []).append(str(place))
             else:
                 used[part].append((file, labels[place.parts[1]]))
@@ -116,7 +117,7 @@ def _walk(folder: Path) -> Iterable[Path]:
     """All files below a folder by class and path; links are followed, but not into a folder that they lie in."""
     above: dict[str, set[Path]] = {}
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        real = Path(where).resolve()
+        real = Path(os.path.realpath(where))
         around = above.get(os.path.dirname(where), set())
         if real in around:
             folders.clear()
@@ -130,7 +131,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _why_not(place: Path) -> str:
+def _why_not(root: Path, place: Path) -> str:
     """Why a file, by its path below the root, is not used; empty where it is."""
     inside = [Path(part) for part in place.parts[1:]]
     if any(map(is_hidden, inside)):
@@ -138,7 +139,9 @@ def _why_not(place: Path) -> str:
     if len(inside) < 2:
         return "in no class"
     suffix = place.suffix.lower()
-    return "" if suffix in SUFFIXES else suffix or "without an ending"
+    if suffix not in SUFFIXES:
+        return suffix or "without an ending"
+    return "" if S_ISREG((root / place).stat().st_mode) else "that are pipes, sockets or devices"
 
 
 def read(root: Path, size: int | None, cache_folder: Path, track: Track | None = None) -> tuple[Any, ...]:
@@ -175,7 +178,7 @@ def read(root: Path, size: int | None, cache_folder: Path, track: Track | None =
 
 
 def _key(tree: Tree, size: int | None) -> str:
-    digest = hashlib.sha256(f"{DECODER} {os.fsencode(tree.root.resolve())!r} {size}".encode())
+    digest = hashlib.sha256(f"{DECODER} {os.fsencode(os.path.realpath(tree.root))!r} {size}".encode())
     for file, label in tree.train + tree.test:
         status = file.stat()
         times = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

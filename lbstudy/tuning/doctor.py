@@ -246,7 +246,7 @@ def check_resources(resources: Resources, nodes: Sequence[dict[str, float]]) -> 
 
 def check_storage(folder: StoragePath, needed: int) -> Finding:
     """Whether the driver can write there, and has room for what is planned. Leaves nothing behind."""
-    folder = folder.resolve()
+    folder = storage.real_path(folder)
     try:
         storage.require_writable(folder)
         free = storage.free_bytes(folder)

@@ -376,7 +376,7 @@ def _serve(config: dict[str, Any]) -> None:
 
     @lru_cache(maxsize=1)  # trials of one study share their data, or most do: a device holds one set of images
     def placed(spec: DatasetSpec, split_seed: int, train_on: TrainOn) -> Any:
-        dataset: Any = ray.get(found[datasets.source(spec)])
+        dataset: Any = ray.get(datasets.of_run(found, spec))
         return data.place(dataset, spec, split_seed, device, train_on)
 
     if ray.train.get_context().get_world_size() > 1:

@@ -14,9 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 from statistics import fmean, median
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
@@ -25,6 +23,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.scratch import scratch_folder
 from lbstudy.study.run import Extent
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.training.datasets import source, training_samples
@@ -107,8 +106,8 @@ def measure(
         verbose: let Tune print.
     """
     study = measurable(plan.study)
-    with TemporaryDirectory(prefix="lbstudy-measure-") as scratch:
-        folder = StudyFolder(Path(scratch))
+    with scratch_folder("measure") as scratch:
+        folder = StudyFolder(scratch)
         course = Course(replace(plan, study=study), show)
         recorder = Recorder(folder, study, plan.epochs, [], course.shown, course.new_record)
         queue = MeasuredRuns(study, course, recorder)

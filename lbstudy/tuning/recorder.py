@@ -20,7 +20,17 @@ import ray
 from ray import tune
 
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import FINISHED, Damaged, Move, StudyFolder, TrialRecord, model_name, ranked, set_aside
+from lbstudy.records.folder import (
+    FINISHED,
+    Damaged,
+    Move,
+    Series,
+    StudyFolder,
+    TrialRecord,
+    model_name,
+    ranked,
+    set_aside,
+)
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
 from lbstudy.study.objective import objective, time_so_far
@@ -173,6 +183,7 @@ class Recorder(tune.Callback):
         self._heard: dict[str, float] = {}  # when each was last heard of, by Tune's id and the monotonic clock
         self._not_to_blame: set[str] = set()
         self.avoid: Callable[[], Sequence[str]] = tuple
+        self._series: dict[str, Series] = {}  # of those
         for record in records:
             show(record)
 
@@ -203,7 +214,7 @@ class Recorder(tune.Callback):
         else:
             checkpoint = _checkpoint(self._folder, record)
         _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
-        self._running[trial_id] = record
+        self._running[trial_id], self._series[trial_id] = record, self._folder.series(record)
         return {
             "cell": cell.name,
             "number": number,
@@ -239,7 +250,7 @@ class Recorder(tune.Callback):
         elif result.get("outcome") == "failed":
             self._note_failure(record, trial.trial_id, result)
         else:
-            self._record(record, result)
+            self._record(record, trial.trial_id, result)
         self._heard[trial.trial_id] = time.monotonic()
         for name in TOLD:  # Tune keeps each trial's last result, and would keep the models in the object store with it
             result.pop(name, None)
@@ -257,7 +268,7 @@ class Recorder(tune.Callback):
                 dict(Move(at=utc_now(), gone=result["gone"], epochs=record.epochs - kept, seconds=again + unheard))
             )
 
-    def _record(self, record: TrialRecord, result: dict[str, Any]) -> None:
+    def _record(self, record: TrialRecord, trial_id: str, result: dict[str, Any]) -> None:
         report = dict(result["report"])
         record.status = result.get("outcome", "running")
         record.device = result["device"]
@@ -271,7 +282,7 @@ class Recorder(tune.Callback):
             series_entry["within"] = list(map(_without_infinities, report["within"]))
         record.metrics = _at_its_end(series_entry)
         record.seconds += report["seconds"]
-        self._folder.append_epoch(record, series_entry)
+        self._series[trial_id].add(series_entry)
         if record.status == "running":
             self._save(record, "checkpoint", result.get("checkpoint"))
             self._save(record, model_name(record.epochs), result.get("kept"))
@@ -301,6 +312,7 @@ class Recorder(tune.Callback):
 
     def _end(self, trial_id: str, failed: bool) -> None:
         record = self._running.pop(trial_id)
+        del self._series[trial_id]
         self._not_to_blame.discard(trial_id)
         self._heard.pop(trial_id, None)
         if failed:

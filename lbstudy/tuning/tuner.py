@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.scratch import scratch_folder
 from lbstudy.storage import local_file
 from lbstudy.study.file import StudyError
 from lbstudy.study.objective import objective, time_so_far
@@ -101,6 +101,12 @@ def connect(verbose: bool = False) -> None:
             break
         except Exception as error:  # it raises no narrower kind
             ray.shutdown()
+            if "AF_UNIX path" in str(error):
+                name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+                raise StudyError(
+                    f"Ray's sockets need a shorter path than that of the temporary folder, {os.environ.get(name)} "
+                    f"({name}); set RAY_TMPDIR to a shorter one, such as /tmp"
+                ) from error
             if more_tries:
                 continue
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -366,11 +372,11 @@ def fit_runs(
     study = plan.study
     supervisor = Supervisor(study.resources, plan.work, search, lambda avoid: cluster_nodes(avoid=avoid), notice)
     recorder.avoid = supervisor.avoided
-    with tempfile.TemporaryDirectory(prefix="lbstudy-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         lane = {
             "resources": study.resources.model_dump(),
             "tuning": study.tuning.model_dump(by_alias=True),
-            "storage": scratch,
+            "storage": str(scratch),
             "sources": list(plan.data),
             "data": list(map(ray.put, plan.data.values())),  # in a list, or Tune would resolve each into every trial
             "code": [ray.put(active())],
@@ -387,7 +393,7 @@ def fit_runs(
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=study.name, storage_path=scratch, callbacks=watched, verbose=3 if verbose else 0
+                    name=study.name, storage_path=str(scratch), callbacks=watched, verbose=3 if verbose else 0
                 ),
             ).fit()
         except (KeyboardInterrupt, StudyError):

@@ -13,10 +13,13 @@ from rich.console import Console
 
 from lbstudy.console import cli, terminal
 from lbstudy.console.progress import Progress
+from lbstudy.console.session import load_data, notice, resolve
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
+from lbstudy.study.spec import StudySpec
+from lbstudy.tuning import doctor
 from tests.conftest import TINY_STUDY, tiny_study
-from tests.records.test_folder import record
+from tests.records.test_folder import record, with_versions
 
 
 def lbstudy(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -155,9 +158,58 @@ def test_bad_tables_are_one_error_and_exit_code_2(case: str, monkeypatch, capsys
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_who_goes_on_with_other_versions_is_told(capsys, study_file: str, tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    load_data(*resolve(study_file, None, None, None, None, None, None), folder.path)
+    assert "versions" not in capsys.readouterr().err
+    with_versions(folder, torch="1.13.1")
+    load_data(*resolve(str(folder.path), None, None, None, None, None, None), folder.path)
+    assert "s has run with other versions, which may change results: torch 1.13.1 then" in capsys.readouterr().err
+
+
+MARKED = "a [red]b :100: runs:fire:x"
+
+
 def test_text_is_not_taken_for_markup(capsys):
-    terminal.print_table(pd.DataFrame({"note": ["a [red] name"]}), title="t")
-    assert "a [red] name" in capsys.readouterr().out
+    terminal.print_table(pd.DataFrame({"note": [MARKED]}), title=MARKED)
+    terminal.out.print(MARKED)
+    notice(MARKED)
+    printed = capsys.readouterr()
+    assert printed.out.count(MARKED) == 3
+    assert printed.err == f"notice: {MARKED}\n"
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_doctor_writes_names_as_they_are(monkeypatch, capsys, ok: bool):
+    found = [doctor.Finding("storage", ok, MARKED)]
+    monkeypatch.setattr(doctor, "examine", lambda *arguments: iter(found))
+    assert lbstudy(monkeypatch, "doctor") == (0 if ok else 2)
+    assert capsys.readouterr().out == f"{'✓' if ok else '✗'} storage: {MARKED}\n"
+
+
+def test_storage_beside_a_studys_folder_is_refused(monkeypatch, capsys, folder: StudyFolder):
+    assert lbstudy(monkeypatch, "run", str(folder.path), "--storage", "elsewhere") == 2
+    assert capsys.readouterr().err.startswith(f"error: --storage elsewhere: {folder.path} is a study's folder")
+
+
+@pytest.mark.parametrize("given", [["--data", "t"], ["--data=~/t"], ["--set", "dataset.root=t"]])
+def test_the_datas_folder_is_known_from_anywhere(monkeypatch, given: list[str], study_file: str, tmp_path: Path):
+    """`study.yaml` says where the data are, whatever folder the study goes on in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    studies: list[StudySpec] = []
+    monkeypatch.setattr(cli, "run_study", lambda study, *arguments: studies.append(study))
+    lbstudy(monkeypatch, "run", study_file, "--set", "dataset.name=image_folder", *given)
+    assert studies[0].dataset.root == str(tmp_path / "t")
+
+
+def test_a_home_in_storage_is_expanded_whoever_does_it(monkeypatch, study_file: str, tmp_path: Path):
+    """A shell leaves `--storage=~/studies` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places: list[Path] = []
+    monkeypatch.setattr(cli, "run_study", lambda study, source, path, *arguments: places.append(path))
+    lbstudy(monkeypatch, "run", study_file, "--storage=~/studies")
+    assert places == [tmp_path / "studies" / "tiny"]
 
 
 WIDE = pd.DataFrame(

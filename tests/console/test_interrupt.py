@@ -35,7 +35,7 @@ def begin(tidying: float) -> tuple[subprocess.Popen[str], psutil.Process]:
     return process, psutil.Process(int(process.stdout.readline()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_ends_in_good_order(number: signal.Signals):
     process, child = begin(tidying=0)
     process.send_signal(number)
@@ -43,6 +43,26 @@ def test_first_signal_ends_in_good_order(number: signal.Signals):
     assert process.returncode == 128 + number
     gone, _ = psutil.wait_procs([child], timeout=10)  # killed, but the kernel takes its time
     assert gone == [child]
+
+
+def test_a_terminal_that_closes_may_say_so_twice():
+    process, _ = begin(tidying=1)
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "tidying up\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=20) == ("SIGHUP\n", "")
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child begins with it
+    try:
+        process, _ = begin(tidying=0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20) == ("tidying up\nSIGTERM\n", "")
 
 
 def test_second_signal_ends_at_once():

@@ -3,21 +3,12 @@
 import dataclasses
 import json
 import os
-import platform
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lbstudy import storage
-from lbstudy.records import lock
-from lbstudy.records.folder import LOCK, Damaged, StudyFolder, TrialRecord
-from lbstudy.records.lock import DriverLock
+from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from tests.conftest import TINY_STUDY, tiny_study
 
@@ -43,6 +34,38 @@ def test_study_and_trials_read_back(tmp_path: Path):
     assert again.epochs(record(number=4)) == []
     environment = json.loads((tmp_path / "s" / "environment.json").read_text())
     assert environment["packages"]["ray"] == "2.60.0"
+
+
+def with_versions(folder: StudyFolder, **versions: str) -> None:
+    """As if a driver had begun that had other ones."""
+    found = folder.environment()
+    found["packages"] |= versions
+    (folder.path / "environment.json").write_text(json.dumps(found))
+
+
+def test_other_versions_are_told_and_stay_known(tmp_path: Path):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    assert folder.other_versions() == []
+    assert "earlier" not in folder.environment()
+    now = folder.environment()["packages"]["torch"]
+    with_versions(folder, torch="1.13.1")
+    assert folder.other_versions() == [f"torch 1.13.1 then, {now} now"]
+    for _ in range(2):
+        StudyFolder.create(tmp_path / "s", tiny_study())
+        assert folder.other_versions() == []
+        assert [one["packages"]["torch"] for one in folder.environment()["earlier"]] == ["1.13.1"]
+    with_versions(folder, lbstudy="9.9")
+    StudyFolder.create(tmp_path / "s", tiny_study())
+    assert [one["packages"]["lbstudy"] for one in folder.environment()["earlier"]][1:] == ["9.9"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": 3}', '{"commit": null}'])
+def test_versions_that_are_not_known_are_not_told(tmp_path: Path, content: str):
+    folder = StudyFolder.create(tmp_path / "s", tiny_study())
+    (folder.path / "environment.json").write_text(content)
+    assert folder.other_versions() == []
+    StudyFolder.create(tmp_path / "s", tiny_study())
+    assert folder.environment()["packages"]
 
 
 FACTS = {"training images": 60, "test images": 10, "sha256": "ab"}
@@ -225,127 +248,3 @@ def test_a_study_may_grow_but_not_change(tmp_path: Path, case: str):
         StudyFolder.check(tmp_path / "s", tiny_study(**changes))
     assert difference in str(raised.value)
     assert StudyFolder(tmp_path / "s").study() == tiny_study()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock that is not touched for half a second is stale."""
-    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
-    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.05)
-
-
-class TestLock:
-    def test_second_driver_is_told_of_the_first(self, tmp_path: Path):
-        with DriverLock(tmp_path / "s", print):
-            with pytest.raises(StudyError, match=rf"host {platform.node()}, process {os.getpid()}, since 20"):
-                DriverLock(tmp_path / "s", print).__enter__()
-            (tmp_path / "s" / "study.yaml").write_text("")
-        assert [p.name for p in (tmp_path / "s").iterdir()] == ["study.yaml"]
-
-    def test_lock_of_a_dead_driver_is_taken_over_at_once(self, tmp_path: Path):
-        hold = "import os, sys; from lbstudy.records.lock import DriverLock; from pathlib import Path;"
-        hold += "DriverLock(Path(sys.argv[1]), print).__enter__(); os._exit(1)"
-        dead = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)])
-        dead.wait()
-        notices: list[str] = []
-        with DriverLock(tmp_path, notices.append):
-            assert [str(dead.pid) in notice for notice in notices] == [True]
-
-    def test_a_number_of_a_dead_process_that_another_has_now_is_told_apart(self, tmp_path: Path):
-        holder = {"host": "here", "pid": os.getpid(), "space": lock._space(), "started": "17", "since": "then"}
-        (tmp_path / LOCK).write_text(json.dumps(holder))
-        assert not lock.is_held(tmp_path)
-        with DriverLock(tmp_path, print):
-            assert lock.is_held(tmp_path)
-
-    @pytest.mark.parametrize("shift", [-7200, 0, 7200])
-    def test_a_live_driver_elsewhere_keeps_its_lock_whatever_the_clocks_say(
-        self, tmp_path: Path, shift: int, quick: None
-    ):
-        """Another machine, or another process space of this one, whose file server's clock is off."""
-        holder = {"host": platform.node(), "pid": 1, "space": "another boot", "started": "1", "since": "then"}
-        (tmp_path / LOCK).write_text(json.dumps(holder))
-        ended = threading.Event()
-
-        def beat() -> None:
-            for number in range(10_000):
-                os.utime(tmp_path / LOCK, (time.time() + shift + number / 100,) * 2)
-                if ended.wait(0.05):
-                    return
-
-        thread = threading.Thread(target=beat)
-        thread.start()
-        try:
-            notices: list[str] = []
-            with pytest.raises(StudyError, match="process 1, since then.*lbstudy unlock"):
-                DriverLock(tmp_path, notices.append).__enter__()
-            assert "watching for up to" in notices[0]
-            with pytest.raises(StudyError, match="is at work here; --force"):
-                lock.unlock(tmp_path, print)
-        finally:
-            ended.set()
-            thread.join()
-        assert lock.unlock(tmp_path, print, force=True)
-        assert not lock.unlock(tmp_path, print)
-
-    def test_a_dead_driver_elsewhere_loses_its_lock_however_young_that_is(self, tmp_path: Path, quick: None):
-        holder = {"host": "elsewhere", "pid": 1, "created": 1.0, "since": "then"}  # as version 0.1 wrote it
-        (tmp_path / LOCK).write_text(json.dumps(holder))
-        os.utime(tmp_path / LOCK, (time.time() + 7200,) * 2)
-        with DriverLock(tmp_path, lambda message: None):
-            pass
-
-    def test_a_driver_whose_lock_was_removed_stops(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
-        notices: list[str] = []
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                self.robbed(tmp_path, notices.append)
-        finally:
-            signal.signal(signal.SIGINT, before)
-        assert "somebody has removed its lock; this driver stops" in notices[0]
-
-    def robbed(self, folder: Path, notice: Callable[[str], None]) -> None:
-        with DriverLock(folder, notice):
-            assert lock.unlock(folder, print, force=True)
-            for _ in range(400):  # short ones, for what the lock does to this thread comes between them
-                time.sleep(0.05)
-
-    def test_a_file_system_without_times_is_touched_by_writing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        def refused(path: object, *arguments: object) -> None:
-            raise PermissionError(1, "Operation not permitted")
-
-        (tmp_path / "f").write_bytes(b"lock")
-        before = storage.stamp(tmp_path / "f")
-        monkeypatch.setattr(os, "utime", refused)
-        storage.touch(tmp_path / "f")
-        assert storage.stamp(tmp_path / "f") != before
-        assert (tmp_path / "f").read_bytes() == b"lock"
-
-    def test_unused_folder_is_removed_again(self, tmp_path: Path):
-        with DriverLock(tmp_path / "s", print):
-            pass
-        assert not (tmp_path / "s").exists()
-
-
-def test_lock_leaves_nothing_of_what_it_made_and_all_of_what_was_there(tmp_path: Path):
-    with pytest.raises(StudyError), DriverLock(tmp_path / "new" / "studies" / "s", print):
-        raise StudyError("the study cannot begin")
-    assert not list(tmp_path.iterdir())
-    with DriverLock(tmp_path / "new" / "s", print):
-        (tmp_path / "new" / "other").mkdir()  # another study begins beside it
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
-    with DriverLock(tmp_path / "new" / "other", print):
-        pass
-    assert (tmp_path / "new" / "other").is_dir()
-
-
-def test_lock_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(path: Path, content: bytes) -> bool:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "create", full)
-    with pytest.raises(StudyError, match="cannot be written: No space left on device"):
-        DriverLock(tmp_path / "new" / "s", print).__enter__()
-    assert not list(tmp_path.iterdir())

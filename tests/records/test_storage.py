@@ -78,6 +78,34 @@ def folder(place: ObjectPath) -> StudyFolder:
     return StudyFolder.create(place / "tiny", tiny_study())
 
 
+def test_a_series_that_grows_in_an_object_store_is_read_once(place: ObjectPath, monkeypatch: pytest.MonkeyPatch):
+    folder, trial, reads = StudyFolder.create(place / "s", tiny_study()), record(), []
+    folder.append_epoch(trial, {"epoch": 1})
+    read_bytes = ObjectPath.read_bytes
+    monkeypatch.setattr(ObjectPath, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+    series = folder.series(trial)
+    for epoch in range(2, 6):
+        series.add({"epoch": epoch})
+    assert reads == ["epochs.jsonl"]
+    assert folder.epochs(trial) == [{"epoch": epoch} for epoch in range(1, 6)]
+
+
+def test_a_line_that_was_not_written_is_not_taken_for_written(place: ObjectPath, monkeypatch: pytest.MonkeyPatch):
+    folder, trial = StudyFolder.create(place / "s", tiny_study()), record()
+    series = folder.series(trial)
+    series.add({"epoch": 1})
+
+    def refuse(path: ObjectPath, content: bytes) -> None:
+        raise StorageError(str(path), "no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectPath, "write_bytes", refuse)
+        with pytest.raises(StorageError, match="no answer"):
+            series.add({"epoch": 2})
+    series.add({"epoch": 2})
+    assert folder.epochs(trial) == [{"epoch": 1}, {"epoch": 2}]
+
+
 class TestObjectPath:
     def test_behaves_like_a_path(self, place: ObjectPath, tmp_path: Path):
         """The same calls on both, and the same answers."""

@@ -41,6 +41,18 @@ def test_image_tree_is_read_once_and_cached(tree: Path):
     assert datasets.load(tree_spec(tree, image_size=16)).train_images.shape == (20, 3, 16, 16)
 
 
+def test_data_that_were_moved_are_found_for_runs_of_before():
+    """A record says where its data lay when it was made."""
+    here, size = DatasetSpec(name="image_folder", root="/here"), {"image_size": 8}
+    assert datasets.of_run({datasets.source(here): 1}, here) == 1
+    assert datasets.of_run({datasets.source(here): 1}, here.model_copy(update={"root": "/before"})) == 1
+    with pytest.raises(KeyError):
+        datasets.of_run({datasets.source(here): 1}, here.model_copy(update=size))
+    two = {datasets.source(here): 1, datasets.source(here.model_copy(update={"root": "/there"})): 2}
+    with pytest.raises(KeyError):
+        datasets.of_run(two, here.model_copy(update={"root": "/before"}))
+
+
 def test_changed_tree_is_decoded_again(tree: Path):
     assert len(datasets.load(tree_spec(tree)).train_labels) == 20
     (tree / "train" / "cat" / "000.png").unlink()

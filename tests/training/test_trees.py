@@ -78,6 +78,13 @@ def test_grey_of_other_modes_is_grey(tree: Path, mode: str):
     assert read(tree)[0].shape == (2, 1, 6, 8)
 
 
+def test_orientation_is_not_applied_as_in_torchvision(tree: Path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(GREY).save(tree / "train" / "cat" / "0.png", exif=turned)
+    np.testing.assert_array_equal(read(tree)[0][0, 0], GREY)
+
+
 def test_every_file_is_used_or_named(tree: Path):
     picture = (tree / "train" / "cat" / "0.png").read_bytes()
     for name in ("deep/er/1.png", "2.TIF", "3.gif", "4.gif", "notes.txt", "README", "._0.png", "Thumbs.db", ".x/5.png"):
@@ -94,6 +101,13 @@ def test_every_file_is_used_or_named(tree: Path):
         "in no class": (1, "train/loose.png"),
         "without an ending": (1, "train/cat/README"),
     }
+
+
+def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tree: Path):
+    os.mkfifo(tree / "train" / "cat" / "1.png")
+    images, origin = read(tree)
+    assert len(images) == 2
+    assert origin.left_out == {"that are pipes, sockets or devices": (1, "train/cat/1.png")}
 
 
 @pytest.mark.parametrize("parts", [["train"], ["test"], ["train", "test"]])

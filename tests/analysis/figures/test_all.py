@@ -389,8 +389,10 @@ def test_expected_best_is_the_mean_over_all_draws():
     assert (info.points["high"] >= info.points["expected"]).all()
 
 
+@pytest.mark.parametrize("simulated", [figures_tuning.SIMULATED, 0])
 @pytest.mark.parametrize("decimals", [12, 1])  # practically continuous; and with many ties
-def test_bands_of_tuning_curves_cover_the_true_curve(decimals: int):
+def test_bands_of_tuning_curves_cover_the_true_curve(decimals: int, simulated: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(figures_tuning, "SIMULATED", simulated)
     rng, trials = np.random.default_rng(0), 8
     ks = np.arange(1, trials + 1)
     values = np.round(np.linspace(0, 1, 20001), decimals)  # the population that is drawn from
@@ -399,7 +401,7 @@ def test_bands_of_tuning_curves_cover_the_true_curve(decimals: int):
     truth = np.array([(levels * np.diff(cdf**k, prepend=0)).sum() for k in ks])
     covered = 0
     for _ in range(400):
-        low, _, high = figures_tuning._expected_best(rng.choice(values, size=trials), ks)
+        low, high = figures_tuning._bands(rng.choice(values, size=trials), 1.0, ks, least=False)
         covered += bool(((low <= truth) & (truth <= high)).all())
     assert covered / 400 >= figures_tuning.CONFIDENCE - 0.06  # three standard errors
 
@@ -410,7 +412,13 @@ def test_bands_of_tuning_curves_cover_the_true_curve(decimals: int):
     ("tpe", ("completed", "pruned"), "TPE trials, some of them pruned"),
     ("qmc", ("completed", "completed"), "Quasi-random trials: not independent"),
 ])  # fmt: skip
-def test_no_bands_where_they_would_promise_too_much(sampler: str, statuses: tuple[str, ...], words: str):
+def test_no_bands_where_they_would_promise_too_much(
+    sampler: str, statuses: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+):
+    def simulate(*_: object, **__: object) -> None:
+        raise AssertionError("bands are computed, and thrown away")
+
+    monkeypatch.setattr(figures_tuning.EmpiricalDistribution, "confidence_bands", simulate)
     study = make_study(sampler=sampler)
     info = figures_tuning.tuning_curves_info(study, make_trials(study, statuses))
     assert not info.guaranteed
@@ -418,6 +426,22 @@ def test_no_bands_where_they_would_promise_too_much(sampler: str, statuses: tupl
     heading = figures_tuning.draw_tuning_curves(info).get_suptitle().replace("\n", " ")
     assert words in heading
     assert "no guarantee" in heading
+
+
+def test_curves_of_thousands_of_trials_are_thinned():
+    study = make_study(("sgd",), (32,), ("none",), sampler="random")
+    accuracies = np.random.default_rng(0).random(2000)
+    (row,) = (make_trials(study, ("completed",)),)
+    trials = pd.concat([row] * 2000, ignore_index=True).assign(number=range(2000), val_accuracy=accuracies)
+    points = figures_tuning.tuning_curves_info(study, trials).points.set_index("k")
+    assert len(points) < 300
+    assert {1, 2, 3, 2000} <= set(points.index)
+    ordered, ranks = np.sort(accuracies), np.arange(1, 2001)
+    for k in (1, 2, 2000):
+        share = (ranks / 2000) ** k - ((ranks - 1) / 2000) ** k  # of draws of k whose best one has that rank
+        np.testing.assert_allclose(points.loc[k, "expected"], ordered @ share)
+    assert (points["low"] < points["expected"]).all()
+    assert (points["expected"] < points["high"]).all()
 
 
 def tuned_for_steps() -> tuple[StudySpec, pd.DataFrame]:

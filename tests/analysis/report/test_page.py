@@ -23,6 +23,7 @@ from lbstudy.analysis.report.claims import Comparison
 from lbstudy.analysis.report.page import Picture
 from lbstudy.analysis.report.questions import Question
 from lbstudy.analysis.tables import best as tables
+from lbstudy.records import provenance
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
@@ -352,6 +353,14 @@ def test_hostile_text_is_shown_as_it_is(quick: None, tmp_path: Path):
     assert "<b>it's</b> $here$" in page.text.replace("'\"'\"'", "'")
 
 
+def test_versions_of_earlier_drivers_are_named(quick: None, tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    before = folder.environment()
+    before["packages"]["torch"] = "1.13.1"
+    (folder.path / "environment.json").write_text(json.dumps(provenance.following(before)))
+    assert "torch 1.13.1" in page_of(folder).text
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"packages": {}}'])
 def test_a_study_whose_environment_is_not_known(content: str, quick: None, tmp_path: Path):
     folder = confirmed_study(tmp_path / "s", study_of(["sgd"], [32], ["none"]), {})
@@ -438,16 +447,15 @@ def dependency_names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[=<>]", requirement)[0] for requirement in requirements}
 
 
-def test_tables_figures_and_report_need_only_the_analysis_group(tmp_path: Path):
-    """With every dependency blocked that the group has not, such as torch, Ray and Optuna."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    group, all_of_them = project["dependency-groups"]["analysis"], project["project"]["dependencies"]
-    assert set(group) <= set(all_of_them)  # the same bounds
-    absent = dependency_names(all_of_them) - dependency_names(group)
+def test_looking_at_studies_needs_none_of_what_running_them_needs(tmp_path: Path):
+    """With every dependency of the extra `run` blocked, such as torch, Ray and Optuna."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    absent = dependency_names(project["optional-dependencies"]["run"])
     assert {"torch", "ray", "optuna", "torchvision"} <= absent
     blocked = [{"scikit-learn": "sklearn"}.get(name, name) for name in sorted(absent - {"pillow"})]  # matplotlib's own
     path = str(whole_study(tmp_path / "s", study_of(["sgd"], [32, 128], ["none"])).path)
-    commands = [["report", path], ["best", path], ["status", path], ["figures", path],
+    commands = [["report", path], ["best", path], ["status", path], ["figures", path], ["export", path],
+                ["init", f"{tmp_path}/new"],
                 *(["table", path, kind] for kind in ("gap", "targets", "health", "sharpness", "correlations"))]  # fmt: skip
     script = WITHOUT.format(blocked=blocked, commands=commands)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
