@@ -35,6 +35,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lbstudy.parallel import network
 from lbstudy.study.run import DatasetSpec, RunSpec, TrainOn
 from lbstudy.study.spec import Resources
 from lbstudy.tuning.groups import list_groups, own_job
@@ -49,7 +50,7 @@ POLL_SECONDS = 1.0
 END_SECONDS = 30.0
 START_SECONDS = 300.0
 GONE_SECONDS = 5.0
-"""What a node's end may come later to be known than the end of the workers on it."""
+"""What a node's end may come later than the end of the workers on it."""
 
 DRAIN_SECONDS = 5.0
 """How often a lane asks whether a node of its is about to go."""
@@ -319,11 +320,14 @@ class Lane:
                 ray.get(self._mailbox.hurry.remote())
 
     def gone(self) -> list[str]:
-        """The names of the nodes of its workers that have gone or are about to, after something has gone wrong."""
+        """The names of the nodes of its workers that have gone or are about to, after something has gone wrong. Ray may
+        need a minute to notice; a node whose Ray does not open is gone before."""
         deadline = time.monotonic() + (GONE_SECONDS if self._nodes else 0.0)
         while True:
-            there = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining()
-            if found := set(self._nodes) - there:
+            there = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["NodeID"] in self._nodes}
+            doors = {id_: (node["NodeManagerAddress"], node["NodeManagerPort"]) for id_, node in there.items()}
+            silent = network.unreachable(doors, GONE_SECONDS)
+            if found := set(self._nodes) - there.keys() | draining() & set(self._nodes) | silent.keys():
                 self._lost = True
                 return sorted(self._nodes[node] for node in found)
             if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
 """A lane by itself, without Tune."""
 
+import socket
 import time
 from collections.abc import Iterator
 from itertools import cycle
@@ -134,3 +135,18 @@ def test_a_node_that_is_about_to_go_is_trained_on_to_the_next_checkpoint(lane: L
     lane._save_before_a_node_goes()
     assert lane.gone() == [node["NodeManagerHostname"]]
     assert "checkpoint" in [lane.next_report() for _ in range(2)][-1]
+
+
+def test_a_node_whose_ray_does_not_open_is_gone_before_ray_notices(lane: Lane, monkeypatch: pytest.MonkeyPatch):
+    lane.begin(job("before"))
+    assert lane.come_up()
+    monkeypatch.setattr("lbstudy.tuning.lane.GONE_SECONDS", 1.0)
+    (node,) = ray.nodes()
+    with monkeypatch.context() as patch:
+        patch.setattr("lbstudy.tuning.lane.draining", set)
+        patch.setattr(lane, "_lost", False)
+        assert lane.gone() == []
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            closed = unused.getsockname()[1]
+        patch.setattr(ray, "nodes", lambda: [node | {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": closed}])
+        assert lane.gone() == [node["NodeManagerHostname"]]
