@@ -78,11 +78,12 @@ class LandscapeKind(StrEnum):
 DEMO = {
     "cells.smoothing": ["none", "mixup"],
     "cells.exclude": [{"optimizer": "kfac", "batch_size": 32}],  # does K-FAC repair what SGD loses at the large batch?
+    "tuning.pruner.grace_period": 8,  # before, the large batch has hardly begun
     "budget.epochs": 20,
     "schedule.warmup": 6,  # without, some of SGD's runs at the large batch stay at chance
     "search.learning_rate": [
         {"log_uniform": [1e-2, 0.1], "when": {"optimizer": "kfac"}},
-        {"log_uniform": [1e-2, 0.15]},
+        {"log_uniform": [1e-2, 0.1]},
     ],
     "search.damping": {"log_uniform": [3e-2, 1], "when": {"optimizer": "kfac"}},
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from lbstudy import storage
 from lbstudy.records.folder import StudyFolder
+from lbstudy.scratch import scratch_folder
 from lbstudy.trackers import Held
 from lbstudy.trackers.trial import Key, TrackedTrial, identity, trackers_folder
 
@@ -53,17 +53,17 @@ class WeightsAndBiases:
         kind, cell, _ = trial.key
         run_id = hashlib.sha256(f"{self._identity}/{trial.name}".encode()).hexdigest()[:16]
         quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False)
-        with _hooks_restored(), tempfile.TemporaryDirectory(prefix="lbstudy-wandb-") as scratch:
+        with _hooks_restored(), scratch_folder("wandb") as scratch:
             run = wandb.init(
-                mode="offline", dir=scratch, project=trial.study, group=cell, job_type=kind, name=trial.name, id=run_id,
-                config=trial.parameters, tags=[trial.status], settings=quiet, reinit="finish_previous",
+                mode="offline", dir=str(scratch), project=trial.study, group=cell, job_type=kind, name=trial.name,
+                id=run_id, config=trial.parameters, tags=[trial.status], settings=quiet, reinit="finish_previous",
             )  # fmt: skip
             for point in trial.points:
                 run.log(point.values, step=point.epoch)
             run.summary["status"] = trial.status
             run.finish(exit_code=0 if trial.status in GOOD else 1)
             wandb.teardown()  # the run's file is complete when the process that writes it has ended, not before
-            (made,) = Path(scratch).glob("wandb/offline-run-*/run-*.wandb")
+            (made,) = scratch.glob("wandb/offline-run-*/run-*.wandb")
             began = datetime.fromtimestamp(trial.began, UTC)
             path = self._root / trial.name / f"offline-run-{began:%Y%m%d_%H%M%S}-{run_id}" / made.name
             storage.make_folder(path.parent)
@@ -78,4 +78,4 @@ def _hooks_restored() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.exit, sys.excepthook = exit_, excepthook  # type: ignore[assignment]
+        sys.exit, sys.excepthook = exit_, excepthook
