@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -26,6 +27,15 @@ except Interrupted as interrupted:
     print(interrupted)
     sys.exit(interrupted.exit_code)
 """
+
+
+@pytest.fixture(autouse=True)
+def _as_at_a_terminal() -> Iterator[None]:
+    """A suite that runs in the background may itself ignore signals, and its children begin with that."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def begin(tidying: float) -> tuple[subprocess.Popen[str], psutil.Process]:
