@@ -9,6 +9,9 @@ one step, so it is there as a whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from lbstudy import storage
@@ -49,7 +52,7 @@ class WeightsAndBiases:
         kind, cell, _ = trial.key
         run_id = hashlib.sha256(f"{self._identity}/{trial.name}".encode()).hexdigest()[:16]
         quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, save_code=False)
-        with scratch_folder("wandb") as scratch:
+        with _hooks_restored(), scratch_folder("wandb") as scratch:
             run = wandb.init(
                 mode="offline", dir=str(scratch), project=trial.study, group=cell, job_type=kind, name=trial.name,
                 id=run_id, config=trial.parameters, tags=[trial.status], settings=quiet, reinit="finish_previous",
@@ -64,3 +67,14 @@ class WeightsAndBiases:
             path = self._root / trial.name / f"offline-run-{began:%Y%m%d_%H%M%S}-{run_id}" / made.name
             storage.make_folder(path.parent)
             storage.write(path, made.read_bytes())
+
+
+@contextmanager
+def _hooks_restored() -> Iterator[None]:
+    """Every run of W&B's wraps `sys.exit` and the hook of exceptions once more, and leaves it so: a thousand are more
+    than Python can call."""
+    exit_, excepthook = sys.exit, sys.excepthook
+    try:
+        yield
+    finally:
+        sys.exit, sys.excepthook = exit_, excepthook

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import tempfile
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 only Tune's old output engine is silent
@@ -29,6 +30,9 @@ SETTINGS = {
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # lanes are Ray Train's second version; old job scripts switch it off
 if not os.environ.get("RAY_ADDRESS", "set"):
     del os.environ["RAY_ADDRESS"]  # empty: unset, and not an address
+
+if os.path.expanduser("~") == "~":  # a user whom the system does not know, as in containers: Ray wants a home
+    os.environ["HOME"] = tempfile.gettempdir()
 
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)

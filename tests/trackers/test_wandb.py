@@ -54,7 +54,9 @@ def runs(path: Path) -> dict[str, Path]:
 def test_runs_are_whole_and_made_once(tmp_path: Path):
     folder = make_mixed(tmp_path / "s")
     add_trial(folder, 4, 1000)  # of more than one block
+    hooks = sys.exit, sys.excepthook
     Sync(folder, WeightsAndBiases(folder)).once()
+    assert (sys.exit, sys.excepthook) == hooks  # W&B wraps them with every run; a thousand wraps cannot be called
     root = tmp_path / "s" / "trackers" / "wandb"
     found = runs(root)
     ended = ["trials/sgd-b32-none/0000", "trials/sgd-b32-none/0001", "trials/sgd-b32-none/0002"]
