@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 POLL_SECONDS = 1.0
 END_SECONDS = 30.0
 START_SECONDS = 300.0
+WAIT_SECONDS = 60.0
+"""For resources: then another lane, which has some and no trial, may take the trial. This one stays and waits."""
+
 GONE_SECONDS = 5.0
 """What a node's end may come later than the end of the workers on it."""
 
@@ -253,7 +256,7 @@ class Lane:
         """Wait for the worker group; returns the names of its nodes.
 
         Raises:
-            LaneWaits: its resources have not been there for START_SECONDS.
+            LaneWaits: its resources have not been there for WAIT_SECONDS.
             LaneBroken: it cannot come up.
             LaneError: the lane's mailbox has died.
         """
@@ -266,19 +269,20 @@ class Lane:
                 self._lost = True
                 raise LaneBroken(start.error or first_cause(self._error)) from self._error
             self._up = start.up
-            if not self._up and time.monotonic() - began > START_SECONDS:
-                self._give_up()
+            if not self._up:
+                self._require_patience(time.monotonic() - began)
         return sorted(set(self._nodes.values()))
 
-    def _give_up(self) -> None:
-        """Say what a worker group has been waiting for too long."""
-        if not self._nodes and any(
-            group.waits and group.job == own_job() and group.is_for() for group in list_groups()
-        ):
-            raise LaneWaits(f"its resources have not been there for {START_SECONDS:.0f} s")
-        self._lost = True
-        where = f" on {', '.join(sorted(set(self._nodes.values())))}" if self._nodes else ""
-        raise LaneBroken(f"the workers{where} have not come up within {START_SECONDS:.0f} s")
+    def _require_patience(self, waited: float) -> None:
+        """Say what a worker group has been waiting for too long, if so."""
+        if not self._nodes and waited > WAIT_SECONDS:
+            own = [group for group in list_groups() if group.job == own_job() and group.is_for()]
+            if any(group.waits for group in own):
+                raise LaneWaits(f"its resources have not been there for {WAIT_SECONDS:.0f} s")
+        if waited > START_SECONDS:
+            self._lost = True
+            where = f" on {', '.join(sorted(set(self._nodes.values())))}" if self._nodes else ""
+            raise LaneBroken(f"the workers{where} have not come up within {START_SECONDS:.0f} s")
 
     def _call(self, answer: ray.ObjectRef) -> Any:
         try:

@@ -103,7 +103,7 @@ def test_failed_job_brings_its_traceback_and_the_lane_goes_on(lane: Lane):
 def test_a_lane_without_resources_waits_and_one_whose_group_is_taken_away_is_broken(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lbstudy.tuning.lane.START_SECONDS", 2.0)
+    monkeypatch.setattr("lbstudy.tuning.lane.WAIT_SECONDS", 2.0)
     waits = Lane(Resources(cpus_per_worker=9999, gpus_per_worker=0), {}, ray.put(Code()), str(tmp_path), "waits")
 
     def asked() -> list[groups.Group]:
@@ -117,7 +117,6 @@ def test_a_lane_without_resources_waits_and_one_whose_group_is_taken_away_is_bro
         waits.come_up()
     assert waits.is_alive()
     groups.remove(asked())
-    monkeypatch.setattr("lbstudy.tuning.lane.START_SECONDS", 60.0)
     with pytest.raises(LaneBroken):
         waits.come_up()
     assert not waits.is_alive()
