@@ -137,14 +137,19 @@ def _is_alive(path: StoragePath, holder: dict[str, object] | None, notice: Calla
 
 
 def _take_away(path: StoragePath, holder: dict[str, object] | None) -> None:
-    """Remove the lock of a dead holder; what another driver has put in its place stays."""
-    aside = path.with_name(f".{path.name}-{uuid4().hex}")  # only one of several can move it there
-    with suppress(FileNotFoundError):
-        path.replace(aside)  # type: ignore[arg-type]  # of the same kind
-        if _holder(aside) == holder or path.is_file():
-            aside.unlink()
-        else:
-            aside.replace(path)  # type: ignore[arg-type]
+    """Remove the lock of a dead holder; what another driver has put in its place stays. Of several who want to, one at
+    a time may look and remove, so that nobody's new lock goes instead."""
+    claim = path.with_name(f".{path.name}-taking-over")
+    until = time.monotonic() + STALE_SECONDS
+    while not storage.create(claim, b""):
+        if time.monotonic() > until:  # whoever made it has died
+            claim.unlink(missing_ok=True)
+        time.sleep(0.05)
+    try:
+        if _holder(path) == holder:
+            path.unlink(missing_ok=True)
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 class DriverLock:
