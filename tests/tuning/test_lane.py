@@ -128,13 +128,14 @@ def test_a_node_that_is_about_to_go_is_trained_on_to_the_next_checkpoint(lane: L
     monkeypatch.setattr("lbstudy.tuning.lane.DRAIN_SECONDS", 0.0)
     monkeypatch.setattr("lbstudy.tuning.lane.POLL_SECONDS", 0.01)
     (node,) = ray.nodes()
-    lane.begin(job("spot", rungs=[2], budget={"epochs": 100_000}))
+    lane.begin(job("spot", rungs=[2], budget={"epochs": 20}))
     assert ["checkpoint" in lane.next_report() for _ in (1, 2)] == [False, False]
     monkeypatch.setattr("lbstudy.tuning.lane.draining", lambda: {node["NodeID"]})
     monkeypatch.setattr(lane, "_lost", False)  # and again afterwards: others use this lane
     lane._save_before_a_node_goes()
     assert lane.gone() == [node["NodeManagerHostname"]]
     assert "checkpoint" in [lane.next_report() for _ in range(2)][-1]
+    assert reports(lane)[-1]["outcome"] == "completed"  # others use this lane
 
 
 def test_a_node_whose_ray_does_not_open_is_gone_before_ray_notices(lane: Lane, monkeypatch: pytest.MonkeyPatch):
