@@ -75,21 +75,6 @@ class LandscapeKind(StrEnum):
     trajectory = "trajectory"
 
 
-DEMO = {
-    "cells.smoothing": ["none", "mixup"],
-    "cells.exclude": [{"optimizer": "kfac", "batch_size": 32}],  # does K-FAC repair what SGD loses at the large batch?
-    "tuning.pruner.grace_period": 8,  # before, the large batch has hardly begun
-    "budget.epochs": 20,
-    "schedule.warmup": 6,
-    "search.learning_rate": [
-        {"log_uniform": [1e-2, 0.1], "when": {"optimizer": "kfac"}},
-        {"log_uniform": [2e-2, 8e-2], "when": {"batch_size": 256}},  # higher ones leave some seeds at chance
-        {"log_uniform": [1e-2, 0.1]},
-    ],
-    "search.damping": {"log_uniform": [3e-2, 1], "when": {"optimizer": "kfac"}},
-}
-"""What the demo changes in the study of the digits: six cells that all learn, in two thirds of the epochs."""
-
 DEMO_SEEDS = 5
 
 Normalisation = Literal["filter", "layer", "none"]
@@ -178,7 +163,7 @@ def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     from lbstudy.analysis.minima.sharpness import SharpnessSpec
     from lbstudy.analysis.report import page as report
 
-    source = StudyFile(find_study("digits.yaml"), DEMO)
+    source = StudyFile(find_study("demo.yaml"))
     from lbstudy.methods.checks import check_study
 
     study = check_study(source)

@@ -16,7 +16,7 @@ from tests.conftest import TINY_STUDY, tiny_study
 
 def test_plan_measures_and_leaves_nothing(ray_session: None, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(tuner, "connect", lambda verbose=False: None)
-    monkeypatch.setattr(tuner, "disconnect", lambda: None)
+    monkeypatch.setattr(tuner, "disconnect", lambda in_order: None)
     seen: list[measure.Measured] = []
     real = measure.measure
     monkeypatch.setattr(measure, "measure", lambda *arguments: seen.append(real(*arguments)) or seen[-1])

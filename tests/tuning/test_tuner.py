@@ -317,5 +317,5 @@ def test_a_cluster_that_is_not_there_is_one_error_at_once(monkeypatch: pytest.Mo
     with socket.create_server(("127.0.0.1", 0)) as unused:
         closed = unused.getsockname()[1]
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed}")
-    with pytest.raises(StudyError, match=f"^no Ray cluster answers at 127.0.0.1:{closed}: Connection refused$"):
+    with pytest.raises(StudyError, match=rf"^no Ray cluster answers at [\d.]+:{closed}: Connection refused$"):
         connect()
