@@ -40,15 +40,6 @@ def tiny_study(**changes: object) -> StudySpec:
     return StudySpec.model_validate({**TINY_STUDY, **changes})
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The processes that share the tests take whole groups: what needs the one Ray, and else what is in one file, whose
-    tests share fixtures too."""
-    for item in items:
-        on_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.name))
-
-
 @dataclass
 class RanStudy:
     """A finished study, and what was shown while it ran."""
