@@ -38,6 +38,10 @@ MOST_NAMED = 3
 """Cells with diverged runs are named if they are so few."""
 
 
+A_RUN: dict[str, Any] = {"marker": "o", "ls": "none", "ms": 3.4, "mew": 0.6, "mfc": "white"}
+"""How a single run is drawn, in its optimizer's color."""
+
+
 class Accuracy(NamedTuple):
     """Accuracies of the cells, and of the runs that they are means of."""
 
@@ -110,16 +114,7 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
                 look = encoding.look(optimizer, smoothing=smoothing)
                 beside = 1.07 ** (place - (len(encoding.optimizers) - 1) / 2)
                 dots = runs[runs["optimizer"] == optimizer]
-                panel.plot(
-                    dots["batch_size"] * beside,
-                    dots["accuracy"],
-                    "o",
-                    ms=3.4,
-                    mew=0.6,
-                    mec=look["color"],
-                    mfc="white",
-                    zorder=4,
-                )
+                panel.plot(dots["batch_size"] * beside, dots["accuracy"], mec=look["color"], zorder=4, **A_RUN)
                 here = cells[cells["optimizer"] == optimizer].sort_values("batch_size")
                 panel.plot(here["batch_size"] * beside, here["value"], **look | {"marker": None})
                 panel.vlines(here["batch_size"] * beside, here["low"], here["high"], color=look["color"], lw=1)
@@ -132,7 +127,7 @@ def draw_accuracy(info: Accuracy, at_most: int | None = None) -> Figure:
             batch_size_axis(panel, encoding.batch_sizes)
             panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
     label_outer(axes, "batch size", f"{metric}, %")
-    dot = Line2D([], [], marker="o", ms=3.4, mew=0.6, mec=INK, mfc="white", ls="none", label="a run")
+    dot = Line2D([], [], mec=INK, label="a run", **A_RUN)
     interval = Line2D([], [], marker="|", ms=8, ls="none", color=INK, label="95 % interval")
     with_interval = [interval] * bool(info.cells["low"].notna().any())
     encoding.legend(figure, ["optimizer"], [*with_interval, dot])

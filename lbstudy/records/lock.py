@@ -107,17 +107,24 @@ def _started(pid: int) -> str | None:
     return "" if state in "ZX" else started
 
 
+def _exists(pid: int) -> bool:
+    """Whether there is such a process; a /proc that hides those of other users would not tell."""
+    try:
+        os.kill(pid, 0)  # no signal
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def _is_dead(holder: dict[str, object]) -> bool | None:
     """Whether a lock's holder has died; None where only watching tells."""
     pid = holder.get("pid")
     if not isinstance(pid, int) or holder.get("space") is None or holder["space"] != _space():
         return None
-    try:
-        os.kill(pid, 0)  # no signal: only whether there is such a process
-    except ProcessLookupError:
+    if not _exists(pid):
         return True
-    except PermissionError:  # another user's
-        pass
     started = _started(pid)
     return None if started is None else started != holder.get("started")
 

@@ -112,7 +112,7 @@ def require(findings: Iterable[Finding]) -> None:
 def check_versions(reports: Sequence[NodeReport]) -> Finding:
     """Whether all nodes answer and have the driver's versions and code."""
     odd = [f"{report.host}: {report.error}" for report in reports if report.error]
-    odd += [f"{report.host} {misfit(report)}" for report in reports if not report.error and misfit(report)]
+    odd += [f"{report.host} {why}" for report in reports if not report.error and (why := misfit(report))]
     wanted = ", ".join(f"{name} {version}" for name, version in own_versions().items())
     if odd:
         return Finding("versions", False, f"every node needs {wanted} like the driver, but {'; '.join(odd)}")
