@@ -170,7 +170,7 @@ WHOLE_FILES: dict[str, tuple[bytes, str]] = {
 
 # name -> (arguments, parts of the one error line); FILE is a good file, FOLDER its folder
 FLAGS: dict[str, tuple[list[str], list[str]]] = {
-    "no such file": (["run", "nowhere.yaml"], ["nowhere.yaml: no such study file; the shipped studies are cifar10_split_gap.yaml, cifar10_steps_to_target.yaml, digits.yaml"]),
+    "no such file": (["run", "nowhere.yaml"], ["nowhere.yaml: no such study file; the shipped studies are cifar10_split_gap.yaml, cifar10_steps_to_target.yaml, demo.yaml, digits.yaml"]),
     "misspelt shipped study": (["run", "digist"], ["digist: no such study file; did you mean `digits.yaml`?"]),
     "folder without a study": (["run", "FOLDER"], ["no study here; a study's folder holds a study.yaml"]),
     "no file at all": (["run"], ["Missing argument", "file"]),
