@@ -52,6 +52,7 @@ class TrialRecord:
     run: dict[str, Any]  # the whole RunSpec: with it anyone can repeat the trial
     published: bool = False  # a configuration from the literature, not the sampler's
     status: Status = "running"
+    promoted: bool = False  # pruned once, then trained to its end, since no trial of its cell had completed
     started: str = ""  # ISO 8601, UTC
     seconds: float = 0.0  # training and validation, without waiting
     device: str = ""

@@ -4,6 +4,8 @@ In a study that is tuned for a target, a trial ends when it has reached it. It t
 with it at all rungs to come; one that still runs when its time is that of its cell's best cannot become the best any
 more, and is ended with or without ASHA.
 
+A trial that was promoted (`promotion.py`) is not ended any more.
+
 `StudyPruner` is rebuilt from the records when a study goes on; it keeps no truth of its own.
 """
 
@@ -71,7 +73,7 @@ class StudyPruner(FIFOScheduler):
         if trial.values:
             self._hit(cell, trial.number, len(trial.values), trial.values[-1])
         beaten = trial.status not in FINISHED and self._is_beaten(cell, trial.elapsed)
-        return beaten or action == TrialScheduler.STOP
+        return not trial.promoted and (beaten or action == TrialScheduler.STOP)
 
     def _hit(self, cell: str, number: int, epoch: int, value: float) -> None:
         """A trial that reached the target has its value at all rungs to come."""
@@ -106,7 +108,7 @@ class StudyPruner(FIFOScheduler):
         cell, number = trial.config["cell"], trial.config["number"]
         if self._is_beaten(cell, result.get(ELAPSED)):
             return TrialScheduler.STOP
-        if cell not in self._cells:
+        if cell not in self._cells or trial.config.get("promoted"):
             return TrialScheduler.CONTINUE
         return self._cells[cell].on_trial_result(tune_controller, _identity(cell, number), result)
 

@@ -86,7 +86,7 @@ def take_up(
             series = _cut_back(folder, record, kept)
         values = _values(study, record, series)
         elapsed = time_so_far(study.tuning, series[-1]) if series else None
-        known = (record.number, record.params, record.status, tuple(values), elapsed, record.published)
+        known = (record.number, record.params, record.status, tuple(values), elapsed, record.published, record.promoted)
         past.append(Past(cells[record.cell], *known))
     return past, records
 
@@ -223,6 +223,7 @@ class Recorder(tune.Callback):
             "resume": [ray.put(checkpoint[1])] if checkpoint else [],
             "keep": trajectory(self._epochs[cell.name]) if record.trial is not None and record.repeat == 0 else [],
             "avoid": list(self.avoid()),
+            "promoted": record.promoted,
         }
 
     def try_again(self, trial_id: str) -> bool:

@@ -45,6 +45,7 @@ class Past:
     values: tuple[float, ...]
     elapsed: float | None = None
     published: bool = False
+    promoted: bool = False
 
 
 def distribution(entry: Range) -> optuna.distributions.BaseDistribution:

@@ -39,6 +39,7 @@ from lbstudy.study.spec import Resources, StudySpec, Tuning
 from lbstudy.training.datasets import Datasets, source, training_samples
 from lbstudy.tuning.groups import own_job, sweep
 from lbstudy.tuning.lane import Job, Lane, LaneBroken, LaneError, LaneWaits
+from lbstudy.tuning.promotion import promote
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import BROKEN, MOVED, WAITS, Recorder, take_up
 from lbstudy.tuning.resources import count_lanes, this_machine, with_gpus
@@ -311,6 +312,18 @@ def tune_study(
     Raises:
         OSError: the folder cannot be written any more.
     """
+    _tune_what_is_missing(folder, plan, show, notice, verbose)
+    while promote(folder, plan.study, notice):
+        _tune_what_is_missing(folder, plan, show, notice, verbose)
+
+
+def _tune_what_is_missing(
+    folder: StudyFolder,
+    plan: Plan,
+    show: Callable[[TrialRecord], None],
+    notice: Callable[[str], None],
+    verbose: bool,
+) -> None:
     study = plan.study
     pruner_past, records = take_up(folder, study, notice)
     pruner = StudyPruner(study, plan.epochs, pruner_past)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,19 @@ DEBIAN = "127.0.0.1 localhost\n127.0.1.1 {name}\n"
 """What Debian and Ubuntu write: the machine's own name is a loopback address."""
 
 
+NETWORKS = count(os.getpid())  # the names of one that was closed may still be taken for a moment
+
+
 class Hosts:
     """So many machines on one network, 10.77.N.1 and on; `close` takes everything away again."""
 
-    def __init__(self, folder: Path, count: int = 2, hosts_file: str = DEBIAN):
+    def __init__(self, folder: Path, size: int = 2, hosts_file: str = DEBIAN):
         if os.geteuid() or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
             pytest.skip("network namespaces need root, and the commands ip, unshare and nsenter")
-        self._net = os.getpid() % 250 + 1
+        self._net = next(NETWORKS) % 250 + 1
         self._bridge = f"lbb{self._net}"
-        self.names = [f"lb{self._net}h{number + 1}" for number in range(count)]
-        self.addresses = [f"10.77.{self._net}.{number + 1}" for number in range(count)]
+        self.names = [f"lb{self._net}h{number + 1}" for number in range(size)]
+        self.addresses = [f"10.77.{self._net}.{number + 1}" for number in range(size)]
         self._holders: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         self._folder = folder

@@ -9,6 +9,7 @@ import pytest
 
 from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.spec import Cell, Published
+from lbstudy.tuning.promotion import promote
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.recorder import Recorder, take_up
 from lbstudy.tuning.search import CellSearch, Past, StudySearch
@@ -98,6 +99,42 @@ def test_trial_that_was_about_to_be_pruned_is_pruned(folder: StudyFolder):
     settled = recorder.settle_interrupted(past, pruner)
     assert [t.status for t in settled] == ["completed", "pruned", "running"]
     assert [r.status for r in folder.trials()] == ["completed", "pruned", "running"]
+
+
+def test_a_cell_without_a_completed_trial_trains_its_best_pruned_one_to_the_end(folder: StudyFolder):
+    """Which had been ended by what a trial reached that diverged later."""
+    write(folder, 0, "pruned", [0.3, 0.9])
+    write(folder, 1, "pruned", [0.3, 0.4, 0.4, 0.4])
+    write(folder, 2, "pruned", [0.3, 0.4, 0.4, 0.5])
+    write(folder, 3, "running", [])
+    assert not promote(folder, STUDY, print)  # which may complete
+    write(folder, 3, "diverged", [0.7, 0.8, 0.8, 0.8, 0.8])
+    notices: list[str] = []
+    assert promote(folder, STUDY, notices.append)
+    assert "of its 4 trials none completed" in notices[0]
+    assert "trial 2, pruned after epoch 4" in notices[0]
+    assert [r.status for r in folder.trials()] == ["pruned", "pruned", "running", "diverged"]
+    assert not promote(folder, STUDY, print)
+
+    past, records = take_up(folder, STUDY, print)
+    pruner = StudyPruner(STUDY, EPOCHS, past)
+    settled = Recorder(folder, STUDY, EPOCHS, records, lambda record: None).settle_interrupted(past, pruner)
+    assert [(t.status, t.values) for t in settled][2] == ("running", ())
+    behind = {"epoch": 4, "objective": 0.5}  # of the 0.8 of the trial that diverged
+    for promoted, verdict in ((False, "STOP"), (True, "CONTINUE")):
+        trial = SimpleNamespace(config={"cell": CELL.name, "number": 2, "promoted": promoted})
+        pruner.on_trial_add(None, trial)
+        assert pruner.on_trial_result(None, trial, behind) == verdict
+        pruner = StudyPruner(STUDY, EPOCHS, past)
+
+
+def test_a_cell_with_a_result_or_without_a_pruned_trial_is_left_alone(folder: StudyFolder):
+    for number, status in enumerate(["diverged", "failed", "diverged", "diverged"]):
+        write(folder, number, status, [0.1])
+    assert not promote(folder, STUDY, print)
+    write(folder, 0, "completed", [0.1] * 8)
+    write(folder, 1, "pruned", [0.2] * 2)
+    assert not promote(folder, STUDY, print)
 
 
 def make_search(past: list[Past]) -> tuple[StudySearch, list[tuple[str, int, dict[str, float]]]]:

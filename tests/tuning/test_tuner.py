@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from lbstudy.analysis.tables import best as tables
-from lbstudy.records.folder import TrialRecord
+from lbstudy.records.folder import StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec
 from lbstudy.study.spec import Resources
@@ -113,6 +114,24 @@ def test_table_of_a_real_study(ran_study: RanStudy):
     assert configs["trials"].tolist() == [4] * 4
     small = configs[(configs["batch_size"] == 32) & (configs["smoothing"] == "none")].iloc[0]
     assert small["val_accuracy"] > 0.7
+
+
+def test_a_cell_without_a_result_gets_one(ran_study: RanStudy, tmp_path: Path):
+    """As if all that completed in a cell with pruned trials had failed at last: one of these is trained to its end."""
+    shutil.copytree(str(ran_study.folder.path), tmp_path / "tiny")
+    folder = StudyFolder.open(tmp_path / "tiny")
+    trials = folder.trials()
+    cell = next(r.cell for r in trials if r.status == "pruned")
+    for record in (r for r in trials if r.cell == cell and r.status == "completed"):
+        record.status = "failed"
+        folder.write_trial(record)
+    before = {r.number: folder.epochs(r) for r in trials if r.cell == cell and r.status == "pruned"}
+    run_tiny(tmp_path / "tiny", folder.study())
+    (record,) = (r for r in folder.trials() if r.cell == cell and r.status == "completed")
+    assert record.promoted
+    assert record.epochs == EPOCHS
+    for old, new in zip(before[record.number], folder.epochs(record), strict=False):
+        assert (old["train_loss"], old["val_accuracy"]) == (new["train_loss"], new["val_accuracy"])
 
 
 @pytest.mark.slow
