@@ -35,6 +35,8 @@ NOISE_WINDOWS, LEAST_WINDOWS = 6, 5
 OVERFIT_RISE = 0.1
 """Over-fitting: the validation loss ends this much above its minimum, relatively, while the training loss falls."""
 
+LEARNT = 0.05
+"""A run that ends less than this share of the way from guessing to perfect has not learnt."""
 
 LARGE_DAMPING = 1e4
 """From here on K-FAC counts as SGD: on LeNet-5 and the digits its step differs from SGD's by 5 % or less (`pi`)."""
@@ -67,6 +69,7 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
                 if times is None
                 else {"target": reaches_target(study, cell, best, times)}
             ),
+            "learning": learning(series, folder.classes()),
             "over-fitting": over_fitting(series),
         }
         if cell.optimizer == "kfac":
@@ -158,6 +161,22 @@ def convergence(curves: pd.DataFrame, metric: str) -> Finding:
             "warning", f"Still improving at the end: {changed} {noisy}; a longer budget may change the order."
         )
     return Finding("ok", f"Not improving at the end: {changed} {noisy}.")
+
+
+def learning(curves: pd.DataFrame, classes: int | None) -> Finding:
+    """Whether all runs end better than guessing one of so many classes: some seeds may never leave it."""
+    ends = curves.sort_values("epoch").groupby(["cell", "number"])["val_accuracy"].last().dropna()
+    if classes is None or ends.empty:
+        return Finding("cannot tell", "No run has ended." if ends.empty else "The number of classes is not known.")
+    guess = 1 / classes
+    lost = ends[ends < guess + LEARNT * (1 - guess)]
+    if lost.empty:
+        return Finding("ok", f"All {len(ends)} runs have learnt: {ends.min():.3g} and more; guessing has {guess:.2g}.")
+    return Finding(
+        "warning",
+        f"{len(lost)} of {len(ends)} runs of the best configuration have hardly learnt: a validation accuracy of "
+        f"{lost.min():.3g}, where guessing has {guess:.2g}.",
+    )
 
 
 def reaches_target(study: StudySpec, cell: Cell, best: pd.DataFrame, times: pd.DataFrame) -> Finding:

@@ -15,7 +15,7 @@ from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
 
 STUDY = study_of(["sgd", "kfac"], [32, 128], ["none"])
-CHECKS = ["budget", "divergence", "edge", "convergence", "over-fitting"]
+CHECKS = ["budget", "divergence", "edge", "convergence", "learning", "over-fitting"]
 
 
 def counts(**given: int) -> dict[str, int]:
@@ -172,18 +172,47 @@ def test_kfac_that_loses_is_under_tuned_only_where_it_could_have_been_sgd(
     assert (f"for {why}" if why else "a sign of too little tuning.") in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("ends", "classes", "verdict", "sentence"),
+    [
+        ([0.9, 0.15], 10, "ok", "All 2 runs have learnt: 0.15 and more; guessing has 0.1."),
+        ([0.9, 0.14], 10, "warning", "1 of 2 runs of the best configuration have hardly learnt: a validation accuracy of "
+                                     "0.14, where guessing has 0.1."),
+        ([0.52, 0.6], 2, "warning", "1 of 2 runs of the best configuration have hardly learnt: a validation accuracy of "
+                                    "0.52, where guessing has 0.5."),
+        ([0.9], None, "cannot tell", "The number of classes is not known."),
+        ([], 10, "cannot tell", "No run has ended."),
+    ],
+)  # fmt: skip
+def test_a_run_that_ends_at_guessing_is_named(ends: list[float], classes: int | None, verdict: str, sentence: str):
+    rows = [("a", number, epoch, end if epoch == 3 else 0.5) for number, end in enumerate(ends) for epoch in (1, 2, 3)]
+    curves = pd.DataFrame(rows, columns=["cell", "number", "epoch", "val_accuracy"])
+    assert health.learning(curves, classes) == health.Finding(verdict, sentence)  # type: ignore[arg-type]
+
+
+def test_how_many_classes_there_are_is_known_where_all_data_agree(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    assert folder.classes() is None
+    folder.keep_data({"a": {"classes": 10}})
+    assert folder.classes() == 10
+    folder.keep_data({"b": {"classes": 100}})
+    assert folder.classes() is None
+
+
 def test_table_of_a_study(tmp_path: Path):
     folder = confirmed_study(tmp_path / "s", STUDY, {"sgd-b32-none": [0.9, 0.91]})
     falling = [{"val_loss": 1 - 0.05 * i, "val_accuracy": 0.05 * i, "clean_train_loss": 1.0} for i in range(12)]
     add_run(folder, "sgd-b32-none", falling, number=2, trial=0)
     add_run(folder, "sgd-b128-none", [{"val_accuracy": 0.95}], number=1, params={"learning_rate": 9e5})
+    folder.keep_data({"digits": {"classes": 10}})
     table = health.health_table(folder)
-    assert len(table) == 4 * 5 + 2
+    assert len(table) == 4 * 6 + 2
     found = {(row.cell, row.check): row for row in table.itertuples()}
     assert found["sgd-b32-none", "convergence"].verdict == "warning"
     assert "n = 1" in found["sgd-b32-none", "convergence"].sentence  # the other two have one epoch
     assert "learning_rate 9e+05 (the high end of [0.001, 1e+06] log)" in found["sgd-b128-none", "edge"].sentence
     assert found["kfac-b32-none", "edge"].verdict == "ok"
+    assert found["kfac-b32-none", "learning"].verdict == "ok"
     assert table["sentence"].str.endswith(".").all()
 
 
@@ -287,9 +316,7 @@ def test_a_cell_whose_trials_all_diverged(tmp_path: Path):
         add_run(folder, "sgd-b32-none", [{"val_loss": np.nan}], number=number, status="diverged")
     assert "sgd-b32-none has no result: of 4 trials none completed, 0 were pruned and 4 diverged." in missing(folder)
     table = health.health_table(folder).set_index("check")
-    assert table["verdict"].to_dict() == dict(
-        zip(CHECKS, ["ok", "warning", "cannot tell", "cannot tell", "cannot tell"], strict=True)
-    )
+    assert table["verdict"].to_dict() == dict(zip(CHECKS, ["ok", "warning", *["cannot tell"] * 4], strict=True))
 
 
 def test_an_empty_study_renders(tmp_path: Path):
