@@ -7,6 +7,7 @@ lane that ends before it has come up stay as long as the driver. They hold their
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,9 +74,16 @@ def list_jobs() -> dict[str, Job]:
     found = {}
     for entry in state.jobs():
         command = " ".join(entry["Entrypoint"].split()) or "a driver without a command"
-        words = f"job {entry['JobID']} ({command[:80]}, process {entry['DriverPid']} on {entry['DriverIPAddress']})"
+        words = (
+            f"job {entry['JobID']} ({in_short(command)}, process {entry['DriverPid']} on {entry['DriverIPAddress']})"
+        )
         found[entry["JobID"]] = Job(entry["IsDead"], words, command)
     return found
+
+
+def in_short(command: str) -> str:
+    """A command without the paths of the interpreter and of the program, which say the least and stand first."""
+    return re.sub(r"^(\S*/)?(python\S* (-m )?(\S*/)?)?", "", command)[:120]
 
 
 def leaked(groups: Sequence[Group], jobs: Mapping[str, Job]) -> list[Group]:

@@ -86,6 +86,7 @@ def connect(verbose: bool = False) -> None:
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
+    ray._private.worker._worker_logs_enabled = verbose  # or it would print the nodes' warnings even so
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # calls a try that failed an incomplete trial

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lbstudy.records.folder import StudyFolder
 from tests.clusters import ROOT
@@ -110,6 +111,17 @@ def wait_for(condition, seconds):
     return found
 
 
+def fill_cache(home, dist, commands):
+    """Run the set-up once where there is a network, so that uv's cache has all that the hosts will want of it."""
+    shutil.copytree(dist, home / "lbstudy-wheel")
+    (home / ".local/bin").mkdir(parents=True)
+    (home / ".bashrc").touch()
+    shutil.copy(os.environ["UV"], home / ".local/bin/uv")
+    there = {"HOME": str(home), "UV_CACHE_DIR": sh("uv", "cache", "dir").strip(), "UV_LINK_MODE": "symlink"}
+    for command in commands:
+        sh("bash", "-c", command, env={**os.environ, **there, "UV_PYTHON_PREFERENCE": "only-system"})
+
+
 @pytest.mark.slow
 def test_up_a_study_with_a_host_cut_and_back_and_down(hosts, tmp_path):
     """Some ten minutes."""
@@ -123,6 +135,7 @@ def test_up_a_study_with_a_host_cut_and_back_and_down(hosts, tmp_path):
         assert text.count(value) == 1
         text = text.replace(value, filled)
     (laptop / "onprem.yaml").write_text(text)
+    fill_cache(tmp_path / "filled", laptop / "dist", yaml.safe_load(text)["setup_commands"])
 
     def ray(*words):
         done = subprocess.run(

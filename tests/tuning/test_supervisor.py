@@ -203,3 +203,19 @@ def test_a_group_that_comes_up_makes_up_for_those_that_did_not(world: World):
         world.tell("u", nodes=["host-a"])
         world.supervisor.on_trial_complete(0, [], SimpleNamespace(trial_id="u"))
     assert world.said == ["a worker group has not come up: n1 cannot reach n2"]
+
+
+@pytest.mark.parametrize(
+    ("command", "short"),
+    [
+        ("/home/me/lbstudy/bin/python -m lbstudy run mine.yaml", "lbstudy run mine.yaml"),
+        (
+            "/home/me/lbstudy/bin/python3.11 /home/me/lbstudy/bin/lbstudy run /data/mine.yaml",
+            "lbstudy run /data/mine.yaml",
+        ),
+        ("lbstudy run mine.yaml", "lbstudy run mine.yaml"),
+        ("python3 /opt/train.py --fast", "train.py --fast"),
+    ],
+)
+def test_a_job_is_named_by_what_it_does(command: str, short: str):
+    assert groups.in_short(command) == short
