@@ -218,9 +218,9 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
     folder = StudyFolder.create(path, planned.study, code_in_use())
     folder.keep_data(datasets.identities(study, data))
     cells = len(planned.epochs)
-    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+    err.print(f"{cells} cells x {study.tuning.trials} trials on {in_lanes(planned.lanes)}; records in {path}")
     with followed(folder, study.resources.track, notice), Progress(study, err) as progress:
-        tuner.tune_study(folder, planned, progress.update, notice, verbose)
+        tuner.tune_study(folder, planned, progress.update, notice, verbose, progress.take_up)
 
 
 def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> StudySpec:
@@ -273,10 +273,10 @@ def confirm_runs(
     planned = tuner.plan_when_there_is_room(as_study(study, runs), data, notice, train_on)
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
-    err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
+    err.print(f"{len(runs)} confirming runs on {in_lanes(planned.lanes)}; records in {where.path}")
     progress = Progress(planned.study, err, Counter(run.cell for run in runs))
     with followed(folder, study.resources.track, notice), progress:
-        tuner.confirm_runs(where, planned, runs, progress.update, notice, verbose)
+        tuner.confirm_runs(where, planned, runs, progress.update, notice, verbose, progress.take_up)
 
 
 def compute_tasks(
@@ -316,6 +316,11 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
         raise
     finally:
         tuner.disconnect(in_order)
+
+
+def in_lanes(count: int) -> str:
+    """So many lanes, in words."""
+    return f"{count} lane{'s' * (count != 1)}"
 
 
 def notice(message: str) -> None:
