@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import stats
 
 from lbstudy.analysis.figures.style import Encoding, NothingToDraw, in_style, label_outer, log_axis, mark_empty, panels
 from lbstudy.analysis.tables.best import best_trials
@@ -54,6 +53,8 @@ def mixup_densities_info(study: StudySpec, trials: pd.DataFrame) -> MixupDensiti
     if not rows:
         raise NothingToDraw("no trial with Mixup has completed")
     alphas = pd.DataFrame(rows, columns=["cell", "optimizer", "batch_size", "smoothing", "alpha"])
+    from scipy import stats  # here, since the import takes most of a second
+
     curves = {row.cell: stats.beta.pdf(GRID, row.alpha, row.alpha) for row in alphas.itertuples()}
     return MixupDensities(study, alphas, pd.DataFrame(curves, index=pd.Index(GRID, name="coefficient")))
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from opda.nonparametric import EmpiricalDistribution
 
 from lbstudy.analysis.figures.style import (
     INK,
@@ -345,6 +344,8 @@ def _numbers_up_to(trials: int) -> np.ndarray:
 
 def _expected_best(scores: np.ndarray, never_above: float, ks: np.ndarray, least: bool) -> np.ndarray:
     """E[max of k draws], or of the `least`, at each k."""
+    from opda.nonparametric import EmpiricalDistribution  # here, since the import takes most of a second
+
     distribution = EmpiricalDistribution(scores, a=NEVER_BELOW, b=never_above)
     return np.asarray(distribution.average_tuning_curve(ks, minimize=least))
 
@@ -354,6 +355,8 @@ def _bands(scores: np.ndarray, never_above: float, ks: np.ndarray, least: bool) 
 
     Both rise as the distribution's CDF falls, so the upper band of the CDF gives the lower one of the curve.
     """
+    from opda.nonparametric import EmpiricalDistribution
+
     simulated = len(scores) <= SIMULATED
     with warnings.catch_warnings():
         # Equal accuracies: the bands then cover with at least the stated confidence, and no longer exactly with it.

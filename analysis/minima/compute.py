@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.rules import RULES, OldRule, require_rule
 from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import NothingYet, StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
 from lbstudy.training.datasets import Dataset, Datasets, of_run
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["line", "plane", "interpolate", "trajectory", "sharpness", "noise"]
 REMIND_SECONDS = 120.0  # a task that takes so long says so
+SETTINGS = "settings.json"
 CHUNK = 64  # points of a task: minutes at most, so that little is lost when a node is
+
+Settings = TypeVar("Settings", bound=Spec)
 
 
 class LandscapeSettings(Spec):
@@ -73,7 +76,7 @@ def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialReco
     """The completed confirmed runs of each cell's best configuration, with the first so many seeds.
 
     Raises:
-        StudyError: there are none.
+        NothingYet: there are none.
     """
     table = load.confirmed(folder)
     table = table[(table["status"] == "completed") & (table["rank"] == 0)]
@@ -84,7 +87,7 @@ def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialReco
         if (run.cell, run.number) in chosen and (repeats is None or run.repeat < repeats)
     ]
     if not runs:
-        raise StudyError(
+        raise NothingYet(
             f"{folder.path}: no confirmed run has completed; begin with lbstudy confirm {quote(str(folder.path))}"
         )
     return runs
@@ -96,7 +99,7 @@ def landscape_tasks(
     """The tasks of all runs' landscapes of a kind.
 
     Raises:
-        StudyError: interpolation, but no two runs differ in the batch size alone.
+        NothingYet: interpolation, but no two runs differ in the batch size alone.
     """
     plain = settings.model_dump(mode="json")
     tasks = []
@@ -161,7 +164,7 @@ def _pairs(runs: Sequence[TrialRecord]) -> Iterator[tuple[tuple[tuple[TrialRecor
             found = True
             yield ((start, "model"), (end, "model")), _name(end)
     if not found:
-        raise StudyError("interpolation needs confirmed runs that differ in the batch size alone, and there are none")
+        raise NothingYet("interpolation needs confirmed runs that differ in the batch size alone, and there are none")
 
 
 def _but_for_the_batch_size(run: TrialRecord) -> tuple[object, ...]:
@@ -169,21 +172,45 @@ def _but_for_the_batch_size(run: TrialRecord) -> tuple[object, ...]:
     return run.optimizer, run.smoothing, run.repeat, run.factors
 
 
+def kept_settings(folder: StudyFolder, where: str, otherwise: Settings) -> Settings:
+    """What the results in a folder are made with; other settings where there are none.
+
+    Raises:
+        StudyError: they are made by an older rule.
+    """
+    kept = _made_with(folder.path / where / SETTINGS)
+    if kept is None:
+        return otherwise
+    return type(otherwise).model_validate({name: value for name, value in kept.items() if name != "rule"})
+
+
+def _made_with(path: storage.StoragePath) -> dict[str, Any] | None:
+    """What stands in a file of settings, unless it is of work that came to no result.
+
+    Raises:
+        StudyError: the results beside it are made by an older rule.
+    """
+    content = storage.read(path) if any(path.parent.glob("*/*")) else None
+    if content is None:
+        return None
+    found: dict[str, Any] = json.loads(content)
+    try:
+        require_rule(path.parent.name, found)
+    except OldRule as error:
+        raise StudyError(f"{path.parent} holds results {error}. Remove the folder, and run this again") from error
+    return found
+
+
 def keep_settings(folder: StudyFolder, where: str, settings: Spec) -> None:
-    """Write down what the results in a folder are made with, and by which rule where it is not the first. What stands
-    there of work that came to no result does not count.
+    """Write down what the results in a folder are made with, and by which rule where it is not the first.
 
     Raises:
         StudyError: it holds results made with other settings, or by an older rule.
     """
-    path, kind = folder.path / where / "settings.json", where.rpartition("/")[2]
+    path, kind = folder.path / where / SETTINGS, where.rpartition("/")[2]
     mine = settings.model_dump(mode="json") | ({"rule": RULES[kind]} if kind in RULES else {})
-    found = storage.read(path) if any(path.parent.glob("*/*")) else None
-    if found is not None and (theirs := json.loads(found)) != mine:
-        try:
-            require_rule(kind, theirs)
-        except OldRule as error:
-            raise StudyError(f"{path.parent} holds results {error}. Remove the folder, and run this again") from error
+    theirs = _made_with(path)
+    if theirs is not None and theirs != mine:
         other = ", ".join(f"{key} {theirs.get(key)} (now {new})" for key, new in mine.items() if theirs.get(key) != new)
         raise StudyError(f"{path.parent} holds results with {other}; remove the folder, or keep to the former")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import scipy  # its parts load when they are used: those who only read results need none of them
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
-from scipy.sparse.linalg import LinearOperator, eigsh
-from scipy.stats import norm
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 Vector = NDArray[np.float64]
 
@@ -49,7 +50,7 @@ def top_eigenvalues(
     """
     if not 0 < count < operator.shape[0]:
         raise ValueError(f"{count} eigenvalues of {operator.shape[0]} parameters: must be from 1 to n - 1")
-    values, vectors = eigsh(
+    values, vectors = scipy.sparse.linalg.eigsh(
         operator, count, which="LA", v0=draw.standard_normal(operator.shape[0]), tol=tolerance,
         ncv=min(operator.shape[0], max(2 * count + 1, 20)),
     )  # fmt: skip
@@ -110,7 +111,7 @@ class SpectralDensity:
 
     def at(self, eigenvalues: Vector) -> Vector:
         """The density at these eigenvalues."""
-        kernels = norm.pdf(np.asarray(eigenvalues)[:, None], loc=np.array(self.nodes), scale=self.width)
+        kernels = scipy.stats.norm.pdf(np.asarray(eigenvalues)[:, None], loc=np.array(self.nodes), scale=self.width)
         return kernels @ np.array(self.weights)
 
     def moment(self, order: int) -> float:
@@ -133,7 +134,7 @@ def spectral_density(
     nodes, weights = [], []
     for _ in range(probes):
         diagonal, off_diagonal = lanczos(operator, draw.choice([-1.0, 1.0], size=operator.shape[0]), steps)
-        values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+        values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
         nodes.extend(values.tolist())
         weights.extend((vectors[0] ** 2 / probes).tolist())
     spread = max(nodes) - min(nodes)

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts load when they are used: those who only read results need none of them
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, minimize
 
 Vector = NDArray[np.float64]
 ValueAndGradient = Callable[[Vector], tuple[float, Vector]]
@@ -91,8 +91,8 @@ def keskar(
         return -value, -gradient
 
     with suppress(_Enough):
-        minimize(
-            fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=Bounds(-half, half),
+        scipy.optimize.minimize(
+            fall, np.zeros_like(half), jac=True, method="L-BFGS-B", bounds=scipy.optimize.Bounds(-half, half),
             options={"maxiter": ITERATIONS},
         )  # fmt: skip
     published = best

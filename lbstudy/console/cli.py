@@ -45,13 +45,14 @@ from lbstudy.console.session import (
 )  # fmt: skip
 from lbstudy.console.terminal import out
 from lbstudy.console.track import TrackerChoice
+from lbstudy.console.whole import Evidence, whole_study
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.records.provenance import utc_now
-from lbstudy.storage import StorageError, locate, real_path
-from lbstudy.study.file import StudyError, StudyFile
-from lbstudy.study.load import find_study
+from lbstudy.storage import StorageError, StoragePath, locate, real_path
+from lbstudy.study.file import StudyError
 from lbstudy.study.run import Spec, TrainOn
+from lbstudy.study.spec import StudySpec
 from lbstudy.tuning.confirm import plan_runs
 
 if TYPE_CHECKING:
@@ -75,8 +76,6 @@ class LandscapeKind(StrEnum):
     trajectory = "trajectory"
 
 
-DEMO_SEEDS = 5
-
 Normalisation = Literal["filter", "layer", "none"]
 File = Annotated[str, typer.Argument(help="a study file, the name of a shipped study, or a study's folder")]
 Storage = Annotated[str, typer.Option(help="the study's folder is made in this one; a folder, or s3://BUCKET/FOLDER")]
@@ -95,6 +94,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="change any key of the study file; may be repeated"),
 ]
+Seeds = Annotated[
+    int, typer.Option(min=1, help="confirmed runs of each configuration, with the same seeds in all cells")
+]
+Published = Annotated[bool, typer.Option("--published", help="confirm the published configurations too")]
 Address = Annotated[
     str | None, typer.Option(help="a Ray cluster; default: $RAY_ADDRESS, else a private Ray on this machine")
 ]
@@ -159,51 +162,19 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 def demo(storage: Storage = "studies", verbose: Verbose = False) -> None:
     """A whole study in a few minutes: LeNet-5 on handwritten digits, small against large batch, from the tuning of
     every cell to the report."""
-    from lbstudy.analysis.minima import compute as minima
+    from lbstudy.analysis.minima.compute import LandscapeSettings
     from lbstudy.analysis.minima.sharpness import SharpnessSpec
-    from lbstudy.analysis.report import page as report
 
-    source = StudyFile(find_study("demo.yaml"))
-    from lbstudy.methods.checks import check_study
-
-    study = check_study(source)
+    study, source = resolve("demo.yaml", None, None, None, None, None, None)
+    large = max(study.cells.batch_size)
+    wanted = Evidence(
+        LandscapeSettings(directions=2, samples=200),
+        SharpnessSpec(samples=100),
+        looks_at=lambda run: run.repeat < (3 if run.batch_size == large else 1),
+    )
     path = real_path(locate(storage) / study.name)
-    folder, failures = StudyFolder(path), list[str]()
-
-    def work() -> None:
-        tune(study, path, images, verbose)
-        runs = plan_runs(folder, study, DEMO_SEEDS, 1, False, "split", notice)
-        confirm_runs(study, folder, runs, "split", images, verbose)
-        one, large = minima.best_runs(folder, repeats=1), max(study.cells.batch_size)
-        some = [run for run in minima.best_runs(folder, repeats=3) if run in one or run.batch_size == large]
-        lines, measures = minima.LandscapeSettings(directions=2, samples=200), SharpnessSpec(samples=100)
-        parts: list[tuple[str, Spec, list[Task]]] = [
-            ("landscape/line", lines, minima.landscape_tasks(folder, "line", some, lines)),
-            ("sharpness", measures, minima.sharpness_tasks(some, measures)),
-        ]
-        try:
-            between = minima.landscape_tasks(folder, "interpolate", one, lines)
-            parts.insert(1, ("landscape/interpolate", lines, between))
-        except StudyError as error:  # too many cells without a solution
-            notice(str(error))
-        for where, settings, tasks in parts:
-            minima.keep_settings(folder, where, settings)
-            compute_tasks(study, folder, minima.missing(folder, tasks), where, images, failures)
-
-    with ended_in_order(path, "the same command"):
-        StudyFolder.check(path, study)
-        require_room(study, None)
-        images = load_data(study, source, path)
-        with DriverLock(path, notice):
-            on_ray(work, path, verbose)
-    print_best(folder, TableFormat.table)
-    found = report.collect(folder)
-    print("\n" + "\n".join(report.in_short(found)))
-    print(f"\nreport: {report.write(folder, report=found)}")
-    print("next: lbstudy init DIR writes a study of your own to begin with")
-    for failure in failures:
-        err.print(f"failed: {failure}")
-    raise typer.Exit(1 if failures else 0)
+    hint = "next: lbstudy init DIR writes a study of your own to begin with"
+    whole_study(study, source, path, wanted, None, "the same command", verbose, hint)
 
 
 @app.command()
@@ -250,6 +221,20 @@ def run(
 ) -> None:  # fmt: skip
     """Tune every cell of a study. Given the folder of a study, or run again, it does what is missing."""
     study, source = resolve(file, name, trials, epochs, workers, data, set_, track)
+    path = _place(file, storage, name, study)
+    command = again(f"lbstudy run {quote(str(path))}", address)
+    run_study(study, source, path, address, command, lambda images: tune(study, path, images, verbose), verbose)
+    folder = StudyFolder.open(path)
+    print_best(folder, TableFormat.table)
+    exit_with(folder.trials(), len(study.list_cells()) * study.tuning.trials, command)
+
+
+def _place(file: str, storage: str | None, name: str | None, study: StudySpec) -> StoragePath:
+    """Where the study of a file lies, or shall lie.
+
+    Raises:
+        StudyError: it lies somewhere already, and shall lie somewhere else.
+    """
     given = locate(file)
     going_on = given.is_dir() and name is None
     if going_on and storage is not None:
@@ -257,23 +242,33 @@ def run(
             f"--storage {storage}: {file} is a study's folder, and it goes on there; leave --storage out, or begin "
             "another study like it with --name"
         )
-    path = real_path(given if going_on else locate(storage or "studies") / study.name)
-    run_study(study, source, path, address, verbose)
-    folder = StudyFolder.open(path)
-    print_best(folder, TableFormat.table)
-    exit_with(
-        folder.trials(),
-        len(study.list_cells()) * study.tuning.trials,
-        again(f"lbstudy run {quote(str(path))}", address),
-    )
+    return real_path(given if going_on else locate(storage or "studies") / study.name)
+
+
+@app.command("all")
+def run_all(
+    file: File, storage: MaybeStorage = None, name: Name = None, trials: Trials = None, epochs: Epochs = None,
+    workers: WorkersOption = None, seeds: Seeds = 5, published: Published = False, address: Address = None,
+    data: Data = None, set_: Sets = None, track: Track = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """From the study file to the report in one go: run, confirm, landscape (line and interpolate), sharpness, report.
+    Run again, it does what is missing."""
+    from lbstudy.analysis.minima.compute import LandscapeSettings
+    from lbstudy.analysis.minima.sharpness import SharpnessSpec
+
+    study, source = resolve(file, name, trials, epochs, workers, data, set_, track)
+    path = _place(file, storage, name, study)
+    command = f"lbstudy all {quote(str(path))}" + f" --seeds {seeds}" * (seeds != 5) + " --published" * published
+    wanted = Evidence(LandscapeSettings(), SharpnessSpec(), seeds, published)
+    whole_study(study, source, path, wanted, address, again(command, address), verbose)
 
 
 @app.command()
 def confirm(
     study: Folder,
-    seeds: Annotated[int, typer.Option(min=1, help="runs of each configuration, with the same seeds in all cells")] = 5,
+    seeds: Seeds = 5,
     top: Annotated[int, typer.Option(min=1, help="configurations of each cell, best first")] = 1,
-    published: Annotated[bool, typer.Option("--published", help="the published configurations too")] = False,
+    published: Published = False,
     train_on: Annotated[TrainOn, typer.Option(help="the tuning split, or all training samples")] = "split",
     workers: WorkersOption = None, address: Address = None, data: Data = None, set_: Sets = None,
     track: Track = None, verbose: Verbose = False,

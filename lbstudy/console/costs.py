@@ -9,7 +9,7 @@ import typer
 
 from lbstudy.console.interrupt import Interrupted, interruptible
 from lbstudy.console.progress import TaskProgress
-from lbstudy.console.session import err, notice, on_ray, require_room
+from lbstudy.console.session import err, in_lanes, notice, on_ray, require_room
 from lbstudy.console.terminal import out, print_table
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
@@ -40,7 +40,7 @@ def print_costs(
         planned = tuner.plan_when_there_is_room(study, images, notice)
         doctor.require([doctor.check_state_api()])
         count = len(measure.kinds(planned.study))
-        err.print(f"measuring {count} kinds of runs on {planned.lanes} lanes; nothing is kept")
+        err.print(f"measuring {count} kinds of runs on {in_lanes(planned.lanes)}; nothing is kept")
         with TaskProgress("measured", count, err) as progress:
             found.append((planned, measure.measure(planned, began, progress.advance, notice, verbose)))
 
@@ -92,7 +92,7 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
     device = "GPU" if resources.gpus_per_worker else "CPU"
     per_lane = resources.workers * float(resources.gpus_per_worker or resources.cpus_per_worker)
     out.print()
-    print_table(pd.DataFrame(rows), title=f"measured with {plan.lanes} lanes at work, each {measured.device}")
+    print_table(pd.DataFrame(rows), title=f"measured with {in_lanes(plan.lanes)} at work, each {measured.device}")
     for what, cost, lanes in (
         (f"tuning: {len(costs)} cells x {study.tuning.trials} trials", tuning, plan.lanes),
         (f"confirm --seeds {seeds}: {len(costs) * seeds} runs", twice, min(plan.lanes, len(costs) * seeds)),
@@ -100,7 +100,7 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
         hours = cost.wall * lanes * per_lane / 3600
         money = "" if price is None else f", {hours * price:,.2f} at {price:g} an hour"
         out.print(
-            f"{what}, {duration(cost.runs)} of training: about {duration(cost.wall)} on {lanes} lanes, "
+            f"{what}, {duration(cost.runs)} of training: about {duration(cost.wall)} on {in_lanes(lanes)}, "
             f"{hours:.3g} {device} hours{money}",
             highlight=False,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lbstudy.console.session import code_in_use, fit, read_data
+from lbstudy.console.session import code_in_use, fit, in_lanes, read_data
 from lbstudy.console.terminal import out, print_table
 from lbstudy.study import split
 from lbstudy.study.file import StudyError, StudyFile, show
@@ -14,7 +14,7 @@ from lbstudy.study.spec import Cell, StudySpec
 if TYPE_CHECKING:
     from lbstudy.training.datasets import Datasets
 
-IMPORTING = ("plan", "doctor", "run", "confirm", "landscape", "sharpness")
+IMPORTING = ("plan", "doctor", "run", "all", "confirm", "landscape", "sharpness")
 """Commands that need the methods of a study, and so import a user's code."""
 
 
@@ -87,7 +87,7 @@ def print_plan(study: StudySpec, source: StudyFile) -> Datasets:
         f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
     )
     try:
-        lanes = f"{min(count_lanes(resources, [machine]), cells * tuning.trials)} lanes on this machine"
+        lanes = f"{in_lanes(min(count_lanes(resources, [machine]), cells * tuning.trials))} on this machine"
     except StudyError as error:
         lanes = f"not on this machine: {error}"
     out.print(f"resources: {resources.workers} worker{'s' * (resources.workers != 1)} a trial, {each} each; {lanes}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -33,6 +33,8 @@ class Progress:
         self._cells = {cell.name: CellProgress(study, cell, count) for cell, count in counts.items() if count}
         self._total = sum(counts.values())
         self._width = max([24, *map(len, self._cells)])
+        self._before: dict[tuple[str, int], float] = {}  # seconds that interrupted trials have trained
+        self._already = 0
         self._began: float | None = None
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
 
@@ -46,32 +48,53 @@ class Progress:
     ) -> None:
         self._live.stop()
 
+    def take_up(self, records: Iterable[TrialRecord]) -> None:
+        """What there was before this session: a line says how many trials are done already, and none is told again."""
+        statuses: Counter[str] = Counter()
+        for record in records:
+            if record.status in FINISHED:
+                self._cells[record.cell].update(record)
+                statuses[record.status] += 1
+            else:
+                self._before[record.cell, record.number] = record.seconds
+        self._already = statuses.total()
+        if statuses:
+            counts = ", ".join(f"{statuses[status]} {status}" for status in FINISHED if statuses[status])
+            self._print(f"{self._already} of {self._total} trials are done already: {counts}")
+
     def update(self, record: TrialRecord) -> None:
         """A trial has begun, reported or ended."""
-        if self._began is None and record.metrics:
-            self._began = time.monotonic() - record.seconds  # the lanes' start-up is no trial's time
+        trained = record.seconds - self._before.get((record.cell, record.number), 0.0)
+        if self._began is None and trained > 0:
+            self._began = time.monotonic() - trained  # the lanes' start-up is no trial's time
         cell = self._cells[record.cell]
         cell.update(record)
         if record.status in FINISHED and not self._console.is_terminal:
-            done = sum(cell.finished for cell in self._cells.values())
+            done = self._count()
             value = record.metrics.get(self._study.tuning.metric)
-            self._console.print(
+            self._print(
                 f"{time.strftime('%H:%M:%S')}  {record.cell:<{self._width}} "
                 f"trial {record.number:<3} {record.status:<9} "
                 f"epoch {record.epochs:<4} {self._study.tuning.metric} {_number(value):<7} "
-                f"{done}/{self._total}{self._eta(done)}",
-                soft_wrap=True,
-                highlight=False,
+                f"{done}/{self._total}{self._eta(done)}"
             )
 
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+    def _count(self) -> int:
+        return sum(cell.finished for cell in self._cells.values())
+
     def _eta(self, done: int) -> str:
-        if self._began is None or not 0 < done < self._total:
+        """At the rate of this session's trials; of what was there before nobody knows what it took."""
+        lately = done - self._already
+        if self._began is None or lately < 1 or done >= self._total:
             return ""
-        left = (time.monotonic() - self._began) / done * (self._total - done)
+        left = (time.monotonic() - self._began) / lately * (self._total - done)
         return f"  ETA {int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
 
     def _table(self) -> Table:
-        done = sum(cell.finished for cell in self._cells.values())
+        done = self._count()
         state = "starting the lanes ..." if self._began is None else f"{done}/{self._total} trials{self._eta(done)}"
         table = Table(title=f"{self._study.name}: {state}", title_justify="left", box=None, pad_edge=False)
         for heading in (

@@ -134,8 +134,21 @@ def _placed(source: StudyFile) -> Iterator[None]:
         raise source.error(error.problems) from error
 
 
-def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, verbose: bool) -> None:
-    """Tune every cell of a study: what is missing at this path."""
+def run_study(
+    study: StudySpec, source: StudyFile, path: StoragePath, address: str | None, command: str,
+    work: Callable[[Datasets], object], verbose: bool,
+) -> None:  # fmt: skip
+    """Work on a study at this path with its data, on Ray, after all that can be wrong has been looked at.
+
+    Args:
+        study: the study.
+        source: the file that it comes from.
+        path: of its folder, which may not exist yet.
+        address: of a Ray cluster, if it runs on one.
+        command: to go on with, should somebody interrupt it.
+        work: what to do on the connected Ray.
+        verbose: let Ray print.
+    """
     from lbstudy.methods.checks import notices  # imports torch
 
     trackers.require(study.resources.track)
@@ -143,12 +156,12 @@ def run_study(study: StudySpec, source: StudyFile, path: StoragePath, address: s
         notice(message)
     if left_out := study.left_out():
         err.print(f"left out by cells.exclude: {', '.join(cell.name for cell in left_out)}")
-    with ended_in_order(path, again(f"lbstudy run {quote(str(path))}", address)):
+    with ended_in_order(path, command):
         StudyFolder.check(path, study, code_in_use())
         require_room(study, address)
         data = load_data(study, source, path)
         with DriverLock(path, notice):
-            on_ray(lambda: tune(study, path, data, verbose), path, verbose)
+            on_ray(lambda: work(data), path, verbose)
 
 
 def again(command: str, address: str | None) -> str:
@@ -190,23 +203,31 @@ def require_room(study: StudySpec, address: str | None, workers: int | None = No
         count_lanes(with_gpus(resources, machine), machine)
 
 
-def exit_with(trials: Sequence[TrialRecord], count: int, command: str) -> NoReturn:
+def exit_with(trials: Sequence[TrialRecord], count: int, command: str, failures: Sequence[str] = ()) -> NoReturn:
     """Say what has failed and what is missing of so many trials, and with which command to go on.
+
+    Args:
+        trials: that there are.
+        count: that there shall be.
+        command: which does what is missing.
+        failures: what else has failed, and why.
 
     Raises:
         typer.Exit: with code 1 where anything has failed or is missing, else 0.
     """
+    for failure in failures:
+        err.print(f"failed: {failure}")
     if failed := [t for t in trials if t.status == "failed"]:
         err.print(f"{len(failed)} trials failed; the first one, {failed[0].cell} trial {failed[0].number}, with:")
         err.print(failed[0].error.strip().splitlines()[-1])
     missing = count - sum(t.status in FINISHED for t in trials)
     if missing:
         err.print(f"{missing} trials are missing; to go on: {command}")
-    raise typer.Exit(1 if failed or missing else 0)
+    raise typer.Exit(1 if failed or missing or failures else 0)
 
 
-def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> None:
-    """Run what is missing on the connected Ray."""
+def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> StudySpec:
+    """Run what is missing on the connected Ray; returns the study with its target and resources decided."""
     from lbstudy.training import datasets
     from lbstudy.tuning import doctor, tuner
 
@@ -218,9 +239,10 @@ def tune(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> 
     folder = StudyFolder.create(path, planned.study, code_in_use())
     folder.keep_data(datasets.identities(study, data))
     cells = len(planned.epochs)
-    err.print(f"{cells} cells x {study.tuning.trials} trials on {planned.lanes} lanes; records in {path}")
+    err.print(f"{cells} cells x {study.tuning.trials} trials on {in_lanes(planned.lanes)}; records in {path}")
     with followed(folder, study.resources.track, notice), Progress(study, err) as progress:
-        tuner.tune_study(folder, planned, progress.update, notice, verbose)
+        tuner.tune_study(folder, planned, progress.update, notice, verbose, progress.take_up)
+    return planned.study
 
 
 def with_target(study: StudySpec, path: StoragePath, data: Datasets, verbose: bool) -> StudySpec:
@@ -273,10 +295,10 @@ def confirm_runs(
     planned = tuner.plan_when_there_is_room(as_study(study, runs), data, notice, train_on)
     doctor.require(doctor.before_a_run(planned, where.path))
     StudyFolder.create(where.path, study)
-    err.print(f"{len(runs)} confirming runs on {planned.lanes} lanes; records in {where.path}")
+    err.print(f"{len(runs)} confirming runs on {in_lanes(planned.lanes)}; records in {where.path}")
     progress = Progress(planned.study, err, Counter(run.cell for run in runs))
     with followed(folder, study.resources.track, notice), progress:
-        tuner.confirm_runs(where, planned, runs, progress.update, notice, verbose)
+        tuner.confirm_runs(where, planned, runs, progress.update, notice, verbose, progress.take_up)
 
 
 def compute_tasks(
@@ -294,7 +316,7 @@ def compute_tasks(
         minima.compute(folder, study, data, tasks, lambda task: progress.advance(), failed, notice)
 
 
-def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: bool = False) -> None:
+def on_ray(work: Callable[[], object], path: StoragePath | None = None, verbose: bool = False) -> None:
     """Join or start Ray, and work, on the study at this path if it is on one."""
     from lbstudy.tuning import tuner
 
@@ -316,6 +338,11 @@ def on_ray(work: Callable[[], None], path: StoragePath | None = None, verbose: b
         raise
     finally:
         tuner.disconnect(in_order)
+
+
+def in_lanes(count: int) -> str:
+    """So many lanes, in words."""
+    return f"{count} lane{'s' * (count != 1)}"
 
 
 def notice(message: str) -> None:

@@ -48,6 +48,10 @@ class StudyError(Exception):
     """A study that cannot be run as it stands. The message is meant for the person who wrote it."""
 
 
+class NothingYet(StudyError):
+    """What comes before has not come to anything that a step could go on from."""
+
+
 class Problem(NamedTuple):
     """What is wrong with the value at some keys."""
 

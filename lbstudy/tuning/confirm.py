@@ -12,9 +12,14 @@ from collections.abc import Callable, Sequence
 
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.records.folder import StudyFolder, TrialRecord, ranked
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import NothingYet, StudyError
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import Cell, StudySpec
+
+
+def trained_on(folder: StudyFolder) -> TrainOn:
+    """Which samples the confirmed runs of a study train on: as those do that are there."""
+    return next((run.run["train_on"] for run in folder.confirmation.trials()), "split")
 
 
 def plan_runs(
@@ -41,7 +46,8 @@ def plan_runs(
         The runs in the order in which they should be run: the first seed of every cell comes first.
 
     Raises:
-        StudyError: no cell has a completed trial, or the folder holds runs on other training samples.
+        NothingYet: no cell has a completed trial.
+        StudyError: the folder holds runs on other training samples.
     """
     present = folder.confirmation.trials()
     if other := next((run for run in present if run.run["train_on"] != train_on), None):
@@ -60,7 +66,7 @@ def plan_runs(
         if published:
             chosen += [(cell, trial) for trial in of_cell if trial.published and trial not in best]
     if not chosen:
-        raise StudyError(f"{folder.path}: no trial has completed yet, so there is nothing to confirm")
+        raise NothingYet(f"{folder.path}: no trial has completed yet, so there is nothing to confirm")
     known = {(run.cell, run.trial, run.repeat): run for run in present}
     taken = {cell.name: {run.number for run in present if run.cell == cell.name} for cell in study.list_cells()}
     runs = []

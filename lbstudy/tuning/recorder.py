@@ -184,8 +184,6 @@ class Recorder(tune.Callback):
         self._not_to_blame: set[str] = set()
         self.avoid: Callable[[], Sequence[str]] = tuple
         self._series: dict[str, Series] = {}  # of those
-        for record in records:
-            show(record)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks into a snapshot that nobody reads

@@ -300,6 +300,7 @@ def tune_study(
     show: Callable[[TrialRecord], None],
     notice: Callable[[str], None],
     verbose: bool = False,
+    taken_up: Callable[[Sequence[TrialRecord]], None] = lambda records: None,
 ) -> None:
     """Run what is missing of a study on the connected Ray.
 
@@ -309,13 +310,14 @@ def tune_study(
         show: is told of every change of a trial.
         notice: is told of damaged files and interrupted trials found in the folder.
         verbose: let Tune print.
+        taken_up: is told, once and before that, of the trials that the folder holds already.
 
     Raises:
         OSError: the folder cannot be written any more.
     """
-    _tune_what_is_missing(folder, plan, show, notice, verbose)
+    _tune_what_is_missing(folder, plan, show, notice, verbose, taken_up)
     while promote(folder, plan.study, notice):
-        _tune_what_is_missing(folder, plan, show, notice, verbose)
+        _tune_what_is_missing(folder, plan, show, notice, verbose, lambda records: None)
 
 
 def _tune_what_is_missing(
@@ -324,9 +326,11 @@ def _tune_what_is_missing(
     show: Callable[[TrialRecord], None],
     notice: Callable[[str], None],
     verbose: bool,
+    taken_up: Callable[[Sequence[TrialRecord]], None],
 ) -> None:
     study = plan.study
     pruner_past, records = take_up(folder, study, notice)
+    taken_up(records)
     pruner = StudyPruner(study, plan.epochs, pruner_past)
     recorder = Recorder(folder, study, plan.epochs, records, show)
     past = recorder.settle_interrupted(pruner_past, pruner)
@@ -346,6 +350,7 @@ def confirm_runs(
     show: Callable[[TrialRecord], None],
     notice: Callable[[str], None],
     verbose: bool = False,
+    taken_up: Callable[[Sequence[TrialRecord]], None] = lambda records: None,
 ) -> None:
     """Run what is missing of a study's confirmed runs on the connected Ray.
 
@@ -356,11 +361,13 @@ def confirm_runs(
         show: see `tune_study`.
         notice: see `tune_study`.
         verbose: see `tune_study`.
+        taken_up: is told, once and before that, of those runs that the folder holds already.
     """
     _, records = take_up(folder, plan.study, notice)
     status = {(record.cell, record.number): record.status for record in records}
     cells = {cell.name: cell for cell in plan.study.list_cells()}
     planned = {(run.cell, run.number): run for run in runs}
+    taken_up([record for record in records if (record.cell, record.number) in planned])
     recorder = Recorder(
         folder, plan.study, plan.epochs, records, show, lambda cell, number, *_: planned[cell.name, number]
     )

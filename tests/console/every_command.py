@@ -17,7 +17,7 @@ COMMANDS = [
     ["table", "STUDY", "critical"], ["table", "STUDY", "health"], ["table", "STUDY", "sharpness"],
     ["table", "STUDY", "correlations"], ["table", "STUDY", "noise"], ["compare", "STUDY", "STUDY"],
     ["unlock", "STUDY"], ["track", "STUDY"], ["landscape", "STUDY"], ["sharpness", "STUDY"], ["noise", "STUDY"], ["confirm", "STUDY"],
-    ["run", "STUDY"], ["run", "digits.yaml", "--storage", "STUDY"], ["plan", "STUDY"], ["doctor", "STUDY"],
+    ["run", "STUDY"], ["all", "STUDY"], ["run", "digits.yaml", "--storage", "STUDY"], ["plan", "STUDY"], ["doctor", "STUDY"],
     ["doctor", "--storage", "STUDY"], ["demo", "--storage", "STUDY"], ["schema"],
 ]  # fmt: skip
 """Each command, with STUDY for a folder."""

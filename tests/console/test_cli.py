@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from lbstudy.console import cli, terminal
 from lbstudy.console.progress import Progress
-from lbstudy.console.session import load_data, notice, resolve
+from lbstudy.console.session import in_lanes, load_data, notice, resolve
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from lbstudy.study.spec import StudySpec
@@ -283,6 +284,42 @@ def test_progress_on_a_terminal_and_elsewhere(terminal: bool):
     assert "0.7500" in table.file.getvalue()
     lines = console.file.getvalue()
     assert ("trial 0   completed epoch 4    val_accuracy 0.7500  1/16" in lines) != terminal
+
+
+def test_what_was_done_before_is_one_line_and_not_in_the_estimate(monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], strftime=lambda form: "12:00:00")
+    monkeypatch.setattr("lbstudy.console.progress.time", clock)
+    console = Console(file=io.StringIO(), width=120)
+
+    def end(number: int, seconds: float, after: float, **changes: object) -> str:
+        now[0] += after
+        before = len(console.file.getvalue())
+        end = {"epoch": 4, "val_accuracy": 0.75}
+        progress.update(record(number=number, status="completed", metrics=end, seconds=seconds, **changes))
+        return console.file.getvalue()[before:]
+
+    done = [record(cell="sgd-b128-none", number=n, status="completed", metrics={"val_accuracy": 0.9}) for n in range(3)]
+    done.append(record(number=0, status="diverged", metrics={"epoch": 1}, seconds=500.0))
+    with Progress(tiny_study(), console) as progress:
+        progress.take_up([*done, record(number=1, metrics={"epoch": 3}, seconds=300.0)])
+        assert console.file.getvalue() == "4 of 16 trials are done already: 3 completed, 1 diverged\n"
+        progress.update(record(number=1, metrics={"epoch": 3}, seconds=300.0))  # it has a lane, and goes on
+        assert end(1, 400.0, after=150.0).endswith("5/16  ETA 0:18:20\n")  # 100 s of it just now, and 11 to come
+        assert end(2, 50.0, after=50.0).endswith("6/16  ETA 0:12:30\n")  # 150 s for two, and 10 to come
+        assert progress._cells["sgd-b128-none"].row()[1:] == ["3/4", "0", "0", "0", "0", "0.9000"]
+    assert len(console.file.getvalue().splitlines()) == 3
+
+
+def test_nothing_done_before_is_no_line():
+    console = Console(file=io.StringIO(), width=120)
+    with Progress(tiny_study(), console) as progress:
+        progress.take_up([record(number=1, metrics={"epoch": 3}, seconds=300.0)])
+    assert console.file.getvalue() == ""
+
+
+def test_one_lane_is_one_lane():
+    assert [in_lanes(count) for count in (0, 1, 2)] == ["0 lanes", "1 lane", "2 lanes"]
 
 
 def test_somebody_elses_package_named_analysis_is_not_in_the_way(tmp_path: Path):

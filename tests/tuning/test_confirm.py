@@ -192,7 +192,11 @@ def test_confirming_again_runs_nothing(confirmed: StudyFolder):
     runs, _ = plan(confirmed)
     study = confirmed.study()
     planned = tuner.plan(as_study(study, runs), datasets.load_all(study), tuner.cluster_nodes())
-    tuner.confirm_runs(confirmed.confirmation, planned, runs, lambda run: None, print)
+    told: list[TrialRecord] = []
+    shown: list[TrialRecord] = []
+    tuner.confirm_runs(confirmed.confirmation, planned, runs, shown.append, print, taken_up=told.extend)
+    assert not shown
+    assert {(run.cell, run.number): run.status for run in told} == {(r.cell, r.number): "completed" for r in runs}
     assert [(run.started, run.seconds) for run in confirmed.confirmation.trials()] == before
 
 
