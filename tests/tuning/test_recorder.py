@@ -1,5 +1,6 @@
 """Taking up a study that was interrupted, without Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -293,3 +294,18 @@ def test_a_lane_that_does_not_come_up_is_no_failure_of_the_trial(told: Told, lan
     record = told.record
     assert (record.status, record.failures, record.moves, record.lost) == ("running", 0, [], 0.0)
     assert record.error == "the lane's worker group has ended"
+
+
+def test_trials_that_have_ended_fill_the_rungs_as_they_did_when_they_reported():
+    study = tiny_study(tuning={"trials": 40, "pruner": {"name": "asha", "grace_period": 1, "reduction_factor": 2}})
+    random = np.random.default_rng(0)
+    past = [Past(CELL, n, {}, "completed", tuple(random.random(1 + n % 9))) for n in range(40)]
+    entered, reported_one_by_one = (StudyPruner(study, {CELL.name: 8}, []) for _ in range(2))
+    for trial in past:
+        assert not entered.replay(trial)
+        reported_one_by_one.replay(replace(trial, status="running"))
+    rungs, expected = (p._cells[CELL.name]._brackets[0]._rungs for p in (entered, reported_one_by_one))
+    assert rungs == expected
+    assert [len(recorded) for _, recorded in rungs] == [0, 25, 35, 40]
+    following = Past(CELL, 40, {}, "running", (0.4, 0.5, 0.6, 0.7))
+    assert entered.replay(following) == reported_one_by_one.replay(following)
