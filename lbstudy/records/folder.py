@@ -10,9 +10,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from itertools import compress
 from typing import Any, Literal, TypedDict
+
+from pydantic_core import from_json
 
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
@@ -77,7 +82,9 @@ class TrialRecord:
         Raises:
             TypeError: fields are missing.
         """
-        known = {field.name for field in fields(cls)}
+        known = _names()
+        if content.keys() <= known:
+            return cls(**content)
         newer = {name: value for name, value in content.items() if name not in known}
         return cls(**{name: value for name, value in content.items() if name in known}, newer=newer)
 
@@ -90,6 +97,12 @@ class TrialRecord:
     def epochs(self) -> int:
         """Epochs trained."""
         return int(self.metrics.get("epoch", 0))
+
+
+@cache
+def _names() -> frozenset[str]:
+    """What a record may hold, but for what is newer."""
+    return frozenset(field.name for field in fields(TrialRecord)) - {"newer"}
 
 
 NO_CODE = Code()
@@ -340,18 +353,24 @@ class StudyFolder:
         Args:
             but: cells and numbers of trials that are not asked for; their records are not read.
         """
-        records, damaged = [], []
+        found = list(self.each(but))
+        return [f for f in found if isinstance(f, TrialRecord)], [f for f in found if not isinstance(f, TrialRecord)]
+
+    def each(self, but: Container[tuple[str, int]] = ()) -> Iterator[TrialRecord | StoragePath]:
+        """What `scan` finds, one by one: a trial, or the path of a record that cannot be trusted."""
         found: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
-        paths = [path for path in found if (path.parent.parent.name, _number(path.parent.name)) not in but]
-        for path, content in zip(paths, storage.read_all(paths), strict=True):
+        places = [(path.parent.parent.name, path.parent.name) for path in found]
+        if but:
+            kept = [(cell, _number(name)) not in but for cell, name in places]
+            found, places = list(compress(found, kept)), list(compress(places, kept))
+        for path, place, content in zip(found, places, storage.read_all(found), strict=True):
             try:
-                record = TrialRecord.read(json.loads(_checked(content)))
-                if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
+                record = TrialRecord.read(_parsed(_checked(content)))
+                if place != (record.cell, f"{record.number:04d}"):
                     raise Damaged("a copy")
-                records.append(record)
+                yield record
             except (Damaged, ValueError, TypeError):
-                damaged.append(path)
-        return records, damaged
+                yield path
 
     def trials(self) -> list[TrialRecord]:
         """All trials with a sound record, by cell and number."""
@@ -359,21 +378,23 @@ class StudyFolder:
 
     def epochs(self, record: TrialRecord) -> list[dict[str, Any]]:
         """A trial's metrics, an entry per epoch; what follows a damaged line does not count."""
-        path = self.trial_folder(record) / "epochs.jsonl"
-        entries: list[dict[str, Any]] = []
-        for line in (storage.read(path) or b"").splitlines(keepends=True):
+        lines = (storage.read(self.trial_folder(record) / "epochs.jsonl") or b"").splitlines(keepends=True)
+        with suppress(ValueError):  # all at once, as long as all are sound
+            entries = from_json(b"[" + b",".join(lines) + b"]")
+            if _sound(entries) == len(lines) and (not lines or lines[-1].endswith(b"\n")):
+                return list(entries)
+        entries = []
+        for line in lines:
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if not isinstance(entry, dict) or entry.get("epoch") != len(entries) + 1:
-                break
             entries.append(entry)
-        return entries
+        return list(entries[: _sound(entries)])
 
     def trial_folder(self, record: TrialRecord) -> StoragePath:
         """Where a trial's files lie."""
-        return self.path / "trials" / record.cell / f"{record.number:04d}"
+        return self.path / f"trials/{record.cell}/{record.number:04d}"
 
 
 def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
@@ -392,6 +413,22 @@ def set_aside(path: StoragePath) -> StoragePath:
     aside = path.with_name(path.name + ".damaged")
     path.replace(aside)  # type: ignore[arg-type]  # of the same kind
     return aside
+
+
+def _parsed(content: bytes) -> Any:
+    """What JSON holds. The fast parser refuses halves of characters, which names of files in an error may have."""
+    try:
+        return from_json(content)
+    except ValueError:
+        return json.loads(content)
+
+
+def _sound(entries: Sequence[Any]) -> int:
+    """So many entries of a series, from its beginning, are epochs in their order."""
+    for count, entry in enumerate(entries):
+        if not isinstance(entry, dict) or entry.get("epoch") != count + 1:
+            return count
+    return len(entries)
 
 
 def _number(name: str) -> int:

@@ -39,7 +39,7 @@ class CellAsha(AsyncHyperBandScheduler):
             if epoch < self._max_t:
                 for milestone, recorded in bracket._rungs:
                     if epoch >= milestone and trial_id not in recorded:
-                        recorded[trial_id] = self._metric_op * value
+                        recorded[trial_id] = value if self._mode == "max" else -value
                         break
 
 
