@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from itertools import compress
 from typing import Any, Literal, TypedDict
 
@@ -22,6 +22,7 @@ from pydantic_core import from_json
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
 from lbstudy.records.provenance import environment, following, other_versions
+from lbstudy.records.writes import Change, Writes, writes_for
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
@@ -119,19 +120,44 @@ class Damaged(Exception):
 class Series:
     """A trial's metrics by epoch, as the one who writes them sees them."""
 
-    def __init__(self, lines: storage.Appender):
-        self._lines = lines
+    def __init__(self, lines: storage.Appender, change: Callable[[Change], None]):
+        self._lines, self._change = lines, change
 
     def add(self, report: dict[str, Any]) -> None:
         """Add an epoch's metrics."""
-        self._lines.append(json.dumps(report).encode() + b"\n")
+        self._change(partial(self._lines.append, json.dumps(report).encode() + b"\n"))
 
 
 class StudyFolder:
-    """A study's folder, on a file system or in an object store."""
+    """A study's folder, on a file system or in an object store.
 
-    def __init__(self, path: StoragePath):
+    Args:
+        path: the folder.
+        writes: makes the changes to its trials; default: at once.
+    """
+
+    def __init__(self, path: StoragePath, writes: Writes | None = None):
         self.path = path
+        self._writes = writes or Writes()
+
+    def for_driver(self) -> StudyFolder:
+        """The folder as the driver of many lanes writes to it: in an object store it does not wait for each change."""
+        return StudyFolder(self.path, writes_for(self.path))
+
+    def settle(self) -> None:
+        """Wait until all changes have been made.
+
+        Raises:
+            OSError: one has failed.
+        """
+        self._writes.wait()
+
+    def after(self, record: TrialRecord, call: Change) -> None:
+        """Call something when all changes to a trial until now have been made."""
+        self._change(record, call)
+
+    def _change(self, record: TrialRecord, change: Change) -> None:
+        self._writes.do(_key(record), change)
 
     @classmethod
     def check(cls, path: StoragePath, study: StudySpec, code: Code = NO_CODE) -> None:
@@ -296,9 +322,13 @@ class StudyFolder:
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
-        folder = self.trial_folder(record)
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write(folder / "trial.json", _with_checksum(json.dumps(record.write()).encode()))
+        folder, content = self.trial_folder(record), _with_checksum(json.dumps(record.write()).encode())
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            storage.write(folder / "trial.json", content)
+
+        self._change(record, write)
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
@@ -306,14 +336,19 @@ class StudyFolder:
 
     def series(self, record: TrialRecord) -> Series:
         """A trial's series, for the driver, who adds to it epoch after epoch."""
-        return Series(storage.Appender(self.trial_folder(record) / "epochs.jsonl"))
+        return Series(storage.Appender(self._epochs_file(record)), partial(self._change, record))
+
+    def drop_epochs(self, record: TrialRecord) -> None:
+        """Remove a trial's series, if there is one."""
+        self._change(record, partial(self._epochs_file(record).unlink, missing_ok=True))
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""
+        series = self.epochs(record)
         if not self.trial_folder(record).exists():
             return
-        lines = [json.dumps(entry) + "\n" for entry in self.epochs(record)[:count]]
-        storage.write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
+        content = "".join(json.dumps(entry) + "\n" for entry in series[:count]).encode()
+        self._change(record, partial(storage.write, self._epochs_file(record), content))
 
     def write_state(self, record: TrialRecord, name: str, epoch: int, state: bytes) -> None:
         """Keep a trial's state after an epoch: its latest `checkpoint`, or a model.
@@ -321,7 +356,8 @@ class StudyFolder:
         Models are the final one (`model`) and, of a confirmed run, the `best` one on the validation split and those on
         its way (`epoch-0010`, see `model_name`).
         """
-        storage.write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
+        path = self.trial_folder(record) / f"{name}.pt"
+        self._change(record, lambda: storage.write(path, _state_header(epoch, state) + state))
 
     def read_state(self, record: TrialRecord, name: str) -> tuple[int, bytes] | None:
         """A trial's state and its epoch, or None if there is none.
@@ -329,6 +365,7 @@ class StudyFolder:
         Raises:
             Damaged: it is not what was written.
         """
+        self._writes.wait(_key(record))
         path = self.trial_folder(record) / f"{name}.pt"
         content = storage.read(path)
         if content is None:
@@ -343,9 +380,21 @@ class StudyFolder:
         """The names of the models that a confirmed run has kept on its way, in their order (`epoch-0010`, ...)."""
         return sorted(path.name.removesuffix(".pt") for path in self.trial_folder(record).glob("epoch-*.pt"))
 
-    def drop_state(self, record: TrialRecord, name: str) -> None:
-        """Remove a trial's state."""
-        (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
+    def with_state(self, cell: str, name: str) -> set[int]:
+        """The numbers of a cell's trials that have a state of this name."""
+        paths = (self.path / f"trials/{cell}").glob(f"*/{name}.pt")
+        return {_number(path.parent.name) for path in paths} - {-1}
+
+    def drop_state(self, record: TrialRecord, name: str, behind: TrialRecord | None = None) -> None:
+        """Remove a trial's state.
+
+        Args:
+            record: the trial.
+            name: of the state.
+            behind: another trial, whose changes until now are made before.
+        """
+        path = self.trial_folder(record) / f"{name}.pt"
+        self._change(behind or record, partial(path.unlink, missing_ok=True))
 
     def scan(self, but: Container[tuple[str, int]] = ()) -> tuple[list[TrialRecord], list[StoragePath]]:
         """All trials by cell and number, and the records that cannot be trusted, copies in other folders among them.
@@ -358,6 +407,7 @@ class StudyFolder:
 
     def each(self, but: Container[tuple[str, int]] = ()) -> Iterator[TrialRecord | StoragePath]:
         """What `scan` finds, one by one: a trial, or the path of a record that cannot be trusted."""
+        self._writes.wait()
         found: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
         places = [(path.parent.parent.name, path.parent.name) for path in found]
         if but:
@@ -378,7 +428,8 @@ class StudyFolder:
 
     def epochs(self, record: TrialRecord) -> list[dict[str, Any]]:
         """A trial's metrics, an entry per epoch; what follows a damaged line does not count."""
-        lines = (storage.read(self.trial_folder(record) / "epochs.jsonl") or b"").splitlines(keepends=True)
+        self._writes.wait(_key(record))
+        lines = (storage.read(self._epochs_file(record)) or b"").splitlines(keepends=True)
         with suppress(ValueError):  # all at once, as long as all are sound
             entries = from_json(b"[" + b",".join(lines) + b"]")
             if _sound(entries) == len(lines) and (not lines or lines[-1].endswith(b"\n")):
@@ -392,9 +443,12 @@ class StudyFolder:
             entries.append(entry)
         return list(entries[: _sound(entries)])
 
+    def _epochs_file(self, record: TrialRecord) -> StoragePath:
+        return self.path / f"trials/{_key(record)}/epochs.jsonl"
+
     def trial_folder(self, record: TrialRecord) -> StoragePath:
         """Where a trial's files lie."""
-        return self.path / f"trials/{record.cell}/{record.number:04d}"
+        return self.path / f"trials/{_key(record)}"
 
 
 def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
@@ -413,6 +467,11 @@ def set_aside(path: StoragePath) -> StoragePath:
     aside = path.with_name(path.name + ".damaged")
     path.replace(aside)  # type: ignore[arg-type]  # of the same kind
     return aside
+
+
+def _key(record: TrialRecord) -> str:
+    """What tells a trial from all others of its study."""
+    return f"{record.cell}/{record.number:04d}"
 
 
 def _parsed(content: bytes) -> Any:

@@ -402,3 +402,5 @@ def fit_runs(
             if isinstance(error.__context__, OSError):  # from the recorder: Tune makes text of what callbacks raise
                 raise error.__context__ from None
             raise
+        finally:
+            recorder.settle()
