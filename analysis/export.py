@@ -93,8 +93,8 @@ def export(folder: StudyFolder, to: StoragePath) -> list[StoragePath]:
 
 def tables(folder: StudyFolder) -> dict[str, pd.DataFrame]:
     """The tables that have rows, by name, in the order of TABLES; a column holds values of one type."""
-    trials, epochs = load.trials(folder), load.epochs(folder)
-    found = {"trials": trials, "epochs": epochs, "confirmed": load.confirmed(folder, trials)}
+    folder = load.Snapshot.of(folder)
+    found = {"trials": load.trials(folder), "epochs": load.epochs(folder), "confirmed": load.confirmed(folder)}
     found["confirmed_epochs"] = load.confirmed_epochs(folder)
     for name, source in (("evaluations", "epochs"), ("confirmed_evaluations", "confirmed_epochs")):
         if "within" in found[source]:

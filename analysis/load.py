@@ -1,15 +1,21 @@
 """Records as tidy tables: a row per trial or confirmed run, a row per epoch. Minima are read in `minima/results.py`.
 
 Files may be damaged or incomplete: what can be read is returned, and `frame.attrs["left_out"]` names the other files.
+
+A study has thousands of trials, and a page many tables: who needs several of them takes a `Snapshot` of the folder,
+which is read once.
 """
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from math import inf, nan
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pandas as pd
 
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.storage import StoragePath
 from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec
@@ -22,17 +28,89 @@ KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]  # with further
 CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]
 OUTCOME = ["status", "epochs"]
 
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
 
-def trials(folder: StudyFolder) -> pd.DataFrame:
+
+class Snapshot(StudyFolder):
+    """A study's folder as it was when it was looked at: what is read of it is read once, when it is first asked for."""
+
+    def __init__(self, folder: StudyFolder):
+        super().__init__(folder.path)
+        self.known: dict[object, Any] = {}  # what has been read, by what was asked
+
+    @classmethod
+    def of(cls, folder: StudyFolder) -> Snapshot:
+        """Of this folder; itself, if it is one."""
+        return folder if isinstance(folder, cls) else cls(folder)
+
+    def study(self) -> StudySpec:
+        """The study."""
+        return _study(self)
+
+    @property
+    def confirmation(self) -> Snapshot:
+        """The folder of the confirmed runs."""
+        return _confirmation(self)
+
+
+def once(
+    read: Callable[Concatenate[Snapshot, Asked], Found],
+) -> Callable[Concatenate[StudyFolder, Asked], Found]:
+    """A function that reads of a folder; of a `Snapshot` it reads once, and whoever asks again gets the same object."""
+
+    @wraps(read)
+    def reader(folder: StudyFolder, *asked: Asked.args, **options: Asked.kwargs) -> Found:
+        snapshot, key = Snapshot.of(folder), (reader, *asked, *options.items())
+        if key not in snapshot.known:
+            snapshot.known[key] = read(snapshot, *asked, **options)
+        return snapshot.known[key]
+
+    return reader
+
+
+@once
+def _study(folder: Snapshot) -> StudySpec:
+    return StudyFolder(folder.path).study()
+
+
+@once
+def _confirmation(folder: Snapshot) -> Snapshot:
+    return Snapshot(StudyFolder(folder.path).confirmation)
+
+
+class Records(NamedTuple):
+    """What lies in a folder."""
+
+    sound: list[TrialRecord]  # by cell and number; a trial of the tuning that has ended is without its `run`
+    damaged: list[StoragePath]
+
+
+@once
+def records(folder: Snapshot) -> Records:
+    """All trials of a folder, or all confirmed runs of such a one."""
+    found = Records([], [])
+    for record in folder.each():
+        if not isinstance(record, TrialRecord):
+            found.damaged.append(record)
+            continue
+        if record.trial is None and record.status in FINISHED:
+            record.run = {}  # half of what 100,000 of them would hold in memory, and no table shows it
+        found.sound.append(record)
+    return found
+
+
+@once
+def trials(folder: Snapshot) -> pd.DataFrame:
     """One row per trial: its cell, tuned values (as `params.NAME`), status, and the metrics of its last epoch.
 
     In a study that is tuned for a target its time to it is among these, infinite where it was missed and NaN where it
     is not known, and the `nearest` that it came.
     """
-    records, damaged = folder.scan()
+    found, damaged = records(folder)
     tuning = folder.study().tuning
     metrics = [*METRICS, *([tuning.metric, "nearest"] if tuning.target else [])]
-    rows = [_key(record) | {"published": record.published} | _outcome(record, metrics) for record in records]
+    rows = (_key(record) | {"published": record.published} | _outcome(record, metrics) for record in found)
     frame = frame_of(rows, [*KEY, "published", *OUTCOME, *metrics, "seconds"], metrics)
     if tuning.target:
         missed = (frame["status"] == "completed") & frame[tuning.metric].isna()
@@ -41,9 +119,12 @@ def trials(folder: StudyFolder) -> pd.DataFrame:
     return frame
 
 
-def epochs(folder: StudyFolder) -> pd.DataFrame:
+@once
+def epochs(folder: Snapshot) -> pd.DataFrame:
     """One row per epoch of every trial: its cell and number, and all metrics reported."""
-    return pd.DataFrame([_key(record) | report for record in folder.trials() for report in folder.epochs(record)])
+    found = records(folder).sound
+    frame = pd.DataFrame(_columns(_key(record) | report for record in found for report in folder.epochs(record)))
+    return frame if len(frame) else frame.reindex(columns=[*KEY, "epoch", "seconds"])
 
 
 def of_variant(rows: pd.DataFrame, variant: StudySpec) -> pd.DataFrame:
@@ -66,27 +147,25 @@ def ranked(study: StudySpec, trials: pd.DataFrame) -> pd.DataFrame:
     return best_first.assign(rank=best_first.groupby("cell", sort=False).cumcount())
 
 
-def confirmed(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+@once
+def confirmed(folder: Snapshot) -> pd.DataFrame:
     """One row per confirmed run.
 
     `trial` is the tuning trial whose configuration it repeats and `rank` that trial's rank in its cell now, 0 for the
     best, missing where it has not completed. `repeat` numbers the seeds, which are the same in every cell. Test and
     clean training metrics are those after the last epoch. `train_on` says which samples were trained on.
-
-    Args:
-        folder: the study's folder.
-        tuned: `trials` of it, where they have been loaded already: many take a second to read.
     """
     rows = [
         key | {"train_on": run.run.get("train_on")} | _outcome(run, CONFIRMED_METRICS)
-        for run, key in _confirmed_runs(folder, tuned)
+        for run, key in _confirmed_runs(folder)
     ]
     frame = frame_of(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
-    frame.attrs["left_out"] = [address(folder, path) for path in folder.confirmation.scan()[1]]
+    frame.attrs["left_out"] = [address(folder, path) for path in records(folder.confirmation).damaged]
     return frame
 
 
-def confirmed_epochs(folder: StudyFolder) -> pd.DataFrame:
+@once
+def confirmed_epochs(folder: Snapshot) -> pd.DataFrame:
     """One row per epoch of every confirmed run; see `confirmed`. `seconds` are the epoch's, with its evaluation.
 
     A run that has ended, but of whose epochs some are missing or damaged, has no rows: `attrs["left_out"]`.
@@ -154,20 +233,19 @@ def address(folder: StudyFolder, path: StoragePath) -> str:
     return str(path).removeprefix(str(folder.path)).lstrip("/")
 
 
-def keys_of_confirmed_runs(folder: StudyFolder, tuned: pd.DataFrame | None) -> dict[tuple[str, str], dict[str, object]]:
+@once
+def keys_of_confirmed_runs(folder: Snapshot) -> dict[tuple[str, str], dict[str, object]]:
     """The columns that say which run it is, by the names of its cell and its folder."""
-    return {(run.cell, f"{run.number:04d}"): key for run, key in _confirmed_runs(folder, tuned)}
+    return {(run.cell, f"{run.number:04d}"): key for run, key in _confirmed_runs(folder)}
 
 
-def _confirmed_runs(
-    folder: StudyFolder, tuned: pd.DataFrame | None = None
-) -> list[tuple[TrialRecord, dict[str, object]]]:
+@once
+def _confirmed_runs(folder: Snapshot) -> list[tuple[TrialRecord, dict[str, object]]]:
     """The runs, each with the columns that say which it is."""
-    runs = folder.confirmation.trials()
+    runs = records(folder.confirmation).sound
     if not runs:
         return []
-    best_first = ranked(folder.study(), trials(folder) if tuned is None else tuned)
-    ranks = best_first.set_index(["cell", "number"])["rank"].to_dict()
+    ranks = ranked(folder.study(), trials(folder)).set_index(["cell", "number"])["rank"].to_dict()
     return [
         (
             run,
@@ -200,10 +278,27 @@ def _outcome(record: TrialRecord, metrics: list[str]) -> dict[str, object]:
     )
 
 
-def frame_of(rows: list[dict[str, object]], columns: list[str], numbers: list[str]) -> pd.DataFrame:
+def _columns(rows: Iterable[Mapping[str, object]]) -> dict[str, list[object]]:
+    """The rows by columns, in the order in which these occur; NaN where a row has none. Rows that come one by one are
+    never in memory all together."""
+    columns: dict[str, list[object]] = {}
+    for count, row in enumerate(rows):
+        for name, value in row.items():
+            column = columns.get(name)
+            if column is None:
+                column = columns[name] = [nan] * count
+            column.append(value)
+        if len(row) < len(columns):
+            for column in columns.values():
+                if len(column) == count:
+                    column.append(nan)
+    return columns
+
+
+def frame_of(rows: Iterable[Mapping[str, object]], columns: list[str], numbers: list[str]) -> pd.DataFrame:
     """The rows as a frame with the types that its columns have; it has all of them even where no row has."""
-    frame = pd.DataFrame(rows)
-    if rows:  # the further factors stand where `_key` has put them
+    frame = pd.DataFrame(_columns(rows))
+    if len(frame):  # the further factors stand where `_key` has put them
         names, place = list(map(str, frame)), columns.index("number")
         columns = [*columns[:place], *names[names.index("smoothing") + 1 : names.index("number")], *columns[place:]]
     frame = frame.reindex(columns=list(dict.fromkeys([*columns, *frame]))).astype(dict.fromkeys(numbers, float))

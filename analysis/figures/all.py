@@ -11,7 +11,7 @@ figure is drawn for each of its variants, all cells of which share them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from math import isnan
 from typing import NamedTuple
 
@@ -92,11 +92,11 @@ def draw_all(
             reason says how to.
         rows: variants that a figure of all of them shows at most.
     """
-    study, trials = folder.study(), load.trials(folder)
+    folder = load.Snapshot.of(folder)
+    study = folder.study()
     frames = Frames(
-        study, trials, load.epochs(folder), load.confirmed(folder, trials), load.confirmed_epochs(folder),
-        cache(lambda kind: results.landscape(folder, kind, trials)), cache(lambda: results.sharpness(folder, trials)),
-        cache(lambda: results.noise(folder, trials)),
+        study, load.trials(folder), load.epochs(folder), load.confirmed(folder), load.confirmed_epochs(folder),
+        partial(results.landscape, folder), partial(results.sharpness, folder), partial(results.noise, folder),
     )  # fmt: skip
     variants = study.variants()
     if any(part.splits for part in variants):

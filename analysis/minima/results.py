@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pandas as pd
 
 from lbstudy import storage
-from lbstudy.analysis.load import CONFIRMED_KEY, address, frame_of, keys_of_confirmed_runs
+from lbstudy.analysis.load import CONFIRMED_KEY, Snapshot, address, frame_of, keys_of_confirmed_runs, once
 from lbstudy.analysis.rules import OldRule, require_rule
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
@@ -30,7 +30,8 @@ COORDINATES: dict[Kind, list[str]] = {
 POINT_METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "train_samples", "test_samples"]
 
 
-def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+@once
+def landscape(folder: Snapshot, kind: Kind) -> pd.DataFrame:
     """One row per point of the landscapes of a kind around confirmed runs: which run, coordinates, and metrics.
 
     Coordinates are `direction` and `a` of a line, `a` and `b` of a plane and (in Euclidean distance) a trajectory, and
@@ -41,10 +42,9 @@ def landscape(folder: StudyFolder, kind: Kind, tuned: pd.DataFrame | None = None
     Args:
         folder: the study's folder.
         kind: which landscapes.
-        tuned: `trials` of it, where they have been loaded already.
     """
     numbers = [*COORDINATES[kind], *POINT_METRICS]
-    known = keys_of_confirmed_runs(folder, tuned)
+    known = keys_of_confirmed_runs(folder)
     parts, left_out, outdated = [], [], []
     paths: list[StoragePath] = sorted((folder.path / "landscape" / kind).glob("*/*/*.csv"))
     made = landscape_settings(folder, kind)
@@ -116,17 +116,14 @@ def trajectories(folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:
     return found
 
 
-def sharpness(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+@once
+def sharpness(folder: Snapshot) -> pd.DataFrame:
     """One row per confirmed run whose sharpness was measured: which run, and `Sharpness.row()`.
 
     `attrs["left_out"]` lists files that are damaged or of no confirmed run, `attrs["outdated"]` those that were
     measured by an older rule.
-
-    Args:
-        folder: the study's folder.
-        tuned: `trials` of it, where they have been loaded already.
     """
-    known = keys_of_confirmed_runs(folder, tuned)
+    known = keys_of_confirmed_runs(folder)
     rows, left_out, outdated = [], [], []
     for path, measured in _sharpness_files(folder):
         key = known.get((path.parent.name, path.name.removesuffix(".json")))
@@ -156,16 +153,13 @@ NOISE = [
 ]  # fmt: skip
 
 
-def noise(folder: StudyFolder, tuned: pd.DataFrame | None = None) -> pd.DataFrame:
+@once
+def noise(folder: Snapshot) -> pd.DataFrame:
     """One row per model of a confirmed run whose gradient noise was measured, per `mini_batch` size and with
     (`smoothed`) or without the run's smoothing: which run, the `epoch` after which it had the model, and NOISE (see
     `noise.Noise`). `attrs["left_out"]` lists files that are damaged, or of no confirmed run.
-
-    Args:
-        folder: the study's folder.
-        tuned: `trials` of it, where they have been loaded already.
     """
-    known = keys_of_confirmed_runs(folder, tuned)
+    known = keys_of_confirmed_runs(folder)
     rows, left_out = [], []
     paths: list[StoragePath] = sorted((folder.path / "noise").glob("*/*/*.json"))
     for path, text in zip(paths, storage.read_all(paths), strict=True):

@@ -51,7 +51,7 @@ def open_all(places: Sequence[str]) -> list[Compared]:
     """
     if len(places) < 2:
         raise StudyError("compare: two studies or more, each by its folder; got " + (", ".join(places) or "none"))
-    folders = [StudyFolder.open(place) for place in places]
+    folders = [load.Snapshot(StudyFolder.open(place)) for place in places]
     addresses = [str(real_path(folder.path)) for folder in folders]
     if twice := [place for place, count in Counter(addresses).items() if count > 1]:
         raise StudyError(f"compare: {twice[0]} is given twice; a study does not differ from itself")
@@ -131,10 +131,10 @@ def _claims(folder: StudyFolder, study: StudySpec) -> pd.DataFrame:
 
 def judge(folder: StudyFolder) -> list[claims.Claim]:
     """What a study says about each claim."""
-    study, trials = folder.study(), load.trials(folder)
-    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    folder = load.Snapshot.of(folder)
+    study, confirmed, epochs = folder.study(), load.confirmed(folder), load.confirmed_epochs(folder)
     gap_table = gaps.gap_table(study, confirmed)
-    measured = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
+    measured = results.sharpness(folder), results.landscape(folder, "line")
     minima = minima_table.runs(confirmed, *measured)
     found = [evidence.sought(part, confirmed, epochs) for part in study.compared()]
     return list(evidence.judge(found, confirmed, gap_table, minima))
@@ -185,7 +185,7 @@ def missing(studies: Sequence[Compared]) -> Iterator[str]:
     """What is not there yet of each study, or damaged."""
     for name, folder, study in studies:
         trials = load.trials(folder)
-        confirmed = load.confirmed(folder, trials)
+        confirmed = load.confirmed(folder)
         for sentence in health.list_missing(study, trials, confirmed) + load.list_damaged(trials, confirmed):
             yield f"{name}: {sentence}"
 

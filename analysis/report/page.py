@@ -124,11 +124,12 @@ def collect(folder: StudyFolder) -> Report:
     Raises:
         StudyError: the folder holds no study.
     """
+    folder = load.Snapshot.of(folder)
     study, trials = folder.study(), load.trials(folder)
-    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    confirmed, epochs = load.confirmed(folder), load.confirmed_epochs(folder)
     gap_table, configs = gaps.gap_table(study, confirmed), tables.best_configs(folder)
     sought = [evidence.sought(part, confirmed, epochs) for part in study.compared()]
-    sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
+    sharpness, lines = results.sharpness(folder), results.landscape(folder, "line")
     minima = minima_table.runs(confirmed, sharpness, lines)
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]

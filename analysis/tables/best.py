@@ -52,8 +52,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     well. `workers` is there where runs were trained by different numbers of them. `attrs["damaged"]` says in sentences
     which records do not count.
     """
-    study, trials = folder.study(), load.trials(folder)
-    confirmed = load.confirmed(folder, trials)
+    folder = load.Snapshot.of(folder)
+    study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
     best = best_trials(study, trials).set_index("cell")
     tuned = study.tuned()
     rows = []
@@ -89,13 +89,14 @@ def progress(folder: StudyFolder) -> pd.DataFrame:
 
     Trials that run are `interrupted` where no driver is at work. `attrs["damaged"]`: as for `best_configs`.
     """
-    study, trials = folder.study(), load.trials(folder)
+    folder = load.Snapshot.of(folder)
+    study, trials, at_work = folder.study(), load.trials(folder), is_held(folder.path)
     best = best_trials(study, trials).set_index("cell")
     rows = []
     for cell in study.list_cells():
         counts = count_statuses(trials, cell.name)
         row: dict[str, object] = {"cell": cell.name, "done": counts["ended"], "of": study.tuning.trials}
-        row["running" if is_held(folder.path) else "interrupted"] = counts["running"]
+        row["running" if at_work else "interrupted"] = counts["running"]
         row |= {status: counts[status] for status in COUNTS}
         row[f"best {study.tuning.metric}"] = best[study.tuning.metric].get(cell.name)
         rows.append(row)

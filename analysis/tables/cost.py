@@ -12,6 +12,7 @@ from math import ceil, isnan, nan
 from statistics import fmean
 from typing import NamedTuple
 
+from lbstudy.analysis import load
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import is_held
 from lbstudy.study.spec import Resources, StudySpec
@@ -88,7 +89,7 @@ def standing(folder: StudyFolder) -> Standing:
 def _up_to_date(folder: StudyFolder) -> list[TrialRecord]:
     """A folder's records, those of running trials with what their series say."""
     found = []
-    for record in folder.trials():
+    for record in load.records(folder).sound:
         if record.status == "running":
             series = folder.epochs(record)
             seconds = sum(entry["seconds"] for entry in series)

@@ -52,8 +52,8 @@ class Finding(NamedTuple):
 def health_table(folder: StudyFolder) -> pd.DataFrame:
     """A row per cell and check: `cell`, its further factors, `check`, `verdict` (ok, warning, cannot tell) and a
     `sentence` for readers."""
-    study, trials = folder.study(), load.trials(folder)
-    confirmed = load.confirmed(folder, trials)
+    folder = load.Snapshot.of(folder)
+    study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
     best = best_trials(study, trials).set_index("cell")
     curves, goal = best_curves(folder, best, confirmed), tuned_target(study)
     times = winners_times(confirmed, load.confirmed_epochs(folder), goal) if goal else None
@@ -91,12 +91,12 @@ def best_curves(folder: StudyFolder, best: pd.DataFrame, confirmed: pd.DataFrame
     epochs = load.confirmed_epochs(folder).merge(runs[["cell", "number"]])
     epochs["train_loss"] = epochs["clean_train_loss"]
     numbers = best.loc[~best.index.isin(epochs["cell"]), "number"]
-    rows = [
-        {"cell": record.cell, "number": record.number} | report
-        for record in folder.trials()
+    series = {
+        (record.cell, record.number): folder.epochs(record)
+        for record in load.records(folder).sound
         if record.number == numbers.get(record.cell) and len(folder.epochs(record)) == record.epochs
-        for report in folder.epochs(record)
-    ]
+    }
+    rows = [{"cell": cell, "number": n} | report for (cell, n), reports in series.items() for report in reports]
     trial_epochs = pd.DataFrame(rows).reindex(columns=columns)
     return pd.concat([frame for frame in (epochs[columns], trial_epochs) if len(frame)] or [trial_epochs])
 

@@ -65,10 +65,11 @@ Folder = Annotated[str, typer.Argument(help="a study's folder, or its address in
 @results.command()
 def status(study: Folder) -> None:
     """How far each cell of a study has come, what is running, how fast, what is left, and what it has cost so far."""
+    from lbstudy.analysis import load
     from lbstudy.analysis.tables import best as tables
     from lbstudy.analysis.tables import cost
 
-    folder = StudyFolder.open(study)
+    folder = load.Snapshot(StudyFolder.open(study))
     found = tables.progress(folder)
     print_table(tables.for_reading(found), title=folder.study().name)
     for sentence in cost.sentences(cost.standing(folder)):
@@ -118,9 +119,9 @@ def table(
     from lbstudy.analysis.tables import critical, gaps, health, noise, split, targets
     from lbstudy.analysis.tables import minima as minima_table
 
-    folder = StudyFolder.open(study)
+    folder = load.Snapshot(StudyFolder.open(study))
     spec, trials = folder.study(), load.trials(folder)
-    confirmed, epochs = load.confirmed(folder, trials), load.confirmed_epochs(folder)
+    confirmed, epochs = load.confirmed(folder), load.confirmed_epochs(folder)
     if kind is TableKind.gap:
         found = gaps.gap_table(spec, confirmed)
     elif kind is TableKind.parts:
@@ -136,11 +137,11 @@ def table(
             parts = [critical.critical_table(part, confirmed, epochs, tuning, of_part) for part, of_part in goals]
         found = pd.concat(parts, ignore_index=True)
     elif kind is TableKind.noise:
-        found = noise.noise_table(spec, results.noise(folder, trials))
+        found = noise.noise_table(spec, results.noise(folder))
     elif kind is TableKind.health:
         found = health.health_table(folder)
     else:
-        sharpness, lines = results.sharpness(folder, trials), results.landscape(folder, "line", trials)
+        sharpness, lines = results.sharpness(folder), results.landscape(folder, "line")
         minima = minima_table.runs(confirmed, sharpness, lines)
         found = minima_table.minima_table(spec, minima)
         if kind is TableKind.correlations:
@@ -221,7 +222,7 @@ def export(
     from lbstudy.analysis import load
     from lbstudy.analysis.export import export as write
 
-    folder = StudyFolder.open(study)
+    folder = load.Snapshot(StudyFolder.open(study))
     for path in write(folder, locate(to) if to else folder.path / "export"):
         print(path)
     _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))

@@ -26,6 +26,7 @@ def watch_study(folder: StudyFolder, interval: int) -> None:
         typer.Exit: Ctrl-C or SIGTERM.
         StudyError: the page cannot be written.
     """
+    from lbstudy.analysis import load
     from lbstudy.analysis.report import page
     from lbstudy.analysis.tables import cost
 
@@ -34,10 +35,11 @@ def watch_study(folder: StudyFolder, interval: int) -> None:
         with interruptible():
             while True:
                 began = time.monotonic()
-                now = cost.standing(folder)
+                seen = load.Snapshot(folder)
+                now = cost.standing(seen)
                 made = utc_now()
                 live = None if now.complete else page.Live(now.at_work, cost.progress_sentences(now), every, made)
-                path = page.write(folder, live)
+                path = page.write(seen, live)
                 if now.complete:
                     err.print(f"complete: {now.ended} of {now.wanted} trials; the report is {path}")
                     return

@@ -10,13 +10,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache, partial
+from itertools import compress
 from typing import Any, Literal, TypedDict
+
+from pydantic_core import from_json
 
 from lbstudy import storage
 from lbstudy.records.code import differences, write_code
 from lbstudy.records.provenance import environment, following, other_versions
+from lbstudy.records.writes import Change, Writes, writes_for
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError
@@ -78,7 +84,9 @@ class TrialRecord:
         Raises:
             TypeError: fields are missing.
         """
-        known = {field.name for field in fields(cls)}
+        known = _names()
+        if content.keys() <= known:
+            return cls(**content)
         newer = {name: value for name, value in content.items() if name not in known}
         return cls(**{name: value for name, value in content.items() if name in known}, newer=newer)
 
@@ -91,6 +99,12 @@ class TrialRecord:
     def epochs(self) -> int:
         """Epochs trained."""
         return int(self.metrics.get("epoch", 0))
+
+
+@cache
+def _names() -> frozenset[str]:
+    """What a record may hold, but for what is newer."""
+    return frozenset(field.name for field in fields(TrialRecord)) - {"newer"}
 
 
 NO_CODE = Code()
@@ -107,19 +121,44 @@ class Damaged(Exception):
 class Series:
     """A trial's metrics by epoch, as the one who writes them sees them."""
 
-    def __init__(self, lines: storage.Appender):
-        self._lines = lines
+    def __init__(self, lines: storage.Appender, change: Callable[[Change], None]):
+        self._lines, self._change = lines, change
 
     def add(self, report: dict[str, Any]) -> None:
         """Add an epoch's metrics."""
-        self._lines.append(json.dumps(report).encode() + b"\n")
+        self._change(partial(self._lines.append, json.dumps(report).encode() + b"\n"))
 
 
 class StudyFolder:
-    """A study's folder, on a file system or in an object store."""
+    """A study's folder, on a file system or in an object store.
 
-    def __init__(self, path: StoragePath):
+    Args:
+        path: the folder.
+        writes: makes the changes to its trials; default: at once.
+    """
+
+    def __init__(self, path: StoragePath, writes: Writes | None = None):
         self.path = path
+        self._writes = writes or Writes()
+
+    def for_driver(self) -> StudyFolder:
+        """The folder as the driver of many lanes writes to it: in an object store it does not wait for each change."""
+        return StudyFolder(self.path, writes_for(self.path))
+
+    def settle(self) -> None:
+        """Wait until all changes have been made.
+
+        Raises:
+            OSError: one has failed.
+        """
+        self._writes.wait()
+
+    def after(self, record: TrialRecord, call: Change) -> None:
+        """Call something when all changes to a trial until now have been made."""
+        self._change(record, call)
+
+    def _change(self, record: TrialRecord, change: Change) -> None:
+        self._writes.do(_key(record), change)
 
     @classmethod
     def check(cls, path: StoragePath, study: StudySpec, code: Code = NO_CODE) -> None:
@@ -289,9 +328,13 @@ class StudyFolder:
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
-        folder = self.trial_folder(record)
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write(folder / "trial.json", _with_checksum(json.dumps(record.write()).encode()))
+        folder, content = self.trial_folder(record), _with_checksum(json.dumps(record.write()).encode())
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            storage.write(folder / "trial.json", content)
+
+        self._change(record, write)
 
     def append_epoch(self, record: TrialRecord, report: dict[str, Any]) -> None:
         """Add an epoch's metrics to a trial's series."""
@@ -299,14 +342,19 @@ class StudyFolder:
 
     def series(self, record: TrialRecord) -> Series:
         """A trial's series, for the driver, who adds to it epoch after epoch."""
-        return Series(storage.Appender(self.trial_folder(record) / "epochs.jsonl"))
+        return Series(storage.Appender(self._epochs_file(record)), partial(self._change, record))
+
+    def drop_epochs(self, record: TrialRecord) -> None:
+        """Remove a trial's series, if there is one."""
+        self._change(record, partial(self._epochs_file(record).unlink, missing_ok=True))
 
     def keep_epochs(self, record: TrialRecord, count: int) -> None:
         """Cut a trial's series to its first epochs, for the rest will be redone."""
+        series = self.epochs(record)
         if not self.trial_folder(record).exists():
             return
-        lines = [json.dumps(entry) + "\n" for entry in self.epochs(record)[:count]]
-        storage.write(self.trial_folder(record) / "epochs.jsonl", "".join(lines).encode())
+        content = "".join(json.dumps(entry) + "\n" for entry in series[:count]).encode()
+        self._change(record, partial(storage.write, self._epochs_file(record), content))
 
     def write_state(self, record: TrialRecord, name: str, epoch: int, state: bytes) -> None:
         """Keep a trial's state after an epoch: its latest `checkpoint`, or a model.
@@ -314,7 +362,8 @@ class StudyFolder:
         Models are the final one (`model`) and, of a confirmed run, the `best` one on the validation split and those on
         its way (`epoch-0010`, see `model_name`).
         """
-        storage.write(self.trial_folder(record) / f"{name}.pt", _state_header(epoch, state) + state)
+        path = self.trial_folder(record) / f"{name}.pt"
+        self._change(record, lambda: storage.write(path, _state_header(epoch, state) + state))
 
     def read_state(self, record: TrialRecord, name: str) -> tuple[int, bytes] | None:
         """A trial's state and its epoch, or None if there is none.
@@ -322,6 +371,7 @@ class StudyFolder:
         Raises:
             Damaged: it is not what was written.
         """
+        self._writes.wait(_key(record))
         path = self.trial_folder(record) / f"{name}.pt"
         content = storage.read(path)
         if content is None:
@@ -336,9 +386,21 @@ class StudyFolder:
         """The names of the models that a confirmed run has kept on its way, in their order (`epoch-0010`, ...)."""
         return sorted(path.name.removesuffix(".pt") for path in self.trial_folder(record).glob("epoch-*.pt"))
 
-    def drop_state(self, record: TrialRecord, name: str) -> None:
-        """Remove a trial's state."""
-        (self.trial_folder(record) / f"{name}.pt").unlink(missing_ok=True)
+    def with_state(self, cell: str, name: str) -> set[int]:
+        """The numbers of a cell's trials that have a state of this name."""
+        paths = (self.path / f"trials/{cell}").glob(f"*/{name}.pt")
+        return {_number(path.parent.name) for path in paths} - {-1}
+
+    def drop_state(self, record: TrialRecord, name: str, behind: TrialRecord | None = None) -> None:
+        """Remove a trial's state.
+
+        Args:
+            record: the trial.
+            name: of the state.
+            behind: another trial, whose changes until now are made before.
+        """
+        path = self.trial_folder(record) / f"{name}.pt"
+        self._change(behind or record, partial(path.unlink, missing_ok=True))
 
     def scan(self, but: Container[tuple[str, int]] = ()) -> tuple[list[TrialRecord], list[StoragePath]]:
         """All trials by cell and number, and the records that cannot be trusted, copies in other folders among them.
@@ -346,18 +408,25 @@ class StudyFolder:
         Args:
             but: cells and numbers of trials that are not asked for; their records are not read.
         """
-        records, damaged = [], []
+        found = list(self.each(but))
+        return [f for f in found if isinstance(f, TrialRecord)], [f for f in found if not isinstance(f, TrialRecord)]
+
+    def each(self, but: Container[tuple[str, int]] = ()) -> Iterator[TrialRecord | StoragePath]:
+        """What `scan` finds, one by one: a trial, or the path of a record that cannot be trusted."""
+        self._writes.wait()
         found: list[StoragePath] = sorted((self.path / "trials").glob("*/*/trial.json"))
-        paths = [path for path in found if (path.parent.parent.name, _number(path.parent.name)) not in but]
-        for path, content in zip(paths, storage.read_all(paths), strict=True):
+        places = [(path.parent.parent.name, path.parent.name) for path in found]
+        if but:
+            kept = [(cell, _number(name)) not in but for cell, name in places]
+            found, places = list(compress(found, kept)), list(compress(places, kept))
+        for path, place, content in zip(found, places, storage.read_all(found), strict=True):
             try:
-                record = TrialRecord.read(json.loads(_checked(content)))
-                if (path.parent.parent.name, path.parent.name) != (record.cell, f"{record.number:04d}"):
+                record = TrialRecord.read(_parsed(_checked(content)))
+                if place != (record.cell, f"{record.number:04d}"):
                     raise Damaged("a copy")
-                records.append(record)
+                yield record
             except (Damaged, ValueError, TypeError):
-                damaged.append(path)
-        return records, damaged
+                yield path
 
     def trials(self) -> list[TrialRecord]:
         """All trials with a sound record, by cell and number."""
@@ -365,21 +434,27 @@ class StudyFolder:
 
     def epochs(self, record: TrialRecord) -> list[dict[str, Any]]:
         """A trial's metrics, an entry per epoch; what follows a damaged line does not count."""
-        path = self.trial_folder(record) / "epochs.jsonl"
-        entries: list[dict[str, Any]] = []
-        for line in (storage.read(path) or b"").splitlines(keepends=True):
+        self._writes.wait(_key(record))
+        lines = (storage.read(self._epochs_file(record)) or b"").splitlines(keepends=True)
+        with suppress(ValueError):  # all at once, as long as all are sound
+            entries = from_json(b"[" + b",".join(lines) + b"]")
+            if _sound(entries) == len(lines) and (not lines or lines[-1].endswith(b"\n")):
+                return list(entries)
+        entries = []
+        for line in lines:
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
-            if not isinstance(entry, dict) or entry.get("epoch") != len(entries) + 1:
-                break
             entries.append(entry)
-        return entries
+        return list(entries[: _sound(entries)])
+
+    def _epochs_file(self, record: TrialRecord) -> StoragePath:
+        return self.path / f"trials/{_key(record)}/epochs.jsonl"
 
     def trial_folder(self, record: TrialRecord) -> StoragePath:
         """Where a trial's files lie."""
-        return self.path / "trials" / record.cell / f"{record.number:04d}"
+        return self.path / f"trials/{_key(record)}"
 
 
 def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
@@ -398,6 +473,27 @@ def set_aside(path: StoragePath) -> StoragePath:
     aside = path.with_name(path.name + ".damaged")
     path.replace(aside)  # type: ignore[arg-type]  # of the same kind
     return aside
+
+
+def _key(record: TrialRecord) -> str:
+    """What tells a trial from all others of its study."""
+    return f"{record.cell}/{record.number:04d}"
+
+
+def _parsed(content: bytes) -> Any:
+    """What JSON holds. The fast parser refuses halves of characters, which names of files in an error may have."""
+    try:
+        return from_json(content)
+    except ValueError:
+        return json.loads(content)
+
+
+def _sound(entries: Sequence[Any]) -> int:
+    """So many entries of a series, from its beginning, are epochs in their order."""
+    for count, entry in enumerate(entries):
+        if not isinstance(entry, dict) or entry.get("epoch") != count + 1:
+            return count
+    return len(entries)
 
 
 def _number(name: str) -> int:

@@ -29,6 +29,22 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 
+class CellAsha(AsyncHyperBandScheduler):
+    """ASHA of one cell, with one bracket."""
+
+    def enter(self, trial_id: str, values: Sequence[float]) -> None:
+        """Put the values of a trial that has ended into the rungs, as `on_trial_result` does, without its verdicts:
+        each is a percentile of all trials at the rung, and nobody asks for them any more."""
+        (bracket,) = self._brackets
+        self._trial_info[trial_id] = bracket
+        for epoch, value in enumerate(values, start=1):
+            if epoch < self._max_t:
+                for milestone, recorded in bracket._rungs:
+                    if epoch >= milestone and trial_id not in recorded:
+                        recorded[trial_id] = value if self._mode == "max" else -value
+                        break
+
+
 class StudyPruner(FIFOScheduler):
     """An ASHA per cell, its rungs counted in the epochs of its budget; trials run in the order they were suggested.
 
@@ -46,11 +62,11 @@ class StudyPruner(FIFOScheduler):
             cell.name: study.rungs(cell, epochs[cell.name]) for cell in study.list_cells() if cell.name in epochs
         }
         self._best: dict[str, float] = {}  # log10 of the least time to the target, by cell
-        self._cells: dict[str, AsyncHyperBandScheduler] = {}
+        self._cells: dict[str, CellAsha] = {}
         if isinstance(pruner, Asha):
             for cell in (cell for cell in study.list_cells() if cell.name in epochs):
                 longest, pace = epochs[cell.name], study.variant(cell).budget.pace(cell.batch_size)
-                self._cells[cell.name] = AsyncHyperBandScheduler(
+                self._cells[cell.name] = CellAsha(
                     time_attr="epoch",
                     metric=OBJECTIVE,
                     mode=study.tuning.direction[:3],
@@ -65,7 +81,9 @@ class StudyPruner(FIFOScheduler):
     def replay(self, trial: Past) -> bool:
         """Enter a trial's values into its cell's rungs; returns whether its last one prunes it."""
         action, controller, cell = TrialScheduler.CONTINUE, cast("TuneController", None), trial.cell.name
-        if cell in self._cells and trial.values:
+        if cell in self._cells and trial.status in FINISHED:
+            self._cells[cell].enter(_identity(cell, trial.number).trial_id, trial.values)
+        elif cell in self._cells and trial.values:
             known = _identity(cell, trial.number)
             self._cells[cell].on_trial_add(controller, known)  # ASHA does not look at the controller
             for epoch, value in enumerate(trial.values, start=1):

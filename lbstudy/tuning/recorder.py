@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
@@ -28,12 +29,11 @@ from lbstudy.records.folder import (
     StudyFolder,
     TrialRecord,
     model_name,
-    ranked,
     set_aside,
 )
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import locate
-from lbstudy.study.objective import objective, time_so_far
+from lbstudy.study.objective import objective, sort_key, time_so_far
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.tuning.pruner import StudyPruner
 from lbstudy.tuning.search import Past
@@ -155,6 +155,13 @@ def trajectory(epochs: int) -> list[int]:
     return sorted({round(epochs * k / TRAJECTORY) for k in range(1, TRAJECTORY)} - {0, epochs})
 
 
+class Ranking(NamedTuple):
+    """The completed trials of a cell."""
+
+    ranks: list[tuple[float, int]]  # best first: what they are ranked by, and their numbers
+    kept: set[int]  # numbers of those that have a model in the folder
+
+
 class Recorder(tune.Callback):
     """Writes what Tune tells into the study's records, and shows it.
 
@@ -176,7 +183,7 @@ class Recorder(tune.Callback):
         show: Callable[[TrialRecord], None],
         new_record: NewRecord | None = None,
     ):
-        self._folder, self._study, self._epochs, self._show = folder, study, epochs, show
+        self._folder, self._study, self._epochs, self._show = folder.for_driver(), study, epochs, show
         self._new_record = new_record or partial(tuning_record, study)
         self._known = {(record.cell, record.number): record for record in records}
         self._running: dict[str, TrialRecord] = {}  # by Tune's id
@@ -184,6 +191,7 @@ class Recorder(tune.Callback):
         self._not_to_blame: set[str] = set()
         self.avoid: Callable[[], Sequence[str]] = tuple
         self._series: dict[str, Series] = {}  # of those
+        self._rankings: dict[str, Ranking] = {}  # by cell; of those in which a trial has completed
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks into a snapshot that nobody reads
@@ -199,6 +207,7 @@ class Recorder(tune.Callback):
                 self._write(record)
                 trial = replace(trial, status="pruned")
             settled.append(trial)
+        self.settle()
         return settled
 
     def begin(
@@ -206,12 +215,13 @@ class Recorder(tune.Callback):
     ) -> dict[str, Any]:
         """A trial that the search suggests, new or to go on with: its record, and the configuration for its lane."""
         record = self._known.get((cell.name, number))
+        checkpoint = None
         if record is None:
-            checkpoint = None  # what lies in the folder belongs to a record that was damaged
             record = self._known[cell.name, number] = self._new_record(cell, number, params, published)
+            self._folder.drop_epochs(record)  # they belong to a record that was damaged
         else:
             checkpoint = _checkpoint(self._folder, record)
-        _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
+            _cut_back(self._folder, record, checkpoint[0] if checkpoint else 0)
         self._running[trial_id], self._series[trial_id] = record, self._folder.series(record)
         return {
             "cell": cell.name,
@@ -309,6 +319,14 @@ class Recorder(tune.Callback):
         for record in self._running.values():
             self._write(record)
 
+    def settle(self) -> None:
+        """Wait until all that was told is written.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        self._folder.settle()
+
     def _end(self, trial_id: str, failed: bool) -> None:
         record = self._running.pop(trial_id)
         del self._series[trial_id]
@@ -330,16 +348,31 @@ class Recorder(tune.Callback):
 
     def _save_model(self, record: TrialRecord, result: dict[str, Any]) -> None:
         """Keep the final model if it is among the cell's best, and let go of those that no longer are."""
-        keep = self._study.resources.keep_best
-        rivals = ranked((r for r in self._known.values() if r.cell == record.cell), self._study)
-        if record in rivals[:keep]:
+        if record.cell not in self._rankings:
+            rivals = [r for r in self._known.values() if r.cell == record.cell and r is not record]
+            ranks = sorted(self._rank(rival) for rival in rivals if rival.status == "completed")
+            self._rankings[record.cell] = Ranking(ranks, self._folder.with_state(record.cell, "model"))
+        ranks, kept = self._rankings[record.cell]
+        insort(ranks, self._rank(record))
+        best = {number for _, number in ranks[: self._study.resources.keep_best]}
+        if record.number in best:
             self._save(record, "model", result.get("model"))
-        for beaten in rivals[keep:]:
-            self._folder.drop_state(beaten, "model")
+            kept.add(record.number)
+        for number in kept - best:
+            if (beaten := self._known.get((record.cell, number))) is not None:
+                self._folder.drop_state(beaten, "model", behind=record)
+        kept &= best
+
+    def _rank(self, record: TrialRecord) -> tuple[float, int]:
+        """What a completed trial is ranked by among those of its cell; see `folder.ranked`."""
+        return sort_key(self._study.tuning, record.metrics), record.number
 
     def _write(self, record: TrialRecord) -> None:
         self._folder.write_trial(record)
-        self._show(record)
+        if record.status in FINISHED:  # it is safe when it is said
+            self._folder.after(record, partial(self._show, record))
+        else:
+            self._show(record)
 
 
 def _at_its_end(report: dict[str, Any]) -> dict[str, Any]:

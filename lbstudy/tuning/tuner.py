@@ -23,7 +23,6 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from ray import tune
 from ray._private.services import canonicalize_bootstrap_address_or_die  # no public way to ask what `auto` is
 from ray.tune.schedulers import TrialScheduler
@@ -38,6 +37,7 @@ from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import Resources, StudySpec, Tuning
 from lbstudy.training.datasets import Datasets, source, training_samples
 from lbstudy.tuning.groups import own_job, sweep
+from lbstudy.tuning.journal import DriverJournal
 from lbstudy.tuning.lane import Job, Lane, LaneBroken, LaneError, LaneWaits
 from lbstudy.tuning.promotion import promote
 from lbstudy.tuning.pruner import StudyPruner
@@ -334,10 +334,9 @@ def _tune_what_is_missing(
     pruner = StudyPruner(study, plan.epochs, pruner_past)
     recorder = Recorder(folder, study, plan.epochs, records, show)
     past = recorder.settle_interrupted(pruner_past, pruner)
-    with local_file(folder.journal) as journal:  # rebuilt from the records
-        Path(f"{journal}.lock").unlink(missing_ok=True)  # of a driver that died while it wrote; nobody else is here
-        # Optuna's default lock needs symbolic links, which not every file system has
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    with local_file(folder.journal) as journal, journal.open("wb") as out:  # rebuilt from the records
+        Path(f"{journal}.lock").unlink(missing_ok=True)  # an older version's driver has left it, or the dashboard
+        storage = JournalStorage(DriverJournal(out))
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
             fit_runs(plan, search, pruner, recorder, notice, verbose)
@@ -424,3 +423,5 @@ def fit_runs(
             if isinstance(error.__context__, OSError):  # from the recorder: Tune makes text of what callbacks raise
                 raise error.__context__ from None
             raise
+        finally:
+            recorder.settle()

@@ -1,13 +1,15 @@
 """Records of confirmed runs that are damaged: left out, and named by every command that would have counted them."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lbstudy.analysis import load
-from lbstudy.analysis.tables import health, targets
+from lbstudy.analysis.report import page
+from lbstudy.analysis.tables import best, cost, health, targets
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
 from tests.analysis.report.test_page import CELLS, whole_study
@@ -93,3 +95,40 @@ def test_the_folder_of_the_confirmed_runs_is_no_study(tmp_path: Path):
     (folder.confirmation.path / "study.yaml").write_bytes((folder.path / "study.yaml").read_bytes())
     result = CliRunner().invoke(app, ["best", str(folder.confirmation.path)])
     assert "these are the confirmed runs of a study; its folder is" in str(result.exception)
+
+
+def test_a_snapshot_reads_each_record_and_each_series_once(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch):
+    """All that `status` and `report` show, from one look at the folder."""
+    reads: Counter[str] = Counter()
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.update([str(path)]) or read_bytes(path))
+    snapshot = load.Snapshot(folder)
+    shown = best.progress(snapshot)
+    cost.standing(snapshot)
+    page.collect(snapshot)
+    seen = {path: count for path, count in reads.items() if path.endswith("trial.json")}
+    assert set(seen.values()) == {1}
+    assert len(seen) == len(list(folder.path.glob("**/trial.json")))
+    assert max(count for path, count in reads.items() if path.endswith("epochs.jsonl")) == 1
+    assert shown.equals(best.progress(folder))
+
+
+def test_a_snapshot_is_of_one_moment(tmp_path: Path):
+    folder = whole_study(tmp_path / "s")
+    snapshot = load.Snapshot(folder)
+    before = load.trials(snapshot)
+    (folder.path / "trials" / "kfac-b32-none" / "0000" / "trial.json").write_text("")
+    assert load.trials(snapshot) is before
+    assert len(load.trials(folder)) == len(before) - 1
+
+
+def test_trials_without_series_make_a_page(tmp_path: Path):
+    """As a disk that has lost them leaves a study."""
+    folder = whole_study(tmp_path / "s")
+    shutil.rmtree(folder.path / "confirm")
+    for series in folder.path.glob("trials/*/*/epochs.jsonl"):
+        series.unlink()
+    assert list(load.epochs(folder)) == [*load.KEY, "epoch", "seconds"]
+    pictures = {picture.name: picture for picture in page.collect(folder).pictures}
+    assert pictures["learning_curves"].reason == "no run was confirmed and no trial has completed"
+    assert pictures["best_learning_rates"].svg

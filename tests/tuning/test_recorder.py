@@ -1,5 +1,6 @@
 """Taking up a study that was interrupted, without Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder, TrialRecord, ranked
 from lbstudy.study.spec import Cell, Published
 from lbstudy.tuning.promotion import promote
 from lbstudy.tuning.pruner import StudyPruner
@@ -330,3 +331,47 @@ def test_a_lane_that_does_not_come_up_is_no_failure_of_the_trial(told: Told, lan
     record = told.record
     assert (record.status, record.failures, record.moves, record.lost) == ("running", 0, [], 0.0)
     assert record.error == "the lane's worker group has ended"
+
+
+def test_trials_that_have_ended_fill_the_rungs_as_they_did_when_they_reported():
+    study = tiny_study(tuning={"trials": 40, "pruner": {"name": "asha", "grace_period": 1, "reduction_factor": 2}})
+    random = np.random.default_rng(0)
+    past = [Past(CELL, n, {}, "completed", tuple(random.random(1 + n % 9))) for n in range(40)]
+    entered, reported_one_by_one = (StudyPruner(study, {CELL.name: 8}, []) for _ in range(2))
+    for trial in past:
+        assert not entered.replay(trial)
+        reported_one_by_one.replay(replace(trial, status="running"))
+    rungs, expected = (p._cells[CELL.name]._brackets[0]._rungs for p in (entered, reported_one_by_one))
+    assert rungs == expected
+    assert [len(recorded) for _, recorded in rungs] == [0, 25, 35, 40]
+    following = Past(CELL, 40, {}, "running", (0.4, 0.5, 0.6, 0.7))
+    assert entered.replay(following) == reported_one_by_one.replay(following)
+
+
+def test_of_a_cell_the_best_models_stay_and_each_is_removed_once(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch):
+    study = tiny_study(budget={"epochs": 1}, tuning={"trials": 20, "pruner": "none"}, resources={"keep_best": 2})
+    monkeypatch.setattr("lbstudy.tuning.recorder._fetch", lambda reference: reference and reference[0])
+    before = write(folder, 0, "completed", [0.45])
+    folder.write_state(before, "model", 1, b"left by a driver that died")
+    records = folder.trials()
+    removed: list[str] = []
+    drop_state = StudyFolder.drop_state
+
+    def drop(self: StudyFolder, record: TrialRecord, name: str, **more: object) -> None:
+        removed.extend([f"{record.number}"] * (name == "model"))
+        drop_state(self, record, name, **more)
+
+    monkeypatch.setattr(StudyFolder, "drop_state", drop)
+    recorder = Recorder(folder, study, {CELL.name: 1}, records, lambda record: None)
+    for number, accuracy in enumerate([0.4, 0.5, 0.5, 0.3, 0.6, 0.1], start=1):
+        trial = SimpleNamespace(trial_id=str(number), last_result={}, metric_analysis={}, metric_n_steps={})
+        recorder.begin(trial.trial_id, CELL, number, {"learning_rate": 0.1}, False)
+        recorder.on_trial_start(0, [], trial)
+        result = reported(1, outcome="completed", model=[b"%d" % number])
+        result["report"] = {**result["report"], "val_accuracy": accuracy}
+        recorder.on_trial_result(0, [], trial, result)
+        recorder.on_trial_complete(0, [], trial)
+        kept = {r.number for r in folder.trials() if folder.read_state(r, "model")}
+        assert kept == {r.number for r in ranked(folder.trials(), study)[:2]}
+    assert kept == {2, 5}
+    assert removed == ["1", "0", "3"]
