@@ -2,6 +2,9 @@
 
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 
 import psutil
@@ -10,6 +13,23 @@ import pytest
 from lbstudy.parallel import network
 
 HERE = "127.0.0.1"
+
+
+@contextmanager
+def deaf() -> Iterator[int]:
+    """A port of this machine where connections neither open nor are refused, as behind many a firewall."""
+    with ExitStack() as held:
+        server = held.enter_context(socket.create_server(("", 0), backlog=0))
+        port = int(server.getsockname()[1])
+        for _ in range(64):
+            client = held.enter_context(socket.socket())
+            client.settimeout(0.3)
+            try:
+                client.connect((HERE, port))
+            except TimeoutError:  # those that wait for it to be taken are as many as may
+                yield port
+                return
+        pytest.skip("this system takes whatever comes")
 
 
 @pytest.fixture
@@ -46,6 +66,15 @@ def test_an_open_door_is_reached_and_a_closed_one_is_named():
         network.close_door()
     assert found == {"n2": "127.0.0.1: Connection refused"}
     assert network.unreachable({"n1": (HERE, port)}, 5.0).keys() == {"n1"}
+
+
+def test_doors_that_do_not_open_are_given_up_all_at_once():
+    with deaf() as port:
+        began = time.monotonic()
+        found = network.unreachable({f"n{number}": (HERE, port) for number in range(20)}, 1.0)
+        assert time.monotonic() - began < 10
+    assert found == {f"n{number}": "127.0.0.1: timed out" for number in range(20)}
+    assert network.unreachable({}, 1.0) == {}
 
 
 def test_two_processes_sum_a_tensor_and_one_alone_says_why_not():

@@ -286,16 +286,17 @@ def compute(
             waiting[start(task)] = task
         except StudyError as error:  # the others need not suffer from it
             failed(task, str(error))
-    last = time.monotonic()
+    last, bound = time.monotonic(), 60 * resources.timeout_minutes
     while waiting:
-        finished = ray.wait(list(waiting), num_returns=1, timeout=REMIND_SECONDS)[0]
+        left = max(0.0, last + bound - time.monotonic())
+        finished = ray.wait(list(waiting), num_returns=1, timeout=min(left, REMIND_SECONDS))[0]
         if finished:
             last = time.monotonic()
         else:
             minutes = (time.monotonic() - last) / 60
             others = holders(["CPU", "GPU"], list_groups(), list_jobs(), own_job())
             words = f"no result for {minutes:.0f} min" + (f": {'; '.join(others)}" if others else "")
-            if minutes >= resources.timeout_minutes:
+            if left <= REMIND_SECONDS:
                 raise StudyError(f"{words}; given up (resources.timeout_minutes); what is there stays")
             notice(f"{words}; for up to {resources.timeout_minutes:g} min (resources.timeout_minutes)")
         for answer in finished:

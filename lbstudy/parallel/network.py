@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
@@ -56,22 +57,25 @@ def close_door() -> None:
 
 
 def unreachable(doors: Mapping[str, tuple[str, int]], seconds: float) -> dict[str, str]:
-    """Knock at the other workers' doors.
+    """Knock at the other workers' doors, at all of them at once.
 
     Args:
         doors: address and port of each, by its name.
-        seconds: to wait for each.
+        seconds: to wait for them.
 
     Returns:
         Why not, for each that cannot be reached.
     """
-    found = {}
-    for name, door in doors.items():
+
+    def knock(door: tuple[str, int]) -> str:
         try:
             socket.create_connection(door, timeout=seconds).close()
         except OSError as error:
-            found[name] = f"{door[0]}: {error.strerror or error}"
-    return found
+            return f"{door[0]}: {error.strerror or error}"
+        return ""
+
+    with ThreadPoolExecutor(len(doors) or 1) as pool:
+        return {name: why for name, why in zip(doors, pool.map(knock, doors.values()), strict=True) if why}
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from shlex import quote
 
 from lbstudy.records.folder import StudyFolder
@@ -90,8 +90,9 @@ class _Follower:
         self._listener.join(max(0.0, until - time.monotonic()))
         if self._listener.is_alive():
             self._say("it takes longer than the study")
-            self._process.kill()
-            self._listener.join()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with what it has started, which holds its output open
+            self._listener.join(HASTE)
 
 
 def follow(folder: StudyFolder, name: TrackerName) -> int:

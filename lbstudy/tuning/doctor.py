@@ -30,7 +30,7 @@ from lbstudy.tuning.resources import count_lanes, with_gpus
 FULL = 0.05
 """Ray stops writing to a disk with less than this part free."""
 
-STATE_API_SECONDS = 10
+STATE_API_SECONDS = 10  # of one try
 TRIAL_BYTES = 20_000  # record and Optuna journal of a trial
 EPOCH_BYTES = 400  # a line of its series
 
@@ -198,12 +198,13 @@ def check_state_api() -> Finding:
 
     here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
     _without_proxy(ray.nodes())
-    for more_tries in (2, 1, 0):  # on a cluster that has just come up, it is the last to be there
+    until = time.monotonic() + 3 * STATE_API_SECONDS  # on a cluster that has just come up, it is the last to be there
+    while True:
         try:
             list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
             break
         except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
-            if more_tries:
+            if time.monotonic() < until:
                 time.sleep(STATE_API_SECONDS / 2)
                 continue
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -55,6 +55,9 @@ WAIT_SECONDS = 60.0
 GONE_SECONDS = 5.0
 """What a node's end may come later than the end of the workers on it."""
 
+ANSWER_SECONDS = 120.0
+"""For the mailbox, a process beside the lane's that has nothing else to do."""
+
 DRAIN_SECONDS = 5.0
 """How often a lane asks whether a node of its is about to go."""
 
@@ -91,6 +94,7 @@ class Start:
     """How far a worker group has come."""
 
     nodes: tuple[tuple[str, str], ...] = ()  # of its workers: Ray's id and host name; none until they are there
+    controller: Any = None  # Ray Train's actor that owns the workers; only until they are up, or it would outlive them
     up: bool = False  # whether it has asked for its first job
     error: str = ""  # why it will not come up
 
@@ -107,10 +111,10 @@ class Mailbox:
         self._hurry = False
         self._changed = asyncio.Condition()
 
-    async def place(self, nodes: list[tuple[str, str]]) -> None:
-        """The workers are on these nodes (Ray's id, host name) and begin to come together."""
+    async def place(self, nodes: list[tuple[str, str]], controller: Any) -> None:
+        """The workers of this controller are on these nodes (Ray's id, host name) and begin to come together."""
         async with self._changed:
-            self._start = replace(self._start, nodes=tuple(nodes))
+            self._start = replace(self._start, nodes=tuple(nodes), controller=controller)
             self._changed.notify_all()
 
     async def give_up(self, error: str) -> None:
@@ -143,7 +147,7 @@ class Mailbox:
     async def job(self, number: int) -> Job | None:
         """Wait for the job of this number; jobs that were abandoned before they began are still handed out."""
         async with self._changed:
-            self._start = replace(self._start, up=True)
+            self._start = replace(self._start, up=True, controller=None)
             self._changed.notify_all()
             await self._changed.wait_for(lambda: len(self._jobs) > number)
             return self._jobs[number]
@@ -258,7 +262,7 @@ class Lane:
         Raises:
             LaneWaits: its resources have not been there for WAIT_SECONDS.
             LaneBroken: it cannot come up.
-            LaneError: the lane's mailbox has died.
+            LaneError: the lane's mailbox has died, or does not answer.
         """
         began = time.monotonic()
         while not self._up:
@@ -270,10 +274,10 @@ class Lane:
                 raise LaneBroken(start.error or first_cause(self._error)) from self._error
             self._up = start.up
             if not self._up:
-                self._require_patience(time.monotonic() - began)
+                self._require_patience(time.monotonic() - began, start.controller)
         return sorted(set(self._nodes.values()))
 
-    def _require_patience(self, waited: float) -> None:
+    def _require_patience(self, waited: float, controller: Any) -> None:
         """Say what a worker group has been waiting for too long, if so."""
         if not self._nodes and waited > WAIT_SECONDS:
             own = [group for group in list_groups() if group.job == own_job() and group.is_for()]
@@ -281,14 +285,19 @@ class Lane:
                 raise LaneWaits(f"its resources have not been there for {WAIT_SECONDS:.0f} s")
         if waited > START_SECONDS:
             self._lost = True
+            if controller is not None:  # or its workers would hold what the next group needs
+                ray.kill(controller)
             where = f" on {', '.join(sorted(set(self._nodes.values())))}" if self._nodes else ""
             raise LaneBroken(f"the workers{where} have not come up within {START_SECONDS:.0f} s")
 
     def _call(self, answer: ray.ObjectRef) -> Any:
         try:
-            return ray.get(answer)
+            return ray.get(answer, timeout=ANSWER_SECONDS)
         except ray.exceptions.RayActorError as error:
             raise LaneError(f"the lane's mailbox has died: {error}") from error
+        except ray.exceptions.GetTimeoutError as error:
+            self._lost = True
+            raise LaneError(f"the lane's mailbox has not answered for {ANSWER_SECONDS:.0f} s") from error
 
     def next_report(self, timeout: float = math.inf) -> dict[str, Any]:
         """The next epoch's report of the present job, of a worker group that is up. The last one has an `outcome`.
@@ -321,7 +330,7 @@ class Lane:
         if time.monotonic() - self._asked > DRAIN_SECONDS:
             self._asked = time.monotonic()
             if draining() & set(self._nodes):
-                ray.get(self._mailbox.hurry.remote())
+                self._call(self._mailbox.hurry.remote())
 
     def gone(self) -> list[str]:
         """The names of the nodes of its workers that have gone or are about to, after something has gone wrong. Ray may
@@ -342,7 +351,7 @@ class Lane:
         """Let the workers go and wait until they have; a group that does not answer dies with this process."""
         if not (self._up and self.is_alive()):
             return
-        ray.get(self._mailbox.put_job.remote(None))
+        self._call(self._mailbox.put_job.remote(None))
         self._thread.join(END_SECONDS)
 
 

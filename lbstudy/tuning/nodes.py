@@ -56,6 +56,7 @@ class Question(NamedTuple):
     node: dict[str, Any]
     answer: ray.ObjectRef
     asked: float  # by the driver's clock
+    since: float  # by the monotonic one
 
 
 def name(node: dict[str, Any]) -> str:
@@ -77,15 +78,15 @@ def ask(node: dict[str, Any], imports: bool = False) -> Question:
     """
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(_look_around).options(scheduling_strategy=place)
-    return Question(node, task.remote(imports), time.time())
+    return Question(node, task.remote(imports), time.time(), time.monotonic())
 
 
 def read(question: Question) -> NodeReport | None:
     """What a node has answered; None while it has not."""
-    node, answer, asked = question
+    node, answer, asked, since = question
     report = NodeReport(name(node), node["Resources"], id=node["NodeID"])
     if not ray.wait([answer], timeout=0)[0]:
-        late = time.time() - asked > NODE_SECONDS
+        late = time.monotonic() - since > NODE_SECONDS
         return NodeReport(report.host, report.resources, error=SILENT, id=report.id) if late else None
     try:
         seen = ray.get(answer)
@@ -105,9 +106,9 @@ SILENT = f"no answer within {NODE_SECONDS:.0f} s"
 def ask_nodes(nodes: Sequence[dict[str, Any]] | None = None, imports: bool = False) -> list[NodeReport]:
     """Ask nodes, all at once; default: all of the cluster. One that dies meanwhile is left out."""
     questions = [ask(node, imports) for node in (alive() if nodes is None else nodes)]
-    deadline = time.time() + NODE_SECONDS
+    deadline = time.monotonic() + NODE_SECONDS
     waiting = [question.answer for question in questions]
-    while waiting and time.time() < deadline:
+    while waiting and time.monotonic() < deadline:
         waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)[1]
     there = {node["NodeID"] for node in alive()}
     reports = []

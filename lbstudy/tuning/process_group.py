@@ -7,7 +7,8 @@ tensor; the first thing that fails is what is told. `lbstudy doctor` proves a cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ from lbstudy.parallel import network
 
 KNOCK_SECONDS = 5.0
 FORM_SECONDS = 40.0
-ANSWER_SECONDS = 15.0
-"""What a worker may take to answer beyond what it waits for: together they stay within a minute."""
+PROOF_SECONDS = 60.0
+"""For all of it: what the workers wait for, and 15 seconds more, for they may be slow to answer."""
 
 
 class GroupError(RuntimeError):
@@ -50,47 +51,54 @@ def prove(members: Sequence[Member]) -> None:
     Raises:
         GroupError: says which node does not reach which, or what the first worker that failed says.
     """
-    used = ray.get([member.call(network.use_interface_of, member.address) for member in members])
-    _require_reach(list({member.node: member for member in members}.values()))
-    port = ray.get(members[0].call(network.free_port))
-    meeting = (members[0].address, port)
-    waiting = {
-        member.call(network.exchange, rank, len(members), *meeting, FORM_SECONDS): rank
+    until = time.monotonic() + PROOF_SECONDS
+    addresses = [(member, member.call(network.use_interface_of, member.address)) for member in members]
+    used = dict(_answers(addresses, until))
+    _require_reach(list({member.node: member for member in members}.values()), until)
+    ((first, port),) = _answers([(members[0], members[0].call(network.free_port))], until)
+    sums = [
+        (member, member.call(network.exchange, rank, len(members), first.address, port, FORM_SECONDS))
         for rank, member in enumerate(members)
-    }
-    while waiting:
-        done, _ = ray.wait(list(waiting), timeout=FORM_SECONDS + ANSWER_SECONDS)
-        if not done:
-            silent = ", ".join(members[rank].name for rank in waiting.values())
-            raise GroupError(f"no answer from {silent} while the process group formed")
-        rank = waiting.pop(done[0])
-        if why := ray.get(done[0]):
+    ]
+    for member, why in _answers(sums, until):
+        if why:
             raise GroupError(
-                f"the worker on {members[rank].name} cannot form a process group over {used[rank]}: {why}. "
+                f"the worker on {member.name} cannot form a process group over {used[member]}: {why}. "
                 f"{network.GLOO} in the environment of `ray start` names another interface"
             )
 
 
-def _require_reach(members: Sequence[Member]) -> None:
+def _require_reach(members: Sequence[Member], until: float) -> None:
     """Let each node open a connection to each other one."""
     if len(members) < 2:
         return
-    doors = {
-        member.name: (member.address, port)
-        for member, port in zip(members, ray.get([m.call(network.open_door) for m in members]), strict=True)
-    }
+    opened = _answers([(member, member.call(network.open_door)) for member in members], until)
+    doors = {member.name: (member.address, port) for member, port in opened}
     knocks = [
-        member.call(network.unreachable, {n: d for n, d in doors.items() if n != member.name}, KNOCK_SECONDS)
+        (member, member.call(network.unreachable, {n: d for n, d in doors.items() if n != member.name}, KNOCK_SECONDS))
         for member in members
     ]
-    failed = [
-        f"{member.name} cannot reach {name}: {why}"
-        for member, found in zip(members, ray.get(knocks), strict=True)
-        for name, why in found.items()
-    ]
-    ray.get([member.call(network.close_door) for member in members])
-    if failed:
-        raise GroupError(f"{'; '.join(sorted(failed))}. The nodes of a cluster need all ports open among themselves")
+    found = [(member.name, name, why) for member, silent in _answers(knocks, until) for name, why in silent.items()]
+    for _ in _answers([(member, member.call(network.close_door)) for member in members], until):
+        pass
+    if found:
+        failed = sorted(f"{one} cannot reach {other}: {why}" for one, other, why in found)
+        raise GroupError(f"{'; '.join(failed)}. The nodes of a cluster need all ports open among themselves")
+
+
+def _answers(asked: Sequence[tuple[Member, ray.ObjectRef]], until: float) -> Iterator[tuple[Member, Any]]:
+    """What workers answer, as they do.
+
+    Raises:
+        GroupError: one does not, until this time of the monotonic clock.
+    """
+    waiting = {answer: member for member, answer in asked}
+    while waiting:
+        done, _ = ray.wait(list(waiting), timeout=max(0.0, until - time.monotonic()))
+        if not done:
+            silent = ", ".join(member.name for member in waiting.values())
+            raise GroupError(f"no answer from {silent} while the process group formed")
+        yield waiting.pop(done[0]), ray.get(done[0])
 
 
 @dataclass
@@ -118,7 +126,8 @@ class _ProvedGroup(_TorchBackend):
             Member(worker.metadata.hostname, worker.metadata.node_id, worker.metadata.node_ip, worker.execute_async)
             for worker in worker_group.get_workers()
         ]
-        ray.get(backend_config.mailbox.place.remote([(member.node, member.host) for member in members]))
+        places = [(member.node, member.host) for member in members]
+        ray.get(backend_config.mailbox.place.remote(places, ray.get_runtime_context().current_actor))
         if len(members) > 1:
             try:
                 prove(members)

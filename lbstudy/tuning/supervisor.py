@@ -18,6 +18,7 @@ from ray import tune
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources
 from lbstudy.tuning import groups, nodes
+from lbstudy.tuning.lane import START_SECONDS
 from lbstudy.tuning.recorder import BROKEN
 from lbstudy.tuning.resources import count_lanes
 from lbstudy.tuning.search import TrialQueue
@@ -161,11 +162,14 @@ class Supervisor(tune.Callback):
         groups.remove([group for group in found if group.job == own and group.orphan])  # of lanes that have ended
         waiting = [group for group in found if group.waits and group.job == own and not group.orphan and group.is_for()]
         self._wait_since = (self._wait_since or now) if waiting or not self._lanes else None
+        idle, bound = now - (self._idle_since or now), 60 * self._resources.wait_minutes
         if self._wait_since is None:
-            if self._idle_since is not None and now - self._idle_since > 2 * PATIENCE_SECONDS and not self._broken:
+            if idle > bound + TRIES * START_SECONDS:  # whatever keeps them
+                cause = f": {self._cause}" if self._cause else ""
+                raise StudyError(f"given up: no lane has come up within {idle / 60:.0f} min{cause}")
+            if idle > 2 * PATIENCE_SECONDS and not self._broken:
                 self._say("starting", "the lanes are starting: their processes come up and import torch")
             return
-        idle, bound = now - (self._idle_since or now), 60 * self._resources.wait_minutes
         if now - self._wait_since > PATIENCE_SECONDS:
             words = self._wait_in_words(waiting, found, own)
             if idle > bound:

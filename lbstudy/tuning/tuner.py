@@ -25,6 +25,7 @@ import ray
 from optuna.storages import JournalStorage
 from ray import tune
 from ray._private.services import canonicalize_bootstrap_address_or_die  # no public way to ask what `auto` is
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # nor whether it is a Ray: as `ray health-check` does
 from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
@@ -111,17 +112,16 @@ def connect(verbose: bool = False) -> None:
                 ) from error
             if more_tries:
                 continue
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             failed = "Ray did not start on this machine" if address is None else f"no Ray cluster answers at {address}"
-            raise StudyError(f"{failed}: {reason}") from error
+            raise StudyError(f"{failed}: {_reason(error)}") from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the driver without a word
 
 
 def _require_answer(address: str) -> None:
-    """Knock at a cluster's door: Ray would wait for minutes.
+    """Knock at a cluster's door, and ask whether Ray is at home: by itself, Ray would try for a quarter of an hour.
 
     Raises:
-        StudyError: nobody opens.
+        StudyError: nobody opens, or it is somebody else.
     """
     with suppress(ConnectionError):  # `auto`, and no Ray has been started here: Ray says so at once
         found = canonicalize_bootstrap_address_or_die(address)
@@ -129,8 +129,15 @@ def _require_answer(address: str) -> None:
         if port.isdigit():
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
+                GcsClient(address=found)  # which has a bound of its own: 40 s
             except OSError as error:
                 raise StudyError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
+            except ray.exceptions.RayError as error:
+                raise StudyError(f"no Ray cluster answers at {found}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def disconnect(in_order: bool = True) -> None:

@@ -88,8 +88,14 @@ class TestLock:
         holder = {"host": "elsewhere", "pid": 1, "created": 1.0, "since": "then"}  # as version 0.1 wrote it
         (tmp_path / LOCK).write_text(json.dumps(holder))
         os.utime(tmp_path / LOCK, (time.time() + 7200,) * 2)
-        with DriverLock(tmp_path, lambda message: None):
+        notices: list[str] = []
+        with DriverLock(tmp_path, notices.append):
             pass
+        words = "a driver (host elsewhere, process 1, since then)"
+        assert notices == [
+            f"{tmp_path}: watching for up to 0 s whether {words} is alive",
+            f"{tmp_path}: taking over from {words} that has died",
+        ]
 
     def test_a_driver_whose_lock_was_removed_stops(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
@@ -287,6 +293,15 @@ def test_the_lock_of_one_who_was_faster_is_put_back(tmp_path: Path):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(LOCK, '{"pid": 2}')]
     lock._take_away(tmp_path / LOCK, {"pid": 2})
     lock._take_away(tmp_path / LOCK, {"pid": 2})
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_who_died_while_it_took_over_is_waited_for_no_longer_than_a_driver(tmp_path: Path, quick: None):
+    (tmp_path / LOCK).write_text('{"pid": 2}')
+    (tmp_path / f".{LOCK}-taking-over").touch()
+    began = time.monotonic()
+    lock._take_away(tmp_path / LOCK, {"pid": 2})
+    assert lock.STALE_SECONDS <= time.monotonic() - began < 10
     assert not list(tmp_path.iterdir())
 
 

@@ -71,6 +71,23 @@ def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytes
     assert children() <= before
 
 
+def test_what_a_hanging_tracker_has_started_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It has the tracker's output open."""
+    hanging = tmp_path / "hanging"
+    hanging.write_text("#!/bin/sh\nsleep 600 &\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hanging))
+    monkeypatch.setattr(follow, "PATIENCE", 0.5)
+    folder, notices, before = make_mixed(tmp_path / "s"), [], children()
+    began = time.monotonic()
+    with followed(folder, ["tensorboard"], notices.append):
+        while len(children() - before) < 2:
+            assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 30
+    assert ["it takes longer than the study" in notice for notice in notices] == [True]
+    assert children() <= before
+
+
 def test_a_tracker_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     folder, notices = make_mixed(tmp_path / "s"), []

@@ -123,6 +123,39 @@ def test_a_lane_without_resources_waits_and_one_whose_group_is_taken_away_is_bro
     assert waits.gone() == []
 
 
+@pytest.mark.slow
+def test_workers_that_hang_before_they_are_up_give_back_what_they_hold(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray Train would wait for them as long as they live, and no other group could have their place."""
+
+    def hang(config: object) -> None:
+        import time
+
+        time.sleep(3600)
+
+    def held() -> list[groups.Group]:
+        return [g for g in groups.list_groups() if g.resources.get("CPU") == 0.25]
+
+    monkeypatch.setattr("lbstudy.tuning.lane._serve", hang)
+    resources = Resources(cpus_per_worker=0.25, gpus_per_worker=0)
+    hangs = Lane(resources, {}, ray.put(Code()), str(tmp_path), "hangs")
+    deadline = time.monotonic() + 300
+    while not ray.get(hangs._mailbox.start.remote(1)).nodes:  # all its processes import torch
+        assert time.monotonic() < deadline
+    monkeypatch.setattr("lbstudy.tuning.lane.START_SECONDS", 5.0)
+    with pytest.raises(LaneBroken, match="the workers on .* have not come up within 5 s"):
+        hangs.come_up()
+    (group,) = held()
+    assert not group.waits
+    deadline = time.monotonic() + 60
+    while hangs._thread.is_alive() or not held()[0].orphan:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    groups.remove(held())  # as the supervisor does
+    assert held() == []
+
+
 def test_a_node_that_is_about_to_go_is_trained_on_to_the_next_checkpoint(lane: Lane, monkeypatch: pytest.MonkeyPatch):
     """Reports bring checkpoints from the notice on, though none is due."""
     monkeypatch.setattr("lbstudy.tuning.lane.DRAIN_SECONDS", 0.0)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+import ray
 
 from lbstudy.records.folder import StudyFolder, TrialRecord, ranked
 from lbstudy.study.spec import Cell, Published
@@ -314,6 +315,25 @@ def test_a_node_that_goes_costs_its_epochs_and_no_retry(told: Told):
     assert record.moves[0] | {"at": ""} == {"at": "", "gone": ["n1"], "epochs": 2, "seconds": 5.0 + 10.0}
     assert record.lost == 15.0 * len(record.moves)
     assert record.seconds == 8.0  # of its four epochs
+
+
+def test_a_checkpoint_that_does_not_come_is_given_up_and_the_one_before_stays(
+    told: Told, folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+):
+    waited = []
+
+    def get(state: bytes, timeout: float) -> bytes:
+        if state != b"lost":
+            return state
+        waited.append(timeout)
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr("lbstudy.tuning.recorder.ray.get", get)
+    lost = reported(2, checkpoint=[b"lost"])
+    told.run({"nodes": ["n1"]}, reported(1, checkpoint=[b"state"]), lost, failed("moved", gone=["n1"]))
+    assert waited == [120]
+    assert folder.read_state(told.record, "checkpoint") == (1, b"state")
+    assert told.record.moves[0]["epochs"] == 1  # it goes on from there
 
 
 def test_a_trial_that_fails_by_itself_has_its_retries(told: Told):

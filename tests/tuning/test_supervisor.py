@@ -115,6 +115,37 @@ def test_who_holds_the_resources_is_told_and_the_wait_ends(world: World):
         world.pass_(3600)
 
 
+STARTING = "the lanes are starting: their processes come up and import torch"
+
+
+def test_lanes_that_start_are_told_every_ten_minutes_and_given_up_in_the_end(world: World):
+    """They wait for nothing that could be named, and nothing breaks: their processes do not come."""
+    world.pass_(60)
+    assert world.said == []
+    world.pass_(10)
+    assert world.said == [STARTING]
+    world.pass_(600)
+    assert world.said == [STARTING] * 2
+    began = world.now
+    with pytest.raises(StudyError, match="^given up: no lane has come up within 75 min$"):
+        world.pass_(3 * 3600)
+    assert world.now - began < 3600 + 3 * 300
+
+
+def test_a_node_that_joins_and_never_answers_keeps_no_study_whose_groups_break(world: World):
+    world.answers = {"a": answer("a"), "b": answer("b", error=nodes.SILENT)}
+    world.nodes["b"] = 2
+
+    def go_on() -> None:
+        for _ in range(1000):
+            world.breaks("n1 cannot reach n2")
+            world.pass_(10)
+
+    with pytest.raises(StudyError, match="^given up: no lane has come up within 75 min: n1 cannot reach n2$"):
+        go_on()
+    assert "host-b has joined, but gives no answer within 60 s; asked again" in world.said
+
+
 def test_a_lane_that_waits_ends_no_study_while_another_is_at_work(world: World):
     world.groups = [Group("1", OTHER, False, {"CPU": 1.0}), Group("2", OWN, True, {"CPU": 1.0})]
     world.tell(nodes=["host-a"])

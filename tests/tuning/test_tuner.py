@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -330,6 +331,10 @@ def test_a_cluster_that_is_coming_up_is_waited_for(monkeypatch: pytest.MonkeyPat
 def test_the_cpus_that_a_process_may_use_count(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
     assert this_machine()["CPU"] == 1
+
+
+def test_a_cluster_that_is_there_answers(ray_session: None):
+    tuner._require_answer(ray.get_runtime_context().gcs_address)
 
 
 def test_a_cluster_that_is_not_there_is_one_error_at_once(monkeypatch: pytest.MonkeyPatch):
