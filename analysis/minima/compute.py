@@ -358,7 +358,7 @@ def _network(spec: RunSpec, data: ImageData, state: dict[str, torch.Tensor]) -> 
     from lbstudy.training.train import DTYPES
 
     model = models.build(spec.model.name, data.shape, data.classes, spec.ghost, spec.model.settings)
-    model = model.to(data.train.images.device, DTYPES[spec.precision])
+    model = model.to(data.device, DTYPES[spec.precision])
     model.load_state_dict(state)
     return model.eval()
 

@@ -23,6 +23,7 @@ from pydantic import (
 DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "synthetic")
 
 TrainOn = Literal["split", "all"]
+Residency = Literal["auto", "device", "host"]
 DecayOf = Literal["all", "weights"]
 
 Number = bool | int | float
@@ -53,6 +54,9 @@ class DatasetSpec(Spec):
     download: bool = Field(False, description="let torchvision download the files when they are missing")
     image_size: int | None = Field(
         None, gt=0, description="image_folder: resize every image to this many pixels square"
+    )
+    residency: Residency = Field(
+        "auto", description="where the images lie while training: on the device, in the host's memory; by their size"
     )
     samples: int = Field(2048, gt=1, description="synthetic: number of training samples")
 

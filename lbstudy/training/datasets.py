@@ -73,9 +73,24 @@ class Dataset:
             "sha256": digest.hexdigest(),
         }
 
+    @cached_property
+    def channel_sums(self) -> NDArray[np.int64]:
+        """Of each training image and channel, the sum of its pixels and of their squares: 2 x N x C."""
+        squares = np.arange(256, dtype=np.uint16) ** 2
+        found = [
+            [plane.sum(-1, dtype=np.int64), squares[plane].sum(-1, dtype=np.int64)]
+            for plane in (rows.reshape(*rows.shape[:2], -1) for rows in pieces(self.train_images))
+        ]
+        return np.concatenate(found, axis=1)
 
-def pieces(images: NDArray[np.uint8], rows: int = 4096) -> Iterator[NDArray[np.uint8]]:
+
+PIECE = 1 << 24
+"""Bytes of images that are looked at together."""
+
+
+def pieces(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     """The images, some at a time and contiguous, which bounds the memory that looking at them takes."""
+    rows = max(1, PIECE // images[0].size)
     for start in range(0, len(images), rows):
         yield np.ascontiguousarray(images[start : start + rows])
 

@@ -412,7 +412,7 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
 
     from lbstudy.training.train import Snapshot, train
 
-    rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.train.images.device
+    rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.device
     epochs = run.extent(len(data.train)).epochs
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}

@@ -163,7 +163,7 @@ def test_copies_average_the_gradients_of_perturbed_weights():
     for copy in range(3):
         start.zero_grad()
         with noise.perturbed(Draw(0, copy=copy)):
-            images = data.normalise(data.train.images, torch.float64)
+            images = data.plain(data.train, slice(None), torch.float64)
             torch.nn.functional.cross_entropy(start.train()(images), data.train.labels).backward()
         gradients.append([p.grad.clone() for p in start.parameters()])
     run = make_run(dataset, **keys, smoothing="noise", noise={"copies": 3})

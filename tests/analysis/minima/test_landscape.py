@@ -67,7 +67,7 @@ class Quadratic(nn.Module):
 
 def of_class_zero(images: data.ImageData) -> data.ImageData:
     def zero(part: data.Images) -> data.Images:
-        return data.Images(part.images, torch.zeros_like(part.labels))
+        return data.Images(part.pixels, torch.zeros_like(part.labels), part.rows)
 
     return data.ImageData(
         zero(images.train), zero(images.validation), zero(images.test), 2, images.mean, images.std
@@ -191,7 +191,7 @@ class TestVariances:
     @pytest.fixture(scope="class")
     @staticmethod
     def few(digits: data.ImageData) -> data.ImageData:
-        parts = (data.Images(part.images[:32], part.labels[:32]) for part in (digits.train, digits.validation))
+        parts = (data.Images(part.at(slice(32)), part.labels[:32]) for part in (digits.train, digits.validation))
         return data.ImageData(*parts, digits.test, digits.classes, digits.mean, digits.std)
 
     @pytest.fixture(scope="class")
