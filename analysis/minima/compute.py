@@ -25,7 +25,8 @@ from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
-from lbstudy.training.datasets import Dataset, Datasets, of_run
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import Datasets, of_run
 
 if TYPE_CHECKING:
     import torch

@@ -52,8 +52,9 @@ class DatasetSpec(Spec):
     )
     drop_last: bool = Field(False, description="leave out an epoch's last, shorter mini-batch")
     download: bool = Field(False, description="let torchvision download the files when they are missing")
-    image_size: int | None = Field(
-        None, gt=0, description="image_folder: resize every image to this many pixels square"
+    image_size: int | None = Field(None, gt=0, description="image_folder: bring every image to this many pixels square")
+    image_fit: Literal["stretch", "crop"] = Field(
+        "stretch", description="image_folder, to a square: stretch; or crop: by the short side, then the centre"
     )
     residency: Residency = Field(
         "auto", description="where the images lie while training: on the device, in the host's memory; by their size"

@@ -21,8 +21,10 @@ from torch import Tensor
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import DatasetSpec, TrainOn
-from lbstudy.training.datasets import Dataset, validation_samples
-from lbstudy.training.residency import gather, on_device, one_ahead
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import validation_samples
+from lbstudy.training.residency import on_device
+from lbstudy.training.staging import gather, one_ahead
 
 PAD = 4
 CUTOUT = 16
@@ -103,9 +105,18 @@ def place(
     split_seed: int,
     device: torch.device | str = "cpu",
     train_on: TrainOn = "split",
+    share: float = 1.0,
 ) -> ImageData:
-    """Split the training set (stratified, by seed) for training on a device, and put the images there if they fit. With
-    `train_on` "all" the samples that validate are trained on too.
+    """Split the training set (stratified, by seed) for training on a device, and put the images where they lie from now
+    on.
+
+    Args:
+        dataset: the images.
+        spec: how many validate, and where the images lie.
+        split_seed: of the split.
+        device: to train on.
+        train_on: "all": the samples that validate are trained on too.
+        share: of a GPU that is this worker's.
 
     Raises:
         StudyError: the split is impossible.
@@ -123,8 +134,12 @@ def place(
     pixels = len(train) * dataset.train_images[0, 0].size
     mean, squares = dataset.channel_sums[:, train].sum(1) / pixels  # of integers: exact and repeatable
     std = np.sqrt(squares - mean**2)
-    size = dataset.train_images.nbytes + dataset.test_images.nbytes
-    where = device if on_device(spec.residency, size, device) == "device" else torch.device("cpu")
+    where = device
+    if (
+        device.type == "cuda"
+        and on_device(spec.residency, dataset.nbytes, torch.cuda.mem_get_info(device)[0]) == "host"
+    ):
+        where = torch.device("cpu")
     images, tests = (_tensor(part).to(where) for part in (dataset.train_images, dataset.test_images))
 
     def split(rows: NDArray[np.int64]) -> Images:

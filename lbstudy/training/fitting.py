@@ -21,7 +21,8 @@ from lbstudy.study.file import KeyProblems, Keys, Problem
 from lbstudy.study.run import Budget, GhostBatchNorm, RunSpec, Schedule
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.training.data import EpochImages, ImageData, Images
-from lbstudy.training.datasets import Dataset, Datasets, misfits, source, training_samples
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import Datasets, misfits, source, training_samples
 from lbstudy.training.loop import DTYPES, Loop, MiniBatch
 from lbstudy.training.train import train
 

@@ -16,7 +16,7 @@ from lbstudy.training.data import CUTOUT, PAD, EpochImages, crop, cutout, flip, 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image tree of two classes, 8 x 6 pixels, whose pixel values are their label's hundreds plus a number."""
-    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for part, count in (("train", 10), ("test", 4)):
         for label, name in enumerate(("cat", "dog")):
             folder = tmp_path / "tree" / part / name

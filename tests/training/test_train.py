@@ -12,7 +12,8 @@ from lbstudy.methods.smoothing.noise import Numbers, ParameterNoise, Settings
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training.data import EpochImages, ImageData, place
-from lbstudy.training.datasets import Dataset, load
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import load
 from lbstudy.training.train import Outcome, evaluate, train
 from tests.methods import examples
 from tests.parallel import run_workers
