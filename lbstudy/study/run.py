@@ -47,8 +47,13 @@ class DatasetSpec(Spec):
     validation_size: int | float = Field(
         0.1, gt=0, description="samples taken from the training set, or a fraction below 1; stratified"
     )
-    augment: tuple[Literal["crop", "flip", "cutout"], ...] = Field(
-        (), description="crop: pad 4 and crop at random; flip: horizontally; cutout: erase a 16-pixel square"
+    augment: tuple[Literal["crop", "random_resized_crop", "flip", "cutout"], ...] = Field(
+        (),
+        description="crop: pad 4 and crop at random; random_resized_crop: a part at random, brought to the size of the "
+        "network's images; flip: horizontally; cutout: erase a 16-pixel square",
+    )
+    crop_size: int | None = Field(
+        None, gt=0, description="the network's images, pixels square: the centre, or random_resized_crop's result"
     )
     drop_last: bool = Field(False, description="leave out an epoch's last, shorter mini-batch")
     download: bool = Field(False, description="let torchvision download the files when they are missing")
@@ -70,6 +75,13 @@ class DatasetSpec(Spec):
             known = ", ".join(map(repr, DATASETS))
             raise ValueError(f"input should be {known} or a function as module:function; got {name!r}{hint}")
         return name
+
+    @field_validator("augment")
+    @classmethod
+    def _one_crop(cls, augment: tuple[str, ...]) -> tuple[str, ...]:
+        if {"crop", "random_resized_crop"} <= set(augment):
+            raise ValueError("input should have one of `crop` and `random_resized_crop`, and not both")
+        return augment
 
     @property
     def function(self) -> str | None:

@@ -24,6 +24,7 @@ from lbstudy.study.run import DatasetSpec, TrainOn
 from lbstudy.training.dataset import Dataset
 from lbstudy.training.datasets import validation_samples
 from lbstudy.training.residency import on_device
+from lbstudy.training.resized import random_boxes, resized
 from lbstudy.training.staging import gather, one_ahead
 
 PAD = 4
@@ -77,6 +78,7 @@ class ImageData:
     classes: int
     mean: Tensor  # C, in units of a pixel (0 to 255), float64
     std: Tensor
+    crop_size: int | None = None  # what a network gets of an image: so many pixels square; None: all
 
     @property
     def device(self) -> torch.device:
@@ -85,12 +87,13 @@ class ImageData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return tuple(self.train.pixels.shape[1:])  # type: ignore[return-value]
+        """Channels, height and width of what a network gets."""
+        channels, height, width = self.train.pixels.shape[1:]
+        return channels, self.crop_size or height, self.crop_size or width
 
     def plain(self, images: Images, positions: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        """Images at these positions as they are evaluated: not augmented, normalised."""
-        return self.normalise(images.at(positions), dtype)
+        """Images at these positions as they are evaluated: not augmented, but for the centre; normalised."""
+        return self.normalise(centre(images.at(positions), self.shape[1:]), dtype)
 
     def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Images with zero mean and unit deviation per channel, over the training split."""
@@ -153,6 +156,7 @@ def place(
         classes=dataset.classes,
         mean=torch.from_numpy(mean).to(device),
         std=torch.from_numpy(np.maximum(std, 1e-6)).to(device),
+        crop_size=spec.crop_size,
     )
 
 
@@ -187,7 +191,7 @@ def worker_slice(samples: int, rank: int, workers: int, unit: int = 1) -> slice:
 class EpochImages:
     """One epoch's training images in their order, each augmented in its own way.
 
-    Order, crop, flip and cutout of every position are drawn at once, as functions of (seed, epoch).
+    Order, boxes, crop, flip and cutout of every position are drawn at once, as functions of (seed, epoch).
     """
 
     def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
@@ -203,6 +207,10 @@ class EpochImages:
         def integers(high: int) -> Tensor:
             return torch.from_numpy(draw.integers(high, size=count)).to(device)
 
+        boxed = "random_resized_crop" in spec.augment
+        self._boxes = (
+            torch.from_numpy(random_boxes(draw, count, *data.train.pixels.shape[2:])).to(device) if boxed else None
+        )
         self._crop = (integers(2 * PAD + 1), integers(2 * PAD + 1)) if "crop" in spec.augment else None
         self._flip = integers(2) if "flip" in spec.augment else None
         self._cutout = (integers(height), integers(width)) if "cutout" in spec.augment else None
@@ -243,6 +251,10 @@ class EpochImages:
         images = self._pixels(positions, among)
         if self._flip is not None:
             images = flip(images, self._flip[positions])
+        if self._boxes is not None:
+            images = resized(images, self._boxes[positions], self._data.shape[1:], self.dtype)
+        else:
+            images = centre(images, self._data.shape[1:])
         if self._crop is not None:
             images = crop(images, *(offsets[positions] for offsets in self._crop))
         images = self._data.normalise(images, self.dtype)
@@ -279,6 +291,12 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor) -> Tensor:
     rows = planes + tops.view(-1, 1, 1) + torch.arange(height, device=images.device)
     begins = rows * wide + lefts.view(-1, 1, 1)
     return padded.view(-1).unfold(0, width, 1).index_select(0, begins.view(-1)).view(images.shape)
+
+
+def centre(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of the images, height x width."""
+    top, left = ((there - wanted) // 2 for there, wanted in zip(images.shape[2:], size, strict=True))
+    return images[:, :, top : top + size[0], left : left + size[1]]
 
 
 def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -181,9 +181,19 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
     return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
 
 
+def input_shape(spec: DatasetSpec, dataset: Dataset) -> tuple[int, int, int]:
+    """Channels, height and width of what a network gets."""
+    channels, height, width = dataset.train_images.shape[1:]
+    return (channels, height, width) if spec.crop_size is None else (channels, spec.crop_size, spec.crop_size)
+
+
 def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
-    """What is wrong between a variant of a study and its data: batch sizes larger than the training split, and splits
-    that are too small for their classes, or leave nothing on one side."""
+    """What is wrong between a variant of a study and its data: batch sizes larger than the training split, splits that
+    are too small for their classes, or leave nothing on one side, and crops larger than the images."""
+    height, width = dataset.train_images.shape[2:]
+    if study.dataset.crop_size and study.dataset.crop_size > min(height, width):
+        reason = f"{study.dataset.crop_size} pixels are more than the images have, {height}x{width}"
+        yield Problem(("dataset", "crop_size"), reason)
     try:
         validation_samples(study.dataset, len(dataset.train_labels))
     except KeyProblems as error:
