@@ -31,6 +31,10 @@ from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradie
 from lbstudy.training.pursuit import Pursuit
 
 EVALUATION_BATCH = 512
+EVALUATION_BYTES = 1 << 26
+"""Of normalised images, at most, that are evaluated together: fewer than 512 where they have more than 104 x 104
+pixels, since the activations of a network take many times as much."""
+
 STATISTICS_SAMPLES = 4096
 """Training samples, at least, that batch norm's running statistics are computed from before an evaluation."""
 
@@ -296,7 +300,8 @@ def evaluate(model: nn.Module, data: ImageData, images: Images, precision: str =
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for part in cut(worker_slice(len(images), workers.rank, workers.size), EVALUATION_BATCH):
+    together = min(EVALUATION_BATCH, max(1, EVALUATION_BYTES // (4 * math.prod(data.shape))))
+    for part in cut(worker_slice(len(images), workers.rank, workers.size), together):
         inputs, labels = data.plain(images, part, dtype), images.labels[part]
         with autocast(precision, inputs.device):
             logits = model(inputs)
