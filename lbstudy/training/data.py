@@ -25,7 +25,7 @@ from lbstudy.training.dataset import Dataset
 from lbstudy.training.datasets import validation_samples
 from lbstudy.training.residency import on_device
 from lbstudy.training.resized import random_boxes, resized
-from lbstudy.training.staging import gather, one_ahead
+from lbstudy.training.staging import gather, one_ahead, room
 
 PAD = 4
 CUTOUT = 16
@@ -137,12 +137,9 @@ def place(
     pixels = len(train) * dataset.train_images[0, 0].size
     mean, squares = dataset.channel_sums[:, train].sum(1) / pixels  # of integers: exact and repeatable
     std = np.sqrt(squares - mean**2)
-    where = device
-    if (
-        device.type == "cuda"
-        and on_device(spec.residency, dataset.nbytes, torch.cuda.mem_get_info(device)[0]) == "host"
-    ):
-        where = torch.device("cpu")
+    where = torch.device("cpu")
+    if device.type == "cuda" and on_device(spec.residency, dataset.nbytes, room(device, share)) == "device":
+        where = device
     images, tests = (_tensor(part).to(where) for part in (dataset.train_images, dataset.test_images))
 
     def split(rows: NDArray[np.int64]) -> Images:
@@ -207,10 +204,9 @@ class EpochImages:
         def integers(high: int) -> Tensor:
             return torch.from_numpy(draw.integers(high, size=count)).to(device)
 
-        boxed = "random_resized_crop" in spec.augment
-        self._boxes = (
-            torch.from_numpy(random_boxes(draw, count, *data.train.pixels.shape[2:])).to(device) if boxed else None
-        )
+        self._boxes = None
+        if "random_resized_crop" in spec.augment:
+            self._boxes = torch.from_numpy(random_boxes(draw, count, *data.train.pixels.shape[2:])).to(device)
         self._crop = (integers(2 * PAD + 1), integers(2 * PAD + 1)) if "crop" in spec.augment else None
         self._flip = integers(2) if "flip" in spec.augment else None
         self._cutout = (integers(height), integers(width)) if "cutout" in spec.augment else None

@@ -18,14 +18,14 @@ def room(device: torch.device, share: float = 1.0) -> int:
 
 
 def gather(pixels: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """These images of the host's memory, on the device.
+    """These images, on the device.
 
     Args:
-        pixels: N x ..., in the host's memory.
-        rows: which of them, k, likewise.
+        pixels: N x ..., there or in the host's memory.
+        rows: which of them, k, beside them.
         device: where to.
     """
-    if device.type != "cuda":
+    if pixels.device.type == device.type:
         return pixels.index_select(0, rows)
     pinned = torch.empty((len(rows), *pixels.shape[1:]), dtype=pixels.dtype, pin_memory=True)
     return torch.index_select(pixels, 0, rows, out=pinned).to(device, non_blocking=True)
