@@ -47,11 +47,13 @@ class DatasetSpec(Spec):
     validation_size: int | float = Field(
         0.1, gt=0, description="samples taken from the training set, or a fraction below 1; stratified"
     )
-    augment: tuple[Literal["crop", "random_resized_crop", "flip", "cutout"], ...] = Field(
+    augment: tuple[Literal["crop", "random_resized_crop", "flip", "color_jitter", "cutout"], ...] = Field(
         (),
         description="crop: pad 4 and crop at random; random_resized_crop: a part at random, brought to the size of the "
-        "network's images; flip: horizontally; cutout: erase a 16-pixel square",
+        "network's images; flip: horizontally; color_jitter: brightness, contrast, saturation; cutout: erase a "
+        "16-pixel square",
     )
+    jitter: float = Field(0.4, gt=0, le=1, description="color_jitter: factors are up to so much from 1")
     crop_size: int | None = Field(
         None, gt=0, description="the network's images, pixels square: the centre, or random_resized_crop's result"
     )

@@ -23,6 +23,7 @@ from lbstudy.study.file import StudyError
 from lbstudy.study.run import DatasetSpec, TrainOn
 from lbstudy.training.dataset import Dataset
 from lbstudy.training.datasets import validation_samples
+from lbstudy.training.jitter import Jitter, jittered
 from lbstudy.training.residency import on_device
 from lbstudy.training.resized import random_boxes, resized
 from lbstudy.training.staging import gather, one_ahead, room
@@ -188,7 +189,7 @@ def worker_slice(samples: int, rank: int, workers: int, unit: int = 1) -> slice:
 class EpochImages:
     """One epoch's training images in their order, each augmented in its own way.
 
-    Order, boxes, crop, flip and cutout of every position are drawn at once, as functions of (seed, epoch).
+    Order, boxes, crop, flip, colours and cutout of every position are drawn at once, as functions of (seed, epoch).
     """
 
     def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
@@ -210,6 +211,7 @@ class EpochImages:
         self._crop = (integers(2 * PAD + 1), integers(2 * PAD + 1)) if "crop" in spec.augment else None
         self._flip = integers(2) if "flip" in spec.augment else None
         self._cutout = (integers(height), integers(width)) if "cutout" in spec.augment else None
+        self._jitter = Jitter.draw(draw, count, spec.jitter, device) if "color_jitter" in spec.augment else None
 
     def of_epoch_before(self) -> EpochImages | None:
         """Those of the epoch before, if there was one."""
@@ -253,6 +255,8 @@ class EpochImages:
             images = centre(images, self._data.shape[1:])
         if self._crop is not None:
             images = crop(images, *(offsets[positions] for offsets in self._crop))
+        if self._jitter is not None:
+            images = jittered(images, self._jitter.at(positions), self.dtype)
         images = self._data.normalise(images, self.dtype)
         if self._cutout is not None:
             images = cutout(images, self._cutout[0][positions], self._cutout[1][positions])
