@@ -7,14 +7,15 @@
     DataLoader  torchvision's ImageFolder with RandomResizedCrop and RandomHorizontalFlip, which decodes in every epoch,
                 in the process itself; the loop around it is written by hand
 
-The three train the same network on 224 x 224 pixels, random_resized_crop and flip, for a few steps a round, in turns.
+The three train the same network on 224 x 224 pixels, random_resized_crop and flip, for a few steps a round, in turns:
+by default a cheap one, so that the images count, and one without batch norm, whose statistics only we compute afresh.
 Ratios are medians of those within the rounds, in CPU time of the process and in wall time; the first round warms up.
 Then as many processes as `--workers` says train on the mapped images at the same time. Their memory is told twice,
 after the first round and after the last: what each has for itself, and its share of the mapped file, which the system
 takes back when memory is short (Linux's Pss_Anon and Pss_File).
 
-    uv run python benchmarks/residency.py                                 # 2,000 photographs, ResNet-18, 10 minutes
-    uv run python benchmarks/residency.py --photographs 20000 --rounds 1  # 4 GB decoded
+    uv run python benchmarks/residency.py                                 # 2,000 photographs, SqueezeNet, some minutes
+    uv run python benchmarks/residency.py --model torchvision:resnet50 --photographs 20000  # 4 GB decoded
     uv run python benchmarks/residency.py --smoke                         # tiny: does it run?
 """
 
@@ -201,7 +202,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=int, default=2000)
-    parser.add_argument("--model", default="torchvision:resnet18")
+    parser.add_argument("--model", default="torchvision:squeezenet1_1")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=2, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)

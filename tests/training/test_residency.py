@@ -20,6 +20,7 @@ from lbstudy.training.dataset import Dataset
 from lbstudy.training.mapped import Mapped
 from lbstudy.training.staging import one_ahead
 from lbstudy.training.train import Snapshot, train
+from tests.conftest import tiny_study
 from tests.parallel import run_workers
 
 SPEC = DatasetSpec(name="synthetic", samples=150, validation_size=20, augment=("crop", "flip", "cutout"))
@@ -155,6 +156,17 @@ def test_a_part_of_a_users_own_file_is_mapped_where_it_is(tmp_path: Path):
     np.testing.assert_array_equal(place.open(), pixels[2:5])
     assert Mapped.of(own[::2]) is None
     assert Mapped.of(pixels) is None
+
+
+def test_a_study_settles_its_data(home: Path, monkeypatch: pytest.MonkeyPatch):
+    study = tiny_study(dataset=SPEC.model_dump(mode="json"))
+    (held,) = datasets.load_all(study).values()
+    monkeypatch.setattr(residency, "machine_memory", lambda: 4 * held.nbytes)
+    (found,) = datasets.load_all(study).values()
+    assert (held.mapped, found.mapped) == (False, True)
+    assert datasets.identities(study, {datasets.source(SPEC): found}) == datasets.identities(
+        study, {datasets.source(SPEC): held}
+    )
 
 
 def test_size_decides_where_images_lie(monkeypatch: pytest.MonkeyPatch):
