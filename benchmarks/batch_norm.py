@@ -30,7 +30,7 @@ from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training import datasets
 from lbstudy.training.data import EpochImages, ImageData, place, stratified_choice
-from lbstudy.training.datasets import Dataset
+from lbstudy.training.dataset import Dataset
 
 MOMENTUM = 0.1
 

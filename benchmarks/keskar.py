@@ -75,7 +75,7 @@ def c1(width: float) -> nn.Module:
 def pixels(images: Images, count: int) -> tuple[Tensor, Tensor]:
     """The first images of a random order, their pixels from 0 to 1, and labels."""
     chosen = torch.from_numpy(stream(0, "subset").permutation(len(images))[:count])
-    x = images.images[chosen].float().div(255).contiguous(memory_format=torch.channels_last)
+    x = images.at(chosen).float().div(255).contiguous(memory_format=torch.channels_last)
     return x, images.labels[chosen]
 
 

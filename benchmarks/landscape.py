@@ -60,7 +60,7 @@ class PILImages(Dataset):
     """Images as torchvision's CIFAR-10 gives them: one PIL image at a time, then the transforms."""
 
     def __init__(self, images: data.Images, mean: Tensor, std: Tensor):
-        self._pixels = images.images.cpu().numpy().transpose(0, 2, 3, 1).copy()
+        self._pixels = images.at(slice(None)).cpu().numpy().transpose(0, 2, 3, 1).copy()
         self._labels = images.labels.tolist()
         self._transform = transforms.Compose(
             [transforms.ToTensor(), transforms.Normalize((mean / 255).tolist(), (std / 255).tolist())]
@@ -152,7 +152,7 @@ def place(case: Case, root: Path | None, device: str) -> data.ImageData:
     images = data.place(datasets.load(spec), spec, 0, device)
 
     def first(part: data.Images, count: int) -> data.Images:
-        return data.Images(part.images[:count], part.labels[:count])
+        return data.Images(part.at(slice(count)), part.labels[:count])
 
     return data.ImageData(
         first(images.train, case.samples - test), images.validation, first(images.test, test),

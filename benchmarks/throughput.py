@@ -81,7 +81,7 @@ class PILImages(Dataset):
     """The training images as torchvision's CIFAR-10 gives them: one PIL image at a time, then the transforms."""
 
     def __init__(self, images: data.ImageData):
-        self._pixels = images.train.images.cpu().numpy().transpose(0, 2, 3, 1).copy()
+        self._pixels = images.train.at(slice(None)).cpu().numpy().transpose(0, 2, 3, 1).copy()
         self._labels = images.train.labels.tolist()
         mean, std = (images.mean / 255).tolist(), (images.std / 255).tolist()
         self._transform = transforms.Compose(
@@ -138,7 +138,7 @@ def contestants(case: Case, precision: Precision, device: str) -> dict[str, Call
     run = case.run_spec(precision)
     images = data.place(datasets.load(run.dataset), run.dataset, run.split_seed, device)
     assert len(images.train) == case.batch_size * case.steps
-    ready = images.normalise(images.train.images, torch.float32).split(case.batch_size)
+    ready = images.plain(images.train, slice(None), torch.float32).split(case.batch_size)
     bare = list(zip(ready, images.train.labels.split(case.batch_size), strict=True))
 
     def loader(processes: int) -> DataLoader:

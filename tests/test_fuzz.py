@@ -273,7 +273,7 @@ def picture(
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_trees(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     outcomes: Counter[str] = Counter()
 
     def try_tree(number: int) -> None:

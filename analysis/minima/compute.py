@@ -25,7 +25,8 @@ from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
 from lbstudy.study.file import NothingYet, StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec
-from lbstudy.training.datasets import Dataset, Datasets, of_run
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import Datasets, of_run
 
 if TYPE_CHECKING:
     import torch
@@ -386,7 +387,7 @@ def _network(spec: RunSpec, data: ImageData, state: dict[str, torch.Tensor]) -> 
     from lbstudy.training.train import DTYPES
 
     model = models.build(spec.model.name, data.shape, data.classes, spec.ghost, spec.model.settings)
-    model = model.to(data.train.images.device, DTYPES[spec.precision])
+    model = model.to(data.device, DTYPES[spec.precision])
     model.load_state_dict(state)
     return model.eval()
 

@@ -63,7 +63,7 @@ class Objective:
         chosen = stream(seed, "sharpness", "samples").permutation(len(images))[:samples]
         index = torch.from_numpy(chosen).to(images.labels.device)
         dtype = next(model.parameters()).dtype
-        return cls(model, data.normalise(images.images[index], dtype), images.labels[index], **options)  # type: ignore[arg-type]
+        return cls(model, data.plain(images, index, dtype), images.labels[index], **options)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self._labels)

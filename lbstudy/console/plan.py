@@ -21,10 +21,16 @@ IMPORTING = ("plan", "doctor", "run", "all", "confirm", "landscape", "sharpness"
 def described(study: StudySpec, data: Datasets) -> Iterator[str]:
     """What the data of a study are, in sentences."""
     from lbstudy.training import datasets, summary
+    from lbstudy.training.residency import in_words
+    from lbstudy.tuning.resources import this_machine, with_gpus
 
+    gpus = bool(study.resources.gpus_per_worker)
+    if study.resources.gpus_per_worker == "auto":
+        gpus = bool(with_gpus(study.resources, [this_machine()]).gpus_per_worker)
     for key, part in {datasets.source(part.dataset): part for part in study.variants()}.items():
         if key in data:
-            for sentence in summary.summarise(data[key]).sentences():
+            kept = in_words(part.dataset.residency, data[key].nbytes, gpus)
+            for sentence in (*summary.summarise(data[key]).sentences(), kept):
                 yield f"data: {sentence}" if len(data) == 1 else f"data, {part.dataset.name}: {sentence}"
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "image_folder", "synthetic")
 
 TrainOn = Literal["split", "all"]
+Residency = Literal["auto", "device", "host"]
 DecayOf = Literal["all", "weights"]
 
 Number = bool | int | float
@@ -46,13 +47,24 @@ class DatasetSpec(Spec):
     validation_size: int | float = Field(
         0.1, gt=0, description="samples taken from the training set, or a fraction below 1; stratified"
     )
-    augment: tuple[Literal["crop", "flip", "cutout"], ...] = Field(
-        (), description="crop: pad 4 and crop at random; flip: horizontally; cutout: erase a 16-pixel square"
+    augment: tuple[Literal["crop", "random_resized_crop", "flip", "color_jitter", "cutout"], ...] = Field(
+        (),
+        description="crop: pad 4 and crop at random; random_resized_crop: a part at random, brought to the size of the "
+        "network's images; flip: horizontally; color_jitter: brightness, contrast, saturation; cutout: erase a "
+        "16-pixel square",
+    )
+    jitter: float = Field(0.4, gt=0, le=1, description="color_jitter: factors are up to so much from 1")
+    crop_size: int | None = Field(
+        None, gt=0, description="the network's images, pixels square: the centre, or random_resized_crop's result"
     )
     drop_last: bool = Field(False, description="leave out an epoch's last, shorter mini-batch")
     download: bool = Field(False, description="let torchvision download the files when they are missing")
-    image_size: int | None = Field(
-        None, gt=0, description="image_folder: resize every image to this many pixels square"
+    image_size: int | None = Field(None, gt=0, description="image_folder: bring every image to this many pixels square")
+    image_fit: Literal["stretch", "crop"] = Field(
+        "stretch", description="image_folder, to a square: stretch; or crop: by the short side, then the centre"
+    )
+    residency: Residency = Field(
+        "auto", description="where the images lie while training: on the device, in the host's memory; by their size"
     )
     samples: int = Field(2048, gt=1, description="synthetic: number of training samples")
 
@@ -65,6 +77,13 @@ class DatasetSpec(Spec):
             known = ", ".join(map(repr, DATASETS))
             raise ValueError(f"input should be {known} or a function as module:function; got {name!r}{hint}")
         return name
+
+    @field_validator("augment")
+    @classmethod
+    def _one_crop(cls, augment: tuple[str, ...]) -> tuple[str, ...]:
+        if {"crop", "random_resized_crop"} <= set(augment):
+            raise ValueError("input should have one of `crop` and `random_resized_crop`, and not both")
+        return augment
 
     @property
     def function(self) -> str | None:

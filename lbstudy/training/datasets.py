@@ -6,12 +6,8 @@ lies in the root folder. No torch here but for torchvision's readers; what happe
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +19,8 @@ from lbstudy.study.file import KeyProblems, Keys, Problem
 from lbstudy.study.run import DatasetSpec
 from lbstudy.study.spec import StudySpec
 from lbstudy.training import trees
-from lbstudy.training.trees import Origin, Track
+from lbstudy.training.dataset import Dataset, cache_folder, decoded_folder
+from lbstudy.training.decoding import Shape, Track, TreeError
 
 # dataset -> (torchvision class, classes, image shape C x H x W, the files torchvision looks for below the root)
 TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
@@ -36,48 +33,9 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
 ROOT: Keys = ("dataset", "root")
 
 
-def cache_folder() -> Path:
-    """Where data are looked for by default, and decoded trees kept: in the user's cache folder; for a user who has no
-    home, as in some containers, among the temporary files."""
-    try:
-        return Path.home() / ".cache" / "lbstudy"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "lbstudy"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images as uint8, N x C x H x W, and labels as int64, N; for training and for testing."""
-
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
-    classes: int
-    origin: Origin = field(default_factory=Origin)  # of an image tree
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What it is known again by (JSON): a SHA-256 of all images and labels, and what a person can compare."""
-        digest = hashlib.sha256()
-        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
-            digest.update(f"{images.shape}".encode())
-            for rows in pieces(images):
-                digest.update(rows.data)
-            digest.update(np.ascontiguousarray(labels).data)
-        return {
-            "training images": len(self.train_labels),
-            "test images": len(self.test_labels),
-            "shape": list(self.train_images.shape[1:]),
-            "classes": self.classes,
-            "sha256": digest.hexdigest(),
-        }
-
-
-def pieces(images: NDArray[np.uint8], rows: int = 4096) -> Iterator[NDArray[np.uint8]]:
-    """The images, some at a time and contiguous, which bounds the memory that looking at them takes."""
-    for start in range(0, len(images), rows):
-        yield np.ascontiguousarray(images[start : start + rows])
+def shape(spec: DatasetSpec) -> Shape:
+    """What the images of a tree are brought to."""
+    return Shape(spec.image_size, spec.image_fit == "crop")
 
 
 Datasets = Mapping[str, Dataset]
@@ -88,7 +46,8 @@ Kept = TypeVar("Kept")
 
 def source(spec: DatasetSpec) -> str:
     """What is read for a dataset: equal for specs that differ only in the split or in what is done with the images."""
-    return spec.model_dump_json(include={"name", "root", "image_size", "samples"})
+    keys = {"name", "root", "image_size", "samples"}
+    return spec.model_dump_json(include=keys if spec.image_fit == "stretch" else keys | {"image_fit"})
 
 
 def of_run(kept: Mapping[str, Kept], spec: DatasetSpec) -> Kept:
@@ -141,13 +100,11 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
                 raise _wrong(f"no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
             dataset = _torchvision(spec.name, root, spec.download)
         else:
-            train, train_labels, test, test_labels, origin = trees.read(
-                root, spec.image_size, cache_folder() / "decoded", track
-            )
+            train, train_labels, test, test_labels, origin = trees.read(root, shape(spec), decoded_folder(), track)
             dataset = Dataset(train, train_labels, test, test_labels, len(origin.class_names), origin)
             if spec.name in TORCHVISION:
                 _check_shape(spec.name, root, dataset)
-    except trees.TreeError as error:
+    except TreeError as error:
         raise _wrong(str(error)) from error
     except OSError as error:
         raise _wrong(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
@@ -169,7 +126,7 @@ def load_all(
         StudyError: see `load`.
     """
     specs = {source(part.dataset): part.dataset for part in study.variants()}
-    return {name: read(spec, track) for name, spec in specs.items()}
+    return {name: read(spec, track).settled(spec.residency) for name, spec in specs.items()}
 
 
 def _expanded(root: str) -> Path:
@@ -224,9 +181,19 @@ def training_samples(spec: DatasetSpec, dataset: Dataset) -> int:
     return len(dataset.train_labels) - validation_samples(spec, len(dataset.train_labels))
 
 
+def input_shape(spec: DatasetSpec, dataset: Dataset) -> tuple[int, int, int]:
+    """Channels, height and width of what a network gets."""
+    channels, height, width = dataset.train_images.shape[1:]
+    return (channels, height, width) if spec.crop_size is None else (channels, spec.crop_size, spec.crop_size)
+
+
 def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
-    """What is wrong between a variant of a study and its data: batch sizes larger than the training split, and splits
-    that are too small for their classes, or leave nothing on one side."""
+    """What is wrong between a variant of a study and its data: batch sizes larger than the training split, splits that
+    are too small for their classes, or leave nothing on one side, and crops larger than the images."""
+    height, width = dataset.train_images.shape[2:]
+    if study.dataset.crop_size and study.dataset.crop_size > min(height, width):
+        reason = f"{study.dataset.crop_size} pixels are more than the images have, {height}x{width}"
+        yield Problem(("dataset", "crop_size"), reason)
     try:
         validation_samples(study.dataset, len(dataset.train_labels))
     except KeyProblems as error:

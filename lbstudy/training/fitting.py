@@ -18,10 +18,11 @@ from lbstudy.methods.user_code import told, traceback_of
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.study.factor_checks import said_once
 from lbstudy.study.file import KeyProblems, Keys, Problem
-from lbstudy.study.run import Budget, GhostBatchNorm, RunSpec, Schedule
+from lbstudy.study.run import Budget, DatasetSpec, GhostBatchNorm, RunSpec, Schedule
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.training.data import EpochImages, ImageData, Images
-from lbstudy.training.datasets import Dataset, Datasets, misfits, source, training_samples
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import Datasets, input_shape, misfits, source, training_samples
 from lbstudy.training.loop import DTYPES, Loop, MiniBatch
 from lbstudy.training.train import train
 
@@ -48,7 +49,7 @@ def check(study: StudySpec, data: Datasets) -> None:
 def _model(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
     """What keeps the study's model from working with these images and mini-batches."""
     ghost = study.batch_norm.ghost if isinstance(study.batch_norm, GhostBatchNorm) else None
-    shape = dataset.train_images.shape[1:]
+    shape = input_shape(study.dataset, dataset)
     try:
         network = models.check(study.model.name, shape, dataset.classes, study.model.settings, ghost=ghost)
     except MethodError as error:
@@ -100,7 +101,7 @@ def _tried(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
         foreign = list(combinations.values())[:1]
     if not foreign:
         return
-    data, told_already = _images(dataset), set()
+    data, told_already = _images(study.dataset, dataset), set()
     with torch.random.fork_rng(devices=[]):
         faulty = set()
         for name, cell in {cell.optimizer: cell for cell in foreign if _is_foreign(cell.optimizer)}.items():
@@ -118,10 +119,10 @@ def _is_foreign(name: str) -> bool:
     return ":" in name
 
 
-def _images(dataset: Dataset) -> ImageData:
+def _images(spec: DatasetSpec, dataset: Dataset) -> ImageData:
     """Images of noise, of the study's shape and classes."""
     draw = torch.Generator().manual_seed(0)
-    shape = dataset.train_images.shape[1:]
+    shape = input_shape(spec, dataset)
     pixels = torch.randint(0, 256, (SAMPLES, *shape), generator=draw, dtype=torch.uint8)
     images = Images(pixels, torch.arange(SAMPLES) % dataset.classes)
     mean = torch.full((shape[0],), 127.5, dtype=torch.float64)

@@ -33,10 +33,16 @@ class MiniBatch(NamedTuple):
     def part(self, positions: slice) -> smoothing.Part:
         """These samples of it."""
 
-        def fetch(chosen: Tensor) -> tuple[Tensor, Tensor]:
-            return self.images.images(self.start + chosen), self.images.labels(self.start + chosen)
-
         device = self.images.order.device
+
+        def fetch(chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
+            begin, end = 0, self.size
+            if isinstance(chosen, slice):
+                begin, end = chosen.start, chosen.stop
+                chosen = torch.arange(begin, end, device=device)
+            places, among = self.start + chosen, slice(self.start + begin, self.start + end)
+            return self.images.images(places, among), self.images.labels(places)
+
         return smoothing.Part(self.step, self.size, positions, fetch, device, self.images.dtype)
 
 
@@ -80,10 +86,14 @@ class Loop(NamedTuple):
             optimizer.train()  # type: ignore[attr-defined]
         return loop
 
+    def share(self, size: int) -> slice:
+        """What a worker takes of a mini-batch of `size` samples."""
+        return worker_slice(size, self.workers.rank, self.workers.size, self.slice_unit)
+
     def forward_passes(self, size: int) -> list[list[ForwardPass]]:
         """How a worker goes through its slice of a mini-batch of `size` samples: by ghost batch of the smoothing (one
         list each), copy and micro-batch."""
-        mine = worker_slice(size, self.workers.rank, self.workers.size, self.slice_unit)
+        mine = self.share(size)
         ghost = self.smoothing.ghost
         passes = [
             [

@@ -14,7 +14,8 @@ from lbstudy.methods.user_code import told, traceback_of
 from lbstudy.study.file import KeyProblems, Problem
 from lbstudy.study.run import DatasetSpec
 from lbstudy.training import datasets
-from lbstudy.training.datasets import Dataset, Track
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.decoding import Track
 
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 CHANNELS = (1, 3, 4)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lbstudy.training.datasets import Dataset, pieces
+from lbstudy.training.dataset import Dataset, pieces
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,11 @@ class Summary:
 
 def summarise(dataset: Dataset) -> Summary:
     """Describe a dataset."""
-    train, test = (list(_digests(images)) for images in (dataset.train_images, dataset.test_images))
+    digests = dataset.kept("digests", lambda: _digests(dataset)).tolist()
+    train, test = digests[: len(dataset.train_labels)], digests[len(dataset.train_labels) :]
     known = set(train)
-    counts = np.zeros((dataset.train_images.shape[1], 256), np.int64)
-    for rows in pieces(dataset.train_images):
-        for channel, count in enumerate(counts):
-            count += np.bincount(rows[:, channel].ravel(), minlength=256)
-    values, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
-    mean = shares @ values
-    deviation = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
+    mean, squares = dataset.channel_sums.sum(1) / dataset.train_images[:, 0].size / [[255], [255**2]]
+    deviation = np.sqrt(np.maximum(squares - mean**2, 0))
     origin = dataset.origin
     several = len(origin.modes) > 1
     return Summary(
@@ -77,9 +73,15 @@ def summarise(dataset: Dataset) -> Summary:
     )
 
 
-def _digests(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    for rows in pieces(images):
-        yield from (hashlib.blake2b(image.data, digest_size=16).digest() for image in rows)
+def _digests(dataset: Dataset) -> NDArray[np.bytes_]:
+    """What the pixels of each image are known again by, those that test at the end."""
+    found = [
+        hashlib.blake2b(image.data, digest_size=16).hexdigest()
+        for images in (dataset.train_images, dataset.test_images)
+        for rows in pieces(images)
+        for image in rows
+    ]
+    return np.array(found, np.bytes_)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -31,6 +31,10 @@ from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradie
 from lbstudy.training.pursuit import Pursuit
 
 EVALUATION_BATCH = 512
+EVALUATION_BYTES = 1 << 26
+"""Of normalised images, at most, that are evaluated together: fewer than 512 where they have more than 104 x 104
+pixels, since the activations of a network take many times as much."""
+
 STATISTICS_SAMPLES = 4096
 """Training samples, at least, that batch norm's running statistics are computed from before an evaluation."""
 
@@ -115,7 +119,7 @@ def train(
         ValueError: the snapshot is of a finished run.
     """
     configure.require(run)
-    device = data.train.images.device
+    device = data.device
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
     model = model.to(device, DTYPES[run.precision]).to(memory_format=memory_format(device, run.precision))
@@ -142,7 +146,7 @@ def train(
         samples = steps = 0
         before, paused, within = pursuit.run_seconds or 0.0, 0.0, list[dict[str, float]]()
         planned = starts[: total_steps - step]
-        for start in planned:
+        for start in images.in_turn(planned, partial(_share, loop, len(data.train))):
             batch = MiniBatch(step, start, min(run.batch_size, len(data.train) - start), images)
             rate = loop.course.set(step)
             loop.optimizer.zero_grad(set_to_none=True)
@@ -197,6 +201,12 @@ def train(
     return Outcome(model, report, report.diverged, fingerprint(model), best)
 
 
+def _share(loop: Loop, samples: int, start: int) -> slice:
+    """The positions in an epoch of `samples` that a worker takes of the mini-batch with this start."""
+    mine = loop.share(min(loop.run.batch_size, samples - start))
+    return slice(start + mine.start, start + mine.stop)
+
+
 def minibatch_starts(samples: int, run: RunSpec) -> range:
     """Where each mini-batch of an epoch begins; the last one is shorter unless `drop_last` leaves it out."""
     if run.dataset.drop_last and samples > run.batch_size:
@@ -225,8 +235,7 @@ def renew_statistics(loop: Loop, images: EpochImages, starts: range, step: int, 
     workers, run, seen = loop.workers, loop.run, 0
     with renewed_statistics(loop.model, workers):
         for batch in _backwards(run, images, starts, step, within):
-            mine = worker_slice(batch.size, workers.rank, workers.size, loop.slice_unit)
-            for positions in cut(mine, run.micro_batch_size):
+            for positions in cut(loop.share(batch.size), run.micro_batch_size):
                 loop.outputs(loop.model, batch, positions)
             seen += batch.size
             if seen >= min(STATISTICS_SAMPLES, len(images.order)):
@@ -290,9 +299,10 @@ def evaluate(model: nn.Module, data: ImageData, images: Images, precision: str =
     workers, dtype = Workers.current(), DTYPES[precision]
     training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=images.images.device)
-    for part in cut(worker_slice(len(images), workers.rank, workers.size), EVALUATION_BATCH):
-        inputs, labels = data.normalise(images.images[part], dtype), images.labels[part]
+    sums = torch.zeros(2, dtype=torch.float64, device=images.device)
+    together = min(EVALUATION_BATCH, max(1, EVALUATION_BYTES // (4 * math.prod(data.shape))))
+    for part in cut(worker_slice(len(images), workers.rank, workers.size), together):
+        inputs, labels = data.plain(images, part, dtype), images.labels[part]
         with autocast(precision, inputs.device):
             logits = model(inputs)
         sums[0] += F.cross_entropy(logits.to(dtype), labels, reduction="sum")

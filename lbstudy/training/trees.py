@@ -1,4 +1,4 @@
-"""Image trees, `train/<class>/**` and `test/<class>/**`, decoded once into uint8 arrays.
+"""Image trees, `train/<class>/**` and `test/<class>/**`, as uint8 arrays; `decoding` makes these of the files, once.
 
 Every file below the two folders is used or named: `Origin.left_out` says how many of which kind were not, and the first
 of each. All images are brought to 8 bits a channel, and to one mode: grey if all are grey, else RGB. EXIF orientation
@@ -8,22 +8,17 @@ is not applied and alpha is dropped, as torchvision's `ImageFolder` does.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from lbstudy.training.decoding import Shape, Track, TreeError, decode, in_memory
+from lbstudy.training.mapped import open_mapped
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -34,13 +29,6 @@ SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume
 """Names that operating systems and file servers leave behind, in lower case."""
 
 PARTS = ("train", "test")
-
-Track = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps the decoding to show progress: (files, count) -> files."""
-
-
-class TreeError(Exception):
-    """Why a folder is no image tree that can be trained on; a sentence."""
 
 
 class LeftOut(NamedTuple):
@@ -144,123 +132,49 @@ def _why_not(root: Path, place: Path) -> str:
     return "" if S_ISREG((root / place).stat().st_mode) else "that are pipes, sockets or devices"
 
 
-def read(root: Path, size: int | None, cache_folder: Path, track: Track | None = None) -> tuple[Any, ...]:
+def read(root: Path, shape: Shape, cache_folder: Path, track: Track | None = None) -> tuple[Any, ...]:
     """Decode an image tree, or take what was decoded before.
 
     Args:
         root: of the tree.
-        size: resize every image to so many pixels square.
+        shape: what to bring every image to.
         cache_folder: where decoded trees lie. A tree's name there follows from its files' paths, sizes and times of
             modification and of change; the last is set by the operating system alone, so that an image which was
             rewritten is decoded again.
         track: shows progress.
 
     Returns:
-        Training images (uint8, N x C x H x W) and labels (int64, N), test images and labels, and the `Origin`.
+        Training images (uint8, N x C x H x W) and labels (int64, N), test images and labels, and the `Origin`. The
+        images are mapped from the file that they were decoded into, unless none could be written.
 
     Raises:
         TreeError: it is no tree, an image cannot be read, or not all have one size.
         OSError: a folder cannot be read.
     """
     tree = list_files(root)
-    cache = cache_folder / f"{_key(tree, size)}.npz"
     listed = tree.train + tree.test
-    if (stored := _read_cache(cache)) is None:
-        images, modes = _decode([file for file, _ in listed], size, track)
-        with suppress(OSError):  # without room for it, or the right to write it, the next run decodes again
-            _write_cache(cache, images, modes)
-    else:
-        images, modes = stored
+    files, split = [file for file, _ in listed], len(tree.train)
+    target = cache_folder / f"{_key(tree, shape)}.npy"
+    try:
+        modes = decode(files, shape, target, track)
+        images = open_mapped(target)
+    except OSError:  # without room for it, or the right to write it, the next run decodes again
+        images, modes = in_memory(files, shape, track)
     labels = np.array([label for _, label in listed], dtype=np.int64)
-    split = len(tree.train)
-    origin = Origin(tree.class_names, modes, tree.left_out)
-    return images[:split], labels[:split], images[split:], labels[split:], origin
+    return (
+        images[:split],
+        labels[:split],
+        images[split:],
+        labels[split:],
+        Origin(tree.class_names, modes, tree.left_out),
+    )
 
 
-def _key(tree: Tree, size: int | None) -> str:
+def _key(tree: Tree, shape: Shape) -> str:
+    size = f"{shape.size} crop" if shape.crop else f"{shape.size}"
     digest = hashlib.sha256(f"{DECODER} {os.fsencode(os.path.realpath(tree.root))!r} {size}".encode())
     for file, label in tree.train + tree.test:
         status = file.stat()
         times = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         digest.update(os.fsencode(file.relative_to(tree.root)) + f" {label} {times}\n".encode())
     return digest.hexdigest()[:24]
-
-
-def _read_cache(cache: Path) -> tuple[NDArray[np.uint8], dict[str, int]] | None:
-    if cache.is_file():
-        with suppress(Exception), np.load(cache, allow_pickle=False) as stored:  # a damaged cache is made again
-            return stored["images"], json.loads(str(stored["modes"]))
-    return None
-
-
-def _write_cache(cache: Path, images: NDArray[np.uint8], modes: dict[str, int]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as out:
-        try:
-            np.savez(out, images=images, modes=np.array(json.dumps(modes)))
-        except OSError:
-            os.unlink(out.name)
-            raise
-    os.replace(out.name, cache)
-
-
-def _decode(files: list[Path], size: int | None, track: Track | None) -> tuple[NDArray[np.uint8], dict[str, int]]:
-    from PIL import Image
-
-    tracked: Iterable[Path] = track(files, len(files)) if track else files
-    images: list[NDArray[np.uint8]] = []
-    modes: Counter[str] = Counter()
-    try:
-        for file in tracked:
-            try:
-                with Image.open(file) as stored:
-                    modes[stored.mode] += 1
-                    image = eight_bits(stored)
-                pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
-            except TreeError as error:
-                raise TreeError(f"{file} {error}") from None
-            except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError and more on a damaged file
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise TreeError(f"{file} is no readable image: {reason}") from error
-            if images and pixels.shape[:2] != images[0].shape[:2]:
-                raise TreeError(
-                    f"{file} is {_in_words(pixels)}, the images before it are {_in_words(images[0])}; "
-                    "set dataset.image_size to resize them all"
-                )
-            images.append(pixels)
-    finally:
-        if isinstance(tracked, Generator):
-            tracked.close()  # ends the progress bar here, and not in whichever thread collects the garbage
-    return _of_one_mode(images), dict(modes)
-
-
-def eight_bits(image: Image) -> Image:
-    """A stored image as `L` if it is grey, else as `RGB`; 16 bits a pixel are scaled to 8.
-
-    Raises:
-        TreeError: its pixels have no known range (32-bit integers, floating point).
-    """
-    from PIL import Image as images
-
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):  # 0 to 65535
-        return images.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise TreeError(f"has pixels of {kind}, whose range is not known; store 8 or 16 bits a channel")
-    return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
-
-
-def _of_one_mode(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Grey (H x W) and colour (H x W x 3) images as N x C x H x W: grey if all are."""
-    if all(pixels.ndim == 2 for pixels in images):
-        return np.stack(images)[:, None]
-    height, width = images[0].shape[:2]
-    together = np.empty((len(images), 3, height, width), np.uint8)
-    for place, pixels in enumerate(images):
-        together[place] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return together
-
-
-def _in_words(pixels: NDArray[np.uint8]) -> str:
-    """Height x width."""
-    return f"{pixels.shape[0]}x{pixels.shape[1]}"

@@ -222,6 +222,7 @@ class Lane:
                 "sources": list(data),
                 "data": list(data.values()),
                 "code": [code],
+                "gpus": gpus,
             },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
@@ -385,12 +386,13 @@ def _serve(config: dict[str, Any]) -> None:
 
     user_code.activate(ray.get(config["code"][0]))
     mailbox, device = config["mailbox"], ray.train.torch.get_device()
+    gpu_share = min(config["gpus"], 1.0)
     found = dict(zip(config["sources"], config["data"], strict=True))
 
     @lru_cache(maxsize=1)  # trials of one study share their data, or most do: a device holds one set of images
     def placed(spec: DatasetSpec, split_seed: int, train_on: TrainOn) -> Any:
         dataset: Any = ray.get(datasets.of_run(found, spec))
-        return data.place(dataset, spec, split_seed, device, train_on)
+        return data.place(dataset, spec, split_seed, device, train_on, gpu_share)
 
     if ray.train.get_context().get_world_size() > 1:
         torch.distributed.all_reduce(torch.ones(1, device=device))  # NCCL connects only now
@@ -421,7 +423,7 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
 
     from lbstudy.training.train import Snapshot, train
 
-    rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.train.images.device
+    rank, workers, device = get_context().get_world_rank(), get_context().get_world_size(), data.device
     epochs = run.extent(len(data.train)).epochs
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}

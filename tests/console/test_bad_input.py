@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from lbstudy.console import cli
-from lbstudy.training import datasets
 
 GOOD = """\
 name: tiny
@@ -272,7 +271,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from lbstudy.tuning import tuner
 
     monkeypatch.setattr(tuner, "connect", no_ray)
-    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "run" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run")
     return tmp_path / "run"

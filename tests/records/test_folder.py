@@ -229,6 +229,7 @@ EXTENSIONS = {
     "more trials": ({"tuning": TINY_STUDY["tuning"] | {"trials": 9}}, None),
     "more cells": ({"cells": TINY_STUDY["cells"] | {"batch_size": [32, 128, 256]}}, None),
     "other resources": ({"resources": {"workers": 2}}, None),
+    "images elsewhere": ({"dataset": {**TINY_STUDY["dataset"], "residency": "host"}}, None),
     "fewer trials": ({"tuning": TINY_STUDY["tuning"] | {"trials": 3}}, "trials: 3"),
     "fewer cells": ({"cells": TINY_STUDY["cells"] | {"smoothing": ["none"]}}, "mixup"),
     "another budget": ({"budget": {"epochs": 5}}, "epochs: 5"),

@@ -10,13 +10,13 @@ from PIL import Image
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import DatasetSpec
 from lbstudy.training import datasets
-from lbstudy.training.data import CUTOUT, PAD, EpochImages, crop, cutout, place, stratified_choice, worker_slice
+from lbstudy.training.data import CUTOUT, PAD, EpochImages, crop, cutout, flip, place, stratified_choice, worker_slice
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image tree of two classes, 8 x 6 pixels, whose pixel values are their label's hundreds plus a number."""
-    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for part, count in (("train", 10), ("test", 4)):
         for label, name in enumerate(("cat", "dog")):
             folder = tmp_path / "tree" / part / name
@@ -101,11 +101,11 @@ def test_split_is_stratified_by_seed_and_leaves_no_sample_out():
     full = datasets.load(spec)
     one, same, other = (place(full, spec, seed) for seed in (0, 0, 1))
     assert (len(one.train), len(one.validation), len(one.test)) == (1237, 200, 360)
-    assert torch.equal(one.validation.images, same.validation.images)
+    assert torch.equal(one.validation.rows, same.validation.rows)
     assert not torch.equal(one.validation.labels, other.validation.labels)
     shares = torch.bincount(one.validation.labels) - torch.from_numpy(np.bincount(full.train_labels)) * 200 / 1437
     assert shares.abs().max() < 1
-    pixels = torch.cat([one.train.images, one.validation.images]).flatten(1).sum(1).sort().values
+    pixels = torch.cat([part.at(slice(None)) for part in (one.train, one.validation)]).flatten(1).sum(1).sort().values
     assert pixels.tolist() == sorted(full.train_images.reshape(1437, -1).sum(1).tolist())
 
 
@@ -126,7 +126,7 @@ def test_impossible_split_is_refused(size: float):
 def test_normalised_training_images_have_mean_zero_and_deviation_one():
     spec = DatasetSpec(name="synthetic", samples=400)
     data = place(datasets.load(spec), spec, 0)
-    images = data.normalise(data.train.images, torch.float64)
+    images = data.plain(data.train, slice(None), torch.float64)
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), atol=1e-10, rtol=0)
     torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64))
 
@@ -156,9 +156,15 @@ def test_crop_shifts_by_its_offset():
     padded = torch.zeros(5, 2, 6 + 2 * PAD, 6 + 2 * PAD, dtype=torch.uint8)
     padded[:, :, PAD:-PAD, PAD:-PAD] = images
     order = torch.tensor([3, 1, 0, 4, 2])
-    result = crop(padded, order, offsets, offsets.flip(0))
+    result = crop(images[order], offsets, offsets.flip(0))
     for index, (top, left) in enumerate(zip(offsets.tolist(), offsets.flip(0).tolist(), strict=True)):
         assert torch.equal(result[index], padded[order[index], :, top : top + 6, left : left + 6])
+
+
+def test_crop_and_flip_of_no_images_are_none():
+    none = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert crop(flip(none, nothing), nothing, nothing).shape == (0, 3, 32, 32)
 
 
 def test_flip_mirrors_about_half_of_the_images():

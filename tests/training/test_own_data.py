@@ -75,7 +75,7 @@ def test_mapped_files_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyP
     buffers: list[pickle.PickleBuffer] = []
     pickle.dumps(found, protocol=5, buffer_callback=buffers.append)
     assert any(np.shares_memory(np.frombuffer(buffer.raw(), np.uint8), mapped) for buffer in buffers)
-    np.testing.assert_array_equal(place(found, SPEC, 0).test.images, given["test_images"])
+    np.testing.assert_array_equal(place(found, SPEC, 0).test.pixels, given["test_images"])
 
 
 def test_root_is_handed_over_where_it_is_asked_for():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lbstudy.training import datasets
-from lbstudy.training.datasets import Dataset
+from lbstudy.training import dataset as data_set
+from lbstudy.training.dataset import Dataset
 from lbstudy.training.summary import summarise
 from lbstudy.training.trees import LeftOut, Origin
 
@@ -64,6 +64,12 @@ def test_any_other_content_is_told_apart(dataset: Dataset, change: str):
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def test_images_come_in_pieces():
+def test_images_come_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data_set, "PIECE", 12)
     images = np.arange(10 * 3, dtype=np.uint8).reshape(10, 3, 1, 1)
-    np.testing.assert_array_equal(np.concatenate(list(datasets.pieces(images, rows=4))), images)
+    pieces = list(data_set.pieces(images))
+    assert [len(piece) for piece in pieces] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(pieces), images)
+    sums, squares = Dataset(images, np.arange(10), images, np.arange(10), 10).channel_sums
+    np.testing.assert_array_equal(sums, images[..., 0, 0])
+    np.testing.assert_array_equal(squares, images[..., 0, 0].astype(int) ** 2)

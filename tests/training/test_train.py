@@ -12,7 +12,8 @@ from lbstudy.methods.smoothing.noise import Numbers, ParameterNoise, Settings
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training.data import EpochImages, ImageData, place
-from lbstudy.training.datasets import Dataset, load
+from lbstudy.training.dataset import Dataset
+from lbstudy.training.datasets import load
 from lbstudy.training.train import Outcome, evaluate, train
 from tests.methods import examples
 from tests.parallel import run_workers
@@ -163,7 +164,7 @@ def test_copies_average_the_gradients_of_perturbed_weights():
     for copy in range(3):
         start.zero_grad()
         with noise.perturbed(Draw(0, copy=copy)):
-            images = data.normalise(data.train.images, torch.float64)
+            images = data.plain(data.train, slice(None), torch.float64)
             torch.nn.functional.cross_entropy(start.train()(images), data.train.labels).backward()
         gradients.append([p.grad.clone() for p in start.parameters()])
     run = make_run(dataset, **keys, smoothing="noise", noise={"copies": 3})

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbstudy.training import trees
+from lbstudy.training import decoding, trees
+from lbstudy.training.decoding import Shape
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 
@@ -25,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 
 def read(tree: Path, size: int | None = None) -> tuple[np.ndarray, trees.Origin]:
     """The training images, and what else there is to know."""
-    images, _, _, _, origin = trees.read(tree, size, tree.parent / "cache")
+    images, _, _, _, origin = trees.read(tree, Shape(size), tree.parent / "cache")
     return images, origin
 
 
@@ -51,14 +52,14 @@ def test_16_bits_of_a_portable_graymap_are_scaled_to_8(tree: Path):
 
 def test_rounding_of_16_bits_is_to_the_nearest():
     values = np.array([[0, 128, 129, 256, 257, 65407, 65535]], np.uint16)
-    found = np.asarray(trees.eight_bits(Image.fromarray(values)))
+    found = np.asarray(decoding.eight_bits(Image.fromarray(values)))
     np.testing.assert_array_equal(found[0], np.round(values[0] / 257))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_pixels_without_a_known_range_are_refused(tree: Path, dtype: type):
     Image.fromarray(GREY.astype(dtype)).save(tree / "test" / "dog" / "1.tif")
-    with pytest.raises(trees.TreeError, match=r"1\.tif has pixels of .*, whose range is not known"):
+    with pytest.raises(decoding.TreeError, match=r"1\.tif has pixels of .*, whose range is not known"):
         read(tree)
 
 
@@ -145,8 +146,8 @@ def test_what_was_decoded_is_not_decoded_again(tree: Path):
         counts.append(count)
         return files
 
-    first = trees.read(tree, None, tree.parent / "cache", track)
-    second = trees.read(tree, None, tree.parent / "cache", track)
+    first = trees.read(tree, Shape(), tree.parent / "cache", track)
+    second = trees.read(tree, Shape(), tree.parent / "cache", track)
     assert counts == [4]
     np.testing.assert_array_equal(first[0], second[0])
     assert first[4] == second[4]

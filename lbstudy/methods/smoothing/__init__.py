@@ -29,13 +29,13 @@ class Part(NamedTuple):
     step: int  # optimizer steps before this one
     size: int  # samples of the mini-batch
     positions: slice  # of these samples in the mini-batch; empty for a worker without samples
-    fetch: Callable[[Tensor], tuple[Tensor, Tensor]]  # positions in the mini-batch, k -> images, labels
+    fetch: Callable[[Tensor | slice], tuple[Tensor, Tensor]]  # positions in the mini-batch, k -> images, labels
     device: torch.device
     dtype: torch.dtype  # of images
 
     def own(self) -> Inputs:
         """The part's samples as they are."""
-        return Inputs(*self.fetch(torch.arange(self.positions.start, self.positions.stop, device=self.device)))
+        return Inputs(*self.fetch(self.positions))
 
 
 class Inputs(NamedTuple):

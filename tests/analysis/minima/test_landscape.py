@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -67,7 +68,7 @@ class Quadratic(nn.Module):
 
 def of_class_zero(images: data.ImageData) -> data.ImageData:
     def zero(part: data.Images) -> data.Images:
-        return data.Images(part.images, torch.zeros_like(part.labels))
+        return data.Images(part.pixels, torch.zeros_like(part.labels), part.rows)
 
     return data.ImageData(
         zero(images.train), zero(images.validation), zero(images.test), 2, images.mean, images.std
@@ -191,7 +192,7 @@ class TestVariances:
     @pytest.fixture(scope="class")
     @staticmethod
     def few(digits: data.ImageData) -> data.ImageData:
-        parts = (data.Images(part.images[:32], part.labels[:32]) for part in (digits.train, digits.validation))
+        parts = (data.Images(part.at(slice(32)), part.labels[:32]) for part in (digits.train, digits.validation))
         return data.ImageData(*parts, digits.test, digits.classes, digits.mean, digits.std)
 
     @pytest.fixture(scope="class")
@@ -367,6 +368,16 @@ class TestSamples:
     def test_more_than_there_are_is_all(self, digits: data.ImageData):
         batches = prepare(network("lenet5", digits), digits, samples=10**6)
         assert sum(len(y) for _, y in batches["train"]) == len(digits.train)
+
+    def test_what_is_not_kept_is_normalised_again(self, digits: data.ImageData, monkeypatch: pytest.MonkeyPatch):
+        model = network("lenet5", digits)
+        at = landscape.line(model, SPEC, 1, np.array([0.0, 0.5]))
+        kept = evaluate_points(model, at, prepare(model, digits, 600))
+        monkeypatch.setattr(landscape, "KEPT_IMAGES", 0)
+        again = prepare(model, digits, 600)
+        first, second = next(iter(again["train"]))[0], next(iter(again["train"]))[0]
+        assert first.data_ptr() != second.data_ptr()
+        pd.testing.assert_frame_equal(evaluate_points(model, at, again), kept, check_exact=True)
 
     def test_none_is_refused(self, digits: data.ImageData):
         with pytest.raises(StudyError, match="samples: 0"):

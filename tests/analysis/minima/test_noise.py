@@ -28,7 +28,7 @@ def setting(**keys: object) -> tuple[torch.nn.Module, RunSpec, ImageData]:
 
 def by_sample(model: torch.nn.Module, data: ImageData) -> np.ndarray:
     """The gradient of each training sample's loss: samples x parameters."""
-    images = data.normalise(data.train.images, torch.float64)
+    images = data.plain(data.train, slice(None), torch.float64)
     rows = []
     for image, label in zip(images, data.train.labels, strict=True):
         loss = F.cross_entropy(model(image[None]), label[None])

@@ -412,7 +412,7 @@ def test_how_far_from_sgd_usual_dampings_are():
     dataset, data = digits()
     run = make_run(dataset, batch_size=32, precision="fp64", hyper={"weight_decay": 0})
     model = train(run, data).model.train()
-    images, labels = data.normalise(data.train.images[:256], torch.float64), data.train.labels[:256]
+    images, labels = data.plain(data.train, slice(256), torch.float64), data.train.labels[:256]
     errors = []
     for damping in (1, 1e2, 1e4):
         model.zero_grad()
