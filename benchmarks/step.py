@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     if options.smoke:
-        options.batch, options.steps, options.rounds = 8, 1, 1
+        options.batch, options.steps, options.rounds = 16, 2, 1
     measuring.begin(options)
     case = Case(options.model, options.batch, options.steps, options.rounds)
     runs = {name: method_run(case, name) for name in METHODS if name in (REFERENCE, *options.method)}

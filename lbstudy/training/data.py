@@ -45,6 +45,7 @@ class ImageData:
     mean: Tensor  # C, in units of a pixel (0 to 255), float64
     std: Tensor
     _augmentable: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
+    _normalising: dict[torch.dtype, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     def augmentable(self, augment: tuple[str, ...]) -> Tensor:
         """The training images as these augmentations want them, made once: padded for cropping, and followed by their
@@ -63,8 +64,10 @@ class ImageData:
 
     def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Images with zero mean and unit deviation per channel, over the training split."""
-        scale = (1 / self.std).to(dtype).view(-1, 1, 1)
-        shift = (-self.mean / self.std).to(dtype).view(-1, 1, 1)
+        if dtype not in self._normalising:
+            numbers = (1 / self.std, -self.mean / self.std)
+            self._normalising[dtype] = tuple(number.to(dtype).view(-1, 1, 1) for number in numbers)
+        scale, shift = self._normalising[dtype]
         return images.to(dtype).mul_(scale).add_(shift)
 
 
