@@ -36,7 +36,6 @@ from benchmarks.throughput import NETWORKS, VALIDATION, augmented, time_plain_lo
 from lbstudy.analysis.minima import landscape
 from lbstudy.analysis.minima.directions import DirectionSpec
 from lbstudy.methods import configure, models, smoothing
-from lbstudy.parallel.device import exact_kernels
 from lbstudy.study.run import Budget, DatasetSpec, RunSpec
 from lbstudy.training import data, datasets
 from lbstudy.training.train import train
@@ -87,8 +86,7 @@ class Bench:
             def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
                 return islice(augmented(self.images, batch), steps)
 
-            with exact_kernels():
-                return batch * steps / time_plain_loop(run, self.images, batches).wall
+            return batch * steps / time_plain_loop(run, self.images, batches).wall
 
         whole = len(self.images.train) // batch
         warm = of(min(3, whole))

@@ -2,7 +2,7 @@
 
 train()     lbstudy: uint8 images on the device; order, crop and flip anew in every epoch
 by hand     the same work in one loop with all of torch's means for it: memory format, fused update, and the precision
-            and compilation of train(); no loss or gradient norm kept, nothing resumable
+            and compilation of train(); no loss or gradient norm kept, nothing that resumes
 bare        the same model, optimizer and steps on tensors that are ready and normalised, with nothing around them: the
             most that any loop can reach
 contiguous  train() with the network's weights in torch's usual memory format
@@ -32,15 +32,16 @@ from unittest import mock
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks import _measuring as measuring
 from lbstudy.methods import models, optimizers
+from lbstudy.parallel.device import exact_kernels
 from lbstudy.study.run import Budget, DatasetSpec, ModelSpec, RunSpec
 from lbstudy.training import data, datasets
-from lbstudy.training.loop import autocast
+from lbstudy.training.loop import autocast, memory_format
 from lbstudy.training.train import train
 
 VALIDATION = 10  # samples; validation is not timed, so no more than a stratified split needs
@@ -55,16 +56,17 @@ class Case(NamedTuple):
     batch_size: int
     steps: int  # of a round
     rounds: int
+    loaders: bool = False  # whether the ways with a DataLoader take part
 
 
 CASES = [
-    Case("lenet5", 128, 60, 7),
+    Case("lenet5", 128, 60, 7, loaders=True),
     Case("lenet5", 2048, 4, 7),
     Case("vgg9", 128, 2, 5),
     Case("vgg9", 2048, 1, 1),
     Case("resnet18", 128, 1, 3),
 ]
-SMOKE = [Case("lenet5", 16, 2, 1)]
+SMOKE = [Case("lenet5", 16, 2, 1, loaders=True)]
 
 
 def run_spec(case: Case, precision: str = "fp32", compiled: bool = False) -> RunSpec:
@@ -130,25 +132,25 @@ def time_contiguous(run: RunSpec, images: data.ImageData) -> measuring.Seconds:
 def augmented(images: data.ImageData, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch's mini-batches, shuffled, cropped and flipped on the device, in the fewest operations known."""
     device, count = images.mean.device, len(images.train)
-    padded = pad(images.train.images, (4, 4, 4, 4))
-    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)
+    windows = images.augmentable(("crop", "flip")).unfold(2, 32, 1).unfold(3, 32, 1)  # made once, mirror images besides
     order = torch.randperm(count, device=device)
-    tops, lefts, flips = (torch.randint(high, (count,), device=device) for high in (9, 9, 2))
-    scale, shift = ((a).float().view(-1, 1, 1) for a in (1 / images.std, -images.mean / images.std))
-    for index, top, left, flip in zip(*(t.split(batch_size) for t in (order, tops, lefts, flips)), strict=True):
-        inputs = windows[index, :, top, left]
-        inputs = torch.where(flip[:, None, None, None] == 1, inputs.flip(-1), inputs)
-        yield inputs.float().mul_(scale).add_(shift), images.train.labels[index]
+    flips, tops, lefts = (torch.randint(high, (count,), device=device) for high in (2, 9, 9))
+    scale, shift = (numbers.float().view(-1, 1, 1) for numbers in (1 / images.std, -images.mean / images.std))
+    parts = (t.split(batch_size) for t in (order + count * flips, tops, lefts, images.train.labels[order]))
+    for index, top, left, labels in zip(*parts, strict=True):
+        yield windows[index, :, top, left].float().mul_(scale).add_(shift), labels
 
 
+@exact_kernels()
 def time_plain_loop(
     run: RunSpec, images: data.ImageData, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
 ) -> measuring.Seconds:
-    """Of a plain training loop over these mini-batches, in the fastest memory format and with a fused update."""
+    """Of a plain training loop over these mini-batches, in the fastest memory format and with a fused update; on a GPU
+    with the arithmetic of `train()`."""
     device = images.mean.device
     torch.manual_seed(run.seed)
     model = models.build(run.model.name, images.shape, images.classes, None, run.model.settings)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device, memory_format=memory_format(device, run.precision)).train()
     network = torch.compile(model) if run.compile else model
     optimizer = optimizers.build(run, model)
     for group in optimizer.param_groups:
@@ -165,7 +167,7 @@ def time_plain_loop(
     return watch.seconds()
 
 
-def contestants(case: Case, run: RunSpec, device: str, loaders: bool) -> dict[str, Callable[[], measuring.Seconds]]:
+def contestants(case: Case, run: RunSpec, device: str) -> dict[str, Callable[[], measuring.Seconds]]:
     """Each contestant's round: a function that trains an epoch and returns its seconds."""
     images = data.place(datasets.load(run.dataset), run.dataset, run.split_seed, device)
     assert len(images.train) == case.batch_size * case.steps
@@ -183,8 +185,9 @@ def contestants(case: Case, run: RunSpec, device: str, loaders: bool) -> dict[st
         "by hand": partial(time_plain_loop, run, images, lambda: augmented(images, case.batch_size)),
         "bare": partial(time_plain_loop, run, images, lambda: bare),
     }
-    if loaders:
+    if not run.compile:
         ways["contiguous"] = partial(time_contiguous, run, images)
+    if case.loaders and run.precision == "fp32" and not run.compile:
         for processes in (0, 1):
             batches = loader(processes)
             ways[f"DataLoader {processes}"] = partial(time_plain_loop, run, images, lambda batches=batches: batches)
@@ -194,8 +197,7 @@ def contestants(case: Case, run: RunSpec, device: str, loaders: bool) -> dict[st
 def measure(case: Case, precision: str, compiled: bool, rounds: int, device: str) -> None:
     """Print what the contestants came to."""
     run = run_spec(case, precision, compiled)
-    loaders = precision == "fp32" and not compiled
-    seconds = measuring.take_turns(contestants(case, run, device, loaders), rounds)
+    seconds = measuring.take_turns(contestants(case, run, device), rounds)
     label = f"{case.model} at {case.batch_size}, {precision}{', compiled' if compiled else ''}"
     images = case.batch_size * case.steps
     for name, taken in seconds.items():

@@ -1,5 +1,6 @@
 """Benchmarks run; whether their numbers are good nobody can say here."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def test_smoke(name: str):
     outcome = run.run(name, ["--smoke"])
     assert outcome.problem == ""
     assert outcome.said
+
+
+@pytest.mark.slow
+def test_a_gpu_is_measured_without_ray():
+    without = "import sys; sys.modules['ray'] = None; from benchmarks import gpu"
+    subprocess.run([sys.executable, "-c", without], check=True)
 
 
 def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
