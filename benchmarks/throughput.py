@@ -191,7 +191,7 @@ def contestants(case: Case, run: RunSpec, device: str) -> dict[str, Callable[[],
         for processes in (0, 1):
             batches = loader(processes)
             ways[f"DataLoader {processes}"] = partial(time_plain_loop, run, images, lambda batches=batches: batches)
-    return ways  # fmt: skip
+    return ways
 
 
 def measure(case: Case, precision: str, compiled: bool, rounds: int, device: str) -> None:

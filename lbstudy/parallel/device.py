@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
     """The values as a tensor there. A GPU copies them in the order of its work, from pinned memory, and the host goes
     on: a plain `.to(device)` would wait until the device has done all that was asked of it before."""
     tensor = torch.from_numpy(values)

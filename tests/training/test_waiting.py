@@ -2,7 +2,7 @@
 
 A GPU is not needed to see that: what would make the host wait is known by name. Values that come to the host are read
 by `item` and its kin, sizes that depend on values by `nonzero` and its kin; and a copy of the host's numbers to the
-device waits unless it is `on_device`'s.
+device waits unless it is `to_device`'s.
 """
 
 import sys

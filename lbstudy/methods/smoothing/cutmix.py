@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lbstudy.methods.smoothing import Inputs, Part, Smoothing
-from lbstudy.parallel.device import on_device
+from lbstudy.parallel.device import to_device
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import Spec
 
@@ -63,7 +63,7 @@ class CutMix(Smoothing):
             draws = stream(self.seed, "cutmix", step)
             kept = draws.beta(self.numbers.cutmix_alpha, self.numbers.cutmix_alpha)
             row, column = int(draws.integers(height)), int(draws.integers(width))
-            partners = on_device(draws.permutation(size), device)
+            partners = to_device(draws.permutation(size), device)
             self._latest = key, Cut(box(kept, row, column, height, width), partners)
         return self._latest[1]
 

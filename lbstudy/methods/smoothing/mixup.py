@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lbstudy.methods.smoothing import Inputs, Part, Smoothing
-from lbstudy.parallel.device import on_device
+from lbstudy.parallel.device import to_device
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import Spec
 
@@ -52,8 +52,8 @@ class Mixup(Smoothing):
             draws = stream(self.seed, "mixup", step)
             alpha = self.numbers.mixup_alpha
             coefficients = draws.beta(alpha, alpha, size=size if self.settings.per == "sample" else 1)
-            partners = on_device(draws.permutation(size), device)
-            self._latest = key, Mixing(on_device(coefficients, device).to(dtype).expand(size), partners)
+            partners = to_device(draws.permutation(size), device)
+            self._latest = key, Mixing(to_device(coefficients, device).to(dtype).expand(size), partners)
         return self._latest[1]
 
     def inputs(self, part: Part) -> Inputs:

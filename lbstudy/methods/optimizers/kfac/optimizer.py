@@ -23,7 +23,7 @@ from lbstudy.methods.optimizers.kfac.blocks import Block, DampingForm, Kronecker
 from lbstudy.methods.optimizers.kfac.exchange import PendingSum, assign, pack, share, symmetric, unpack
 from lbstudy.methods.optimizers.kfac.listener import Listener, Statistic
 from lbstudy.methods.optimizers.kfac.ties import settled_ties
-from lbstudy.parallel.device import on_device
+from lbstudy.parallel.device import to_device
 from lbstudy.parallel.randomness import stream
 from lbstudy.parallel.workers import Workers
 
@@ -161,7 +161,7 @@ class KFAC(torch.optim.Optimizer):
             if not empirical:
                 draws = stream(self._seed, "fisher", self.param_groups[0]["step"], copy).random(size)
                 draws = draws[part] if part is not None else draws
-                self._backward_of_drawn_labels(logits, on_device(draws, logits.device), listener)
+                self._backward_of_drawn_labels(logits, to_device(draws, logits.device), listener)
 
         hooks = [block.layer.register_forward_hook(listener.hook(block)) for block in self._blocks]
         hooks.append(self._model.register_forward_hook(after_forward))
