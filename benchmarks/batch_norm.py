@@ -10,14 +10,10 @@ neither, so the two differ in nothing else.
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -25,12 +21,14 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import lbstudy.training.train as training
+from benchmarks import _measuring as measuring
 from lbstudy.parallel.batch_norm import BatchNorm
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training import datasets
 from lbstudy.training.data import EpochImages, ImageData, place, stratified_choice
 from lbstudy.training.dataset import Dataset
+from lbstudy.training.loop import Loop
 
 MOMENTUM = 0.1
 
@@ -75,10 +73,10 @@ def validated_twice(data: ImageData, run: RunSpec) -> Iterator[list[tuple[float,
     moving, found = MovingStatistics(), list[tuple[float, float]]()
     renew = training.renew_statistics
 
-    def renew_after_a_look(model: nn.Module, images: EpochImages, run: RunSpec, starts: range, step: int) -> None:
-        moving.put(model)
-        found.append(training.evaluate(model, data, data.validation, run.precision))
-        renew(model, images, run, starts, step)
+    def renew_after_a_look(loop: Loop, images: EpochImages, starts: range, step: int, within: bool = False) -> None:
+        moving.put(loop.model)
+        found.append(training.evaluate(loop.model, data, data.validation, run.precision))
+        renew(loop, images, starts, step, within)
 
     hooks = [
         register_module_forward_hook(moving.after_forward),
@@ -93,7 +91,7 @@ def validated_twice(data: ImageData, run: RunSpec) -> Iterator[list[tuple[float,
             hook.remove()
 
 
-def measure(data: ImageData, run: RunSpec, tell: Callable[[str], None]) -> pd.DataFrame:
+def measure(data: ImageData, run: RunSpec) -> pd.DataFrame:
     """A row per epoch: validation accuracy and loss with moving and with renewed statistics."""
     rows = []
     with validated_twice(data, run) as moving:
@@ -104,7 +102,7 @@ def measure(data: ImageData, run: RunSpec, tell: Callable[[str], None]) -> pd.Da
                 {"epoch": report.epoch, "moving": accuracy, "renewed": report.val_accuracy, "moving_loss": loss,
                  "renewed_loss": report.val_loss, "seconds": report.seconds}
             )  # fmt: skip
-            tell(f"{run.batch_size} {run.smoothing} {rows[-1]}")
+            print(f"{run.batch_size} {run.smoothing} {rows[-1]}", flush=True)
             return False
 
         training.train(run, data, on_epoch=on_epoch)
@@ -122,7 +120,7 @@ def subset(full: Dataset, samples: int) -> Dataset:
 
 def main() -> None:
     """Train, validate twice, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--data", help="an image tree; default: the digits")
     parser.add_argument("--image-size", type=int, default=8, help="pixels; VGG9 takes a sixteenth of the time at 8")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 2048, 8192])
@@ -132,50 +130,39 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="one for each batch size")
     parser.add_argument("--ghost", type=int, default=128)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="see that it works: digits, few of them, two epochs")
     options = parser.parse_args()
-    if options.quick:
-        options.samples, options.epochs, options.batches, options.rates = 320, 2, [32, 128], [0.05, 0.1]
+    if options.smoke:
+        options.samples, options.epochs, options.batches, options.rates = 60, 1, [16, 32], [0.05, 0.1]
         options.ghost, options.data = 16, None
-    torch.set_num_threads(options.threads)
+    measuring.begin(options)
     validation = min(1000, options.samples // 4)
     keys = {"name": "image_folder", "root": options.data, "image_size": options.image_size}
     dataset = DatasetSpec.model_validate(
         (keys if options.data else {"name": "digits"}) | {"validation_size": validation}
     )
     data = place(subset(datasets.load(dataset), options.samples), dataset, 0)
-    print(f"{os.cpu_count()} CPU cores, {options.threads} threads, torch {torch.__version__}, {date.today()}")
     parts = []
-    for smoothing in ("none", "noise"):
+    for smoothing, number in (("none", {}), ("noise", {"noise_magnitude": options.noise})):
         for batch, rate in zip(options.batches, options.rates, strict=True):
-            hyper = {"learning_rate": rate, "weight_decay": 5e-4, "noise_magnitude": options.noise}
             run = RunSpec.model_validate(
                 {
-                    "model": "vgg9", "dataset": dataset, "batch_size": batch, "optimizer": "sgd", "nesterov": True,
-                    "smoothing": smoothing, "hyper": hyper, "budget": {"epochs": options.epochs},
+                    "model": "vgg9", "dataset": dataset, "batch_size": batch, "optimizer": "sgd",
+                    "smoothing": smoothing, "budget": {"epochs": options.epochs},
+                    "hyper": {"learning_rate": rate, "weight_decay": 5e-4, "nesterov": True, **number},
                     "schedule": {"name": "cosine", "warmup": 1}, "batch_norm": {"ghost": options.ghost},
                     "micro_batch_size": 2 * options.ghost, "precision": options.precision,
                 }
             )  # fmt: skip
-            frame = measure(data, run, lambda line: print(line, flush=True))
-            parts.append(frame.assign(smoothing=smoothing, batch=batch))
-    table = pd.concat(parts)
-    table["lost"] = table["renewed"] - table["moving"]
-    shown = range(1, options.epochs + 1)
-    wide = table[table["epoch"].isin(shown)].pivot_table(
-        index=["smoothing", "epoch"], columns="batch", values=["moving", "renewed", "lost"]
-    )
-    print(wide.round(4).to_string())
+            parts.append(measure(data, run).assign(smoothing=smoothing, batch=batch))
+    table = pd.concat(parts).set_index(["smoothing", "epoch", "batch"])
     small, large = options.batches[0], options.batches[-1]
-    for (smoothing, epoch), row in wide.iterrows():  # type: ignore[misc]
-        kept = row["moving", small] - row["moving", large]
-        true = row["renewed", small] - row["renewed", large]
-        share = 1 - true / kept if kept else np.nan
-        print(
-            f"{smoothing}, epoch {epoch}: gap {small} to {large} {100 * kept:.2f} points with moving statistics, "
-            f"{100 * true:.2f} renewed; {100 * share:.0f} % was an artefact"
-        )
+    for (smoothing, epoch, batch), row in table.iterrows():
+        name = f"{smoothing}, epoch {epoch}: accuracy at {batch}, renewed statistics"
+        measuring.show(name, f"{row['renewed']:.4f}", "fraction", f"moving statistics: {row['moving']:.4f}")
+    for smoothing, epoch in table.index.droplevel("batch").unique():
+        gaps = table.loc[(smoothing, epoch, small)] - table.loc[(smoothing, epoch, large)]
+        name = f"{smoothing}, epoch {epoch}: gap from {small} to {large}, renewed statistics"
+        measuring.show(name, f"{100 * gaps['renewed']:.2f}", "points", f"moving statistics: {100 * gaps['moving']:.2f}")
 
 
 if __name__ == "__main__":

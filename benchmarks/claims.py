@@ -9,16 +9,14 @@ set of `IMAGES`; a failed run has hardly learnt (accuracy 0.1, a flat minimum): 
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from benchmarks import _measuring as measuring
 from lbstudy.analysis.report import claims
 from lbstudy.analysis.tables import gaps, targets
 from lbstudy.methods.checks import load_study
@@ -187,23 +185,23 @@ def verdicts(case: Case, seeds: int, studies: int) -> dict[claims.Verdict, float
 
 
 def main() -> None:
-    """Simulate and print a row per case, with the verdicts in percent for each number of seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Simulate and print the verdicts of each case, in percent, for each number of seeds."""
+    parser = measuring.parser(__doc__, threads=None)
     parser.add_argument("--studies", type=int, default=500, help="studies per case and number of seeds")
     parser.add_argument("--claim", choices=sorted({case.claim for case in CASES}), help="this claim only")
     options = parser.parse_args()
-    print(f"{os.cpu_count()} CPU cores, {date.today()}, {options.studies} studies each")
-    print("supported / contradicted, % of the studies; * an error that comes in more than 5 %\n")
-    print(f"| claim | truth | {' | '.join(f'{seeds} seeds' for seeds in SEEDS)} |\n|---|---|{'---|' * len(SEEDS)}")
+    if options.smoke:
+        options.studies = 2
+    measuring.begin(options, f"{options.studies} studies each")
+    print("supported / contradicted, % of the studies; * an error that comes in more than 5 %")
     for case in CASES:
-        if options.claim in (None, case.claim):
-            found = [verdicts(case, seeds, options.studies) for seeds in SEEDS]
-            shown = [
-                f"{100 * share['supported']:.1f} / {100 * share['contradicted']:.1f}"
-                + ("*" if any(share[v] > 0.05 for v in share if v not in case.allowed) else "")
-                for share in found
-            ]
-            print(f"| {case.claim} | {case.truth} | {' | '.join(shown)} |", flush=True)
+        if options.claim not in (None, case.claim):
+            continue
+        for seeds in SEEDS[:1] if options.smoke else SEEDS:
+            share = verdicts(case, seeds, options.studies)
+            wrong = any(share[v] > 0.05 for v in share if v not in case.allowed)
+            shown = f"{100 * share['supported']:.1f} / {100 * share['contradicted']:.1f}{'*' if wrong else ''}"
+            measuring.show(f"{case.claim}: {case.truth}, {seeds} seeds", shown, "%", " or ".join(case.allowed))
 
 
 if __name__ == "__main__":

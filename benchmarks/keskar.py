@@ -16,10 +16,7 @@ steps in an epoch (batches of 26 and 500). So only ratios can be compared: full 
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
-from datetime import date
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks import _measuring as measuring
 from lbstudy.analysis.minima.keskar import keskar, random_subspace
 from lbstudy.analysis.minima.objective import Objective
 from lbstudy.parallel.randomness import stream
@@ -119,43 +117,41 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, draws: int) -> dict[tuple[st
 
 
 def show(found: dict[str, dict[tuple[str, float], Values]]) -> None:
-    """The measures beside the published ones, and the ratios."""
-    print("\npercent: L-BFGS-B alone +- standard error over draws [with climbs] | published")
-    for key, theirs in PUBLISHED.items():
-        cells = []
+    """The measures and their ratios, beside the published ones."""
+    for (space, epsilon), theirs in PUBLISHED.items():
         for (name, values), other in zip(found.items(), theirs, strict=True):
-            value = values[key]
+            value = values[space, epsilon]
             error = "" if np.isnan(value.error) else f" +- {value.error:.2g}"
-            cells.append(f"{name} {value.published:.3g}{error} [{value.best:.3g}] | {other:g}")
-        print(f"{key[0]:8} {key[1]:g}:  {';  '.join(cells)}")
-    print("\nratios: here | published")
+            shown = f"{value.published:.3g}{error} [{value.best:.3g}]"
+            measuring.show(f"{name}, {space}, {epsilon:g}: L-BFGS-B [and climbs]", shown, "%", f"paper: {other:g}")
     for epsilon in EPSILONS:
         for index, name in enumerate(found):
             here = found[name]["full", epsilon].published / found[name]["subspace", epsilon].published
             there = PUBLISHED["full", epsilon][index] / PUBLISHED["subspace", epsilon][index]
-            print(f"full / subspace, {name}, {epsilon:g}:  {here:.3g} | {there:.3g}")
+            measuring.show(f"{name}, {epsilon:g}: full space", here, "times subspace", f"paper: {there:.3g}")
         for space in ("full", "subspace"):
             here = found["LB"][space, epsilon].published / found["SB"][space, epsilon].published
             there = PUBLISHED[space, epsilon][1] / PUBLISHED[space, epsilon][0]
-            print(f"LB / SB, {space}, {epsilon:g}:  {here:.3g} | {there:.3g}")
+            measuring.show(f"LB, {space}, {epsilon:g}", here, "times SB", f"paper: {there:.3g}")
 
 
 def main() -> None:
     """Train, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="CIFAR-10: torchvision's files or an image tree")
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--data", help="CIFAR-10: torchvision's files or an image tree; default: the user's cache")
     parser.add_argument("--width", type=float, default=0.25, help="of the network; 1: the paper's")
     parser.add_argument("--images", type=int, default=5_000, help="to train on; 50000: the paper's")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--samples", type=int, default=1_000, help="training images that sharpness is measured on")
     parser.add_argument("--draws", type=int, default=5, help="of the subspace")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     dataset = DatasetSpec(name="cifar10", root=options.data)
+    if options.smoke:
+        options.width, options.images, options.epochs, options.samples, options.draws = 0.05, 400, 1, 20, 2
+        dataset = DatasetSpec(name="synthetic", samples=500)
+    measuring.begin(options)
     data = place(datasets.load(dataset), dataset, 0, train_on="all")
     (x, y), (test_x, test_y) = pixels(data.train, options.images), pixels(data.test, len(data.test))
-    print(f"{os.cpu_count()} CPU cores, {options.threads} threads, torch {torch.__version__}, {date.today()}")
     found = {}
     for name, share in SHARES.items():
         began, batch_size = time.perf_counter(), round(share * len(x))

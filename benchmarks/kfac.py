@@ -11,15 +11,12 @@ rounds. A step at intervals (f, i) costs, on the average, preconditioning + fact
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import _measuring as measuring
 from lbstudy.methods import models
 from lbstudy.methods.optimizers.kfac import KFAC, exchange, listener
 from lbstudy.methods.optimizers.kfac import optimizer as kfac
@@ -151,9 +149,11 @@ def measure(arguments: argparse.Namespace, size: int, watch: Stopwatch) -> dict[
 
 
 def report(arguments: argparse.Namespace, size: int, seconds: dict[str, list[float]]) -> None:
-    """Print the table of one mini-batch size; times in milliseconds."""
+    """Print what one mini-batch size came to."""
     middle = {kind: 1e3 * statistics.median(values) for kind, values in seconds.items()}
     precondition = middle["precondition precondition"]
+    label = f"{arguments.model} at {size}"
+    measuring.show(f"{label}: SGD", middle["sgd"], "ms a step")
     for every, whole_every in INTERVALS:  # steps between updates of the factors, and between inversions
         kinds = zip(*(seconds[kind] for kind in ("sgd", "precondition", "factors", "inverse")), strict=True)
         ratios = [
@@ -161,20 +161,20 @@ def report(arguments: argparse.Namespace, size: int, seconds: dict[str, list[flo
             for sgd, plain, updating, inverting in kinds
         ]
         shared = max(0.0, middle["inverse communication"] - middle["factors communication"])
-        times = [
-            middle["sgd"],
-            middle["precondition"] - precondition,
-            middle["factors factors"] / every,
-            middle["inverse inverse"] / whole_every,
-            precondition,
-            middle["factors communication"] / every + shared / whole_every,
-        ]
-        line = f"{arguments.model:7} {size:6} {f'({every}, {whole_every})':>10} "
-        line += " ".join(f"{t:10.1f}" for t in times) + f" {statistics.median(ratios):8.2f}"
-        if "curvlinops" in seconds and (every, whole_every) == (1, 1):
-            pairs = zip(seconds["curvlinops"], seconds["inverse"], strict=True)
-            line += f" {statistics.median(theirs / ours for theirs, ours in pairs):17.1f}"
-        print(line, flush=True)
+        times = {
+            "passes": middle["precondition"] - precondition,
+            "factors": middle["factors factors"] / every,
+            "inverses": middle["inverse inverse"] / whole_every,
+            "preconditioning": precondition,
+            "communication": middle["factors communication"] / every + shared / whole_every,
+        }
+        name = f"{label}: K-FAC ({every}, {whole_every})"
+        for part, value in times.items():
+            measuring.show(f"{name}, {part}", value, "ms a step")
+        measuring.show(name, statistics.median(ratios), "times as long", "SGD")
+    if "curvlinops" in seconds:
+        theirs = measuring.ratio(seconds["curvlinops"], seconds["inverse"])
+        measuring.show(f"{label}: curvlinops", theirs, "times as long", "K-FAC (1, 1)")
 
 
 def benchmark(rank: int, arguments: argparse.Namespace, folder: str) -> None:
@@ -187,14 +187,7 @@ def benchmark(rank: int, arguments: argparse.Namespace, folder: str) -> None:
     for owner, name, phase in TIMED:
         watch.wrap(owner, name, phase)
     if rank == 0:
-        processor = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
-        print(
-            f"{date.today()}  {processor}, {os.cpu_count()} cores, {arguments.workers} workers of {arguments.threads} "
-            f"threads, torch {torch.__version__}, {arguments.precision}; ms; median of {arguments.repeats}"
-        )
-        heads = ["sgd step", "passes", "factors", "inverse", "precond.", "commun."]
-        line = " ".join(["model  ", " batch", " intervals", *(h.rjust(10) for h in heads), "   / sgd"])
-        print(line + (" curvlinops / ours" if arguments.curvlinops else ""))
+        measuring.begin(arguments, f"{arguments.workers} workers, {arguments.precision}")
     for size in arguments.batch:
         seconds = measure(arguments, size, watch)
         if rank == 0:
@@ -205,17 +198,18 @@ def benchmark(rank: int, arguments: argparse.Namespace, folder: str) -> None:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--model", choices=["lenet5", "vgg9", "resnet18"], default="lenet5")
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 2048, 8192])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--workers", type=int, default=1, help="data-parallel workers")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="per worker")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--curvlinops", action="store_true", help="measure curvlinops too")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.batch, arguments.repeats, arguments.warmup, arguments.curvlinops = [8], 1, 0, True
     with tempfile.TemporaryDirectory() as folder:
         if arguments.workers == 1:
             benchmark(0, arguments, folder)

@@ -11,13 +11,11 @@ end. The optimizers take turns, so that whatever else the machine does hits both
 from __future__ import annotations
 
 import argparse
-import os
-from datetime import date
 
 import numpy as np
-import torch
 from scipy.stats import qmc
 
+from benchmarks import _measuring as measuring
 from lbstudy.study.run import DatasetSpec, RunSpec
 from lbstudy.training import datasets
 from lbstudy.training.data import ImageData, place
@@ -28,7 +26,8 @@ RANGES = {"learning_rate": (1e-3, 0.5), "damping": (1e-3, 1.0)}
 
 def make_run(dataset: DatasetSpec, optimizer: str, params: dict[str, float], options: argparse.Namespace) -> RunSpec:
     """A run of the benchmark."""
-    hyper = {"momentum": 0.9, "weight_decay": 1e-4, "kl_clip": options.kl_clip or None, **params}
+    clip = {"kl_clip": options.kl_clip or None} if optimizer == "kfac" else {}
+    hyper = {"momentum": 0.9, "weight_decay": 1e-4, **clip, **params}
     return RunSpec.model_validate(
         {
             "model": "lenet5", "dataset": dataset, "batch_size": options.batch, "optimizer": optimizer,
@@ -58,8 +57,8 @@ def tune(dataset: DatasetSpec, data: ImageData, optimizer: str, options: argpars
 
 def main() -> None:
     """Tune, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="CIFAR-10: torchvision's files or an image tree")
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--data", help="CIFAR-10: torchvision's files or an image tree; default: the user's cache")
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--tuning-epochs", type=int, default=4)
@@ -67,13 +66,15 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kl-clip", type=float, default=0.01, help="of K-FAC; 0: none")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     dataset = DatasetSpec(name="cifar10", root=options.data, validation_size=5000)
+    if options.smoke:
+        options.batch, options.trials, options.tuning_epochs, options.epochs, options.seeds = 32, 2, 1, 1, 1
+        dataset = DatasetSpec(name="digits", validation_size=0.9)
+    measuring.begin(options)
     data = place(datasets.load(dataset), dataset, 0)
-    print(f"{os.cpu_count()} CPU cores, {options.threads} threads, torch {torch.__version__}, {date.today()}")
-    best = {optimizer: tune(dataset, data, optimizer, options) for optimizer in ("sgd", "kfac")}
+    found: dict[str, list[tuple[int, float]]] = {"sgd": [], "kfac": []}  # epochs and seconds of each seed
+    best = {optimizer: tune(dataset, data, optimizer, options) for optimizer in found}
     for seed in range(1, options.seeds + 1):
         for optimizer, params in best.items():
             reports: list[EpochReport] = []
@@ -86,13 +87,18 @@ def main() -> None:
             outcome = train(run, data, on_epoch=until_target)
             reached = outcome.last.train_loss <= options.target
             test_accuracy = evaluate(outcome.model, data, data.test)[1]
-            print(
-                f"{optimizer:5} seed {seed}: {'' if reached else 'not '}reached after {len(reports)} epochs, "
-                f"{sum(r.seconds for r in reports):.0f} s; train loss {outcome.last.train_loss:.3f}, "
-                f"test accuracy {test_accuracy:.4f}",
-                flush=True,
-            )
+            found[optimizer].append((len(reports), sum(r.seconds for r in reports)))
+            name = f"{optimizer}, seed {seed}: epochs to a training loss of {options.target:g}"
+            measuring.show(name, f"{'' if reached else 'more than '}{len(reports)}", "epochs", _against(found, 0))
+            measuring.show(f"{optimizer}, seed {seed}: time", found[optimizer][-1][1], "s", _against(found, 1))
+            measuring.show(f"{optimizer}, seed {seed}: test accuracy", f"{test_accuracy:.4f}", "fraction")
     print("chosen:", best)
+
+
+def _against(found: dict[str, list[tuple[int, float]]], place: int) -> str:
+    """What SGD took with the same seed, once K-FAC has been here."""
+    sgd, kfac = found["sgd"], found["kfac"]
+    return f"sgd: {sgd[-1][place]:.3g}" if len(sgd) == len(kfac) else ""
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ machine's load changes; a ratio is the median of the ratios within each round. T
 count; before it, the losses of ours and of the plain way are held against each other.
 
     uv run python benchmarks/landscape.py             # synthetic images, some minutes
-    uv run python benchmarks/landscape.py --quick     # LeNet-5 alone
     uv run python benchmarks/landscape.py --data DIR  # CIFAR-10: torchvision's files or an image tree
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,16 +26,16 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from throughput import machine
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks import _measuring as measuring
 from lbstudy.analysis.minima import landscape
 from lbstudy.analysis.minima.directions import DirectionSpec, draw
 from lbstudy.methods import models
-from lbstudy.study.run import DatasetSpec, ModelName
+from lbstudy.study.run import DatasetSpec
 from lbstudy.training import data, datasets
 
 SPEC = DirectionSpec(seed=123)
@@ -47,13 +44,14 @@ SPEC = DirectionSpec(seed=123)
 class Case(NamedTuple):
     """A network, and how much of a landscape is timed."""
 
-    model: ModelName
+    model: str
     samples: int  # of training and test set together
     points: int
     rounds: int
 
 
 CASES = [Case("lenet5", 4000, 5, 11), Case("vgg9", 500, 3, 3)]
+SMOKE = [Case("lenet5", 50, 2, 1)]
 
 
 class PILImages(Dataset):
@@ -133,14 +131,13 @@ def measure(case: Case, images: data.ImageData, rounds: int) -> dict[str, list[f
 
     torch.testing.assert_close(ways["ours"](), ways["DataLoader 0"](), rtol=1e-3, atol=1e-3)
     passes = case.points * (len(images.train) + len(images.test))
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name in list(ways) if number % 2 else list(reversed(ways)):
-            began = time.perf_counter()
-            ways[name]()
-            if number:  # round 0 warms up
-                speeds[name].append(passes / (time.perf_counter() - began))
-    return speeds
+
+    def speed(way: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        way()
+        return passes / (time.perf_counter() - began)
+
+    return measuring.take_turns({name: partial(speed, way) for name, way in ways.items()}, rounds)
 
 
 def place(case: Case, root: Path | None, device: str) -> data.ImageData:
@@ -161,33 +158,24 @@ def place(case: Case, root: Path | None, device: str) -> data.ImageData:
 
 
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="LeNet-5 alone")
+    """Measure and print."""
+    parser = measuring.parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10; default: synthetic images")
     parser.add_argument("--rounds", type=int, help="default: 11 of LeNet-5, 3 of VGG9")
     parser.add_argument("--samples", type=int, help="training and test images; default: 4000 and 500")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 as in a Ray task with one CPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-
-    print(f"{machine(options.device)}; torch {torch.__version__}, threads {options.threads}; {date.today()}")
-    print("images per second: medians; DataLoader n: with n loading processes")
-    names = ("bare", "ours", "DataLoader 0", "DataLoader 1")
-    ratios = ("/ bare", "/ best DataLoader")
-    print(f"{'':14}{''.join(f'{name:>14}' for name in names)}      ours{''.join(f'{r:>9}' for r in ratios)}   rounds")
-    for case in CASES[:1] if options.quick else CASES:
+    measuring.begin(options)
+    for case in SMOKE if options.smoke else CASES:
         case = case._replace(samples=options.samples or case.samples)
-        rounds = options.rounds or case.rounds
-        speeds = measure(case, place(case, options.data, options.device), rounds)
-        loader = max(names[2:], key=lambda name: median(speeds[name]))
-        to_bare, to_loader = (
-            median(mine / theirs for mine, theirs in zip(speeds["ours"], speeds[other], strict=True))
-            for other in ("bare", loader)
-        )
-        row = "".join(f"{median(speeds[name]):14.0f}" for name in names)
-        print(f"{case.model:14}{row}{to_bare:19.2f}{to_loader:18.2f}{rounds:9}", flush=True)
+        speeds = measure(case, place(case, options.data, options.device), options.rounds or case.rounds)
+        for name, values in speeds.items():
+            measuring.show(f"{case.model}: {name}", median(values), "images/s of forward passes")
+        loader = max((n for n in speeds if n.startswith("DataLoader")), key=lambda name: median(speeds[name]))
+        for other in ("bare", loader):
+            measuring.show(
+                f"{case.model}: ours", measuring.ratio(speeds["ours"], speeds[other]), "times as fast", other
+            )
 
 
 if __name__ == "__main__":

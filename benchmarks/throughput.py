@@ -1,32 +1,32 @@
-"""Images per second of `train()` in lbstudy/training, one worker and no Ray, against two other ways to train a network.
+"""Images per second of `train()` in lbstudy/training, one worker and no Ray, against other ways to train a network.
 
-bare        the same model, optimizer and steps on tensors that are ready and normalised, with nothing around
-            them, in the memory format that is fastest: the most that any loop can reach; no order, no augmentation,
-            no loss or gradient norm kept
 train()     lbstudy: uint8 images on the device; order, crop and flip anew in every epoch
-contiguous  the same with the network's weights in torch's usual memory format
+by hand     the same work in one loop with all of torch's means for it: memory format, fused update, and the precision
+            and compilation of train(); no loss or gradient norm kept, nothing that resumes
+bare        the same model, optimizer and steps on tensors that are ready and normalised, with nothing around them: the
+            most that any loop can reach
+contiguous  train() with the network's weights in torch's usual memory format
 DataLoader  what one would write otherwise: torch's DataLoader and torchvision's RandomCrop(32, padding=4),
             RandomHorizontalFlip, ToTensor, Normalize over the same images; with no loading process of its own, and
             with one, which has a CPU to itself where one is free
 
-All train on synthetic 3x32x32 images, one epoch of a fixed number of steps per round. Model building, validation and
-the start of the loading process are outside the timer. The contestants take turns within a round, for a machine's load
-changes; a ratio is the median of the ratios within each round. The first round warms up and does not count.
+All train on synthetic 3x32x32 images, one epoch of a fixed number of steps per round, once for each precision and with
+`--compile` compiled besides. Model building, validation and the start of the loading process are outside the timer. The
+contestants take turns within a round, for a machine's load changes; a ratio is the median of the ratios within each
+round, on CPUs of the CPU time, but of the wall time where a loading process takes part.
 
-    uv run python benchmarks/throughput.py            # some minutes
-    uv run python benchmarks/throughput.py --quick    # LeNet-5 at batch 128 alone, less than a minute
+    uv run python benchmarks/throughput.py                            # half an hour of a free core
+    uv run python benchmarks/throughput.py --model lenet5 --batch 128 # a minute
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
 import time
-from collections.abc import Callable, Iterable
-from datetime import date
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from statistics import median
-from typing import Literal, NamedTuple, get_args
+from types import SimpleNamespace
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -36,14 +36,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks import _measuring as measuring
 from lbstudy.methods import models, optimizers
+from lbstudy.parallel.device import exact_kernels
 from lbstudy.study.run import Budget, DatasetSpec, ModelSpec, RunSpec
 from lbstudy.training import data, datasets
 from lbstudy.training.loop import autocast, memory_format
 from lbstudy.training.train import train
 
-Precision = Literal["fp32", "bf16"]
 VALIDATION = 10  # samples; validation is not timed, so no more than a stratified split needs
+RESNET18 = ModelSpec.model_validate({"name": "torchvision:resnet18", "stem": "small"})
+NETWORKS = {"lenet5": ModelSpec(name="lenet5"), "vgg9": ModelSpec(name="vgg9"), "resnet18": RESNET18}
 
 
 class Case(NamedTuple):
@@ -53,28 +56,34 @@ class Case(NamedTuple):
     batch_size: int
     steps: int  # of a round
     rounds: int
-
-    def run_spec(self, precision: Precision) -> RunSpec:
-        """One epoch of `steps` steps with crop and flip."""
-        samples = self.batch_size * self.steps + VALIDATION
-        dataset = DatasetSpec(name="synthetic", samples=samples, validation_size=VALIDATION, augment=("crop", "flip"))
-        return RunSpec(
-            model=ModelSpec(name=self.model),
-            dataset=dataset,
-            batch_size=self.batch_size,
-            optimizer="sgd",
-            hyper={"learning_rate": 0.01, "weight_decay": 1e-4},
-            precision=precision,
-            budget=Budget(epochs=1),
-        )
+    loaders: bool = False  # whether the ways with a DataLoader take part
 
 
 CASES = [
-    Case("lenet5", 128, 60, 11),
-    Case("lenet5", 2048, 4, 11),
-    Case("vgg9", 128, 3, 3),
-    Case("vgg9", 1024, 1, 3),
+    Case("lenet5", 128, 60, 7, loaders=True),
+    Case("lenet5", 2048, 4, 7),
+    Case("vgg9", 128, 2, 5),
+    Case("vgg9", 2048, 1, 1),
+    Case("resnet18", 128, 1, 3),
 ]
+SMOKE = [Case("lenet5", 16, 2, 1, loaders=True)]
+
+
+def run_spec(case: Case, precision: str = "fp32", compiled: bool = False) -> RunSpec:
+    """One epoch of `steps` steps with crop and flip."""
+    samples = case.batch_size * case.steps + VALIDATION
+    return RunSpec(
+        model=NETWORKS[case.model],
+        dataset=DatasetSpec(
+            name="synthetic", samples=samples, validation_size=VALIDATION, augment=("crop", "flip")
+        ),
+        batch_size=case.batch_size,
+        optimizer="sgd",
+        hyper={"learning_rate": 0.01, "weight_decay": 1e-4},
+        precision=precision,  # type: ignore[arg-type]
+        compile=compiled,
+        budget=Budget(epochs=1),
+    )  # fmt: skip
 
 
 class PILImages(Dataset):
@@ -100,42 +109,66 @@ class PILImages(Dataset):
         return self._transform(Image.fromarray(self._pixels[index])), self._labels[index]
 
 
-def time_train(run: RunSpec, images: data.ImageData) -> float:
-    """Images per second as train() reports them: its whole mini-batch loop, without validation."""
-    return train(run, images).last.images_per_second
+def time_train(run: RunSpec, images: data.ImageData) -> measuring.Seconds:
+    """Of its whole mini-batch loop, without validation: from the first look at an epoch's clock to the next."""
+    readings: list[measuring.Seconds] = []
+
+    def read() -> float:
+        readings.append(measuring.Seconds(time.perf_counter(), time.process_time()))
+        return readings[-1].wall
+
+    with mock.patch("lbstudy.training.train.time", SimpleNamespace(perf_counter=read)):
+        train(run, images)
+    begin, end = readings[:2]
+    return measuring.Seconds(end.wall - begin.wall, end.cpu - begin.cpu)
 
 
-def time_contiguous(run: RunSpec, images: data.ImageData) -> float:
+def time_contiguous(run: RunSpec, images: data.ImageData) -> measuring.Seconds:
     """The same with weights in the contiguous format."""
     with mock.patch("lbstudy.training.train.memory_format", return_value=torch.contiguous_format):
         return time_train(run, images)
 
 
-def time_plain_loop(run: RunSpec, images: data.ImageData, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Images per second of a plain training loop over these mini-batches."""
+def augmented(images: data.ImageData, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch's mini-batches, shuffled, cropped and flipped on the device, in the fewest operations known."""
+    device, count = images.mean.device, len(images.train)
+    windows = images.augmentable(("crop", "flip")).unfold(2, 32, 1).unfold(3, 32, 1)  # made once, mirror images besides
+    order = torch.randperm(count, device=device)
+    flips, tops, lefts = (torch.randint(high, (count,), device=device) for high in (2, 9, 9))
+    scale, shift = (numbers.float().view(-1, 1, 1) for numbers in (1 / images.std, -images.mean / images.std))
+    parts = (t.split(batch_size) for t in (order + count * flips, tops, lefts, images.train.labels[order]))
+    for index, top, left, labels in zip(*parts, strict=True):
+        yield windows[index, :, top, left].float().mul_(scale).add_(shift), labels
+
+
+@exact_kernels()
+def time_plain_loop(
+    run: RunSpec, images: data.ImageData, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+) -> measuring.Seconds:
+    """Of a plain training loop over these mini-batches, in the fastest memory format and with a fused update; on a GPU
+    with the arithmetic of `train()`."""
     device = images.mean.device
     torch.manual_seed(run.seed)
-    model = models.build(run.model.name, images.shape, images.classes).to(
-        device, memory_format=memory_format(device, run.precision)
-    )
+    model = models.build(run.model.name, images.shape, images.classes, None, run.model.settings)
+    model = model.to(device, memory_format=memory_format(device, run.precision)).train()
+    network = torch.compile(model) if run.compile else model
     optimizer = optimizers.build(run, model)
-    model.train()
-    samples, began = 0, time.perf_counter()
-    for inputs, labels in batches:
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    watch = measuring.Stopwatch()
+    for inputs, labels in batches():
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         with autocast(run.precision, device):
-            loss = cross_entropy(model(inputs), labels)
+            loss = cross_entropy(network(inputs), labels)
         loss.backward()
         optimizer.step()
-        samples += len(labels)
     next(model.parameters()).sum().item()  # waits for the device
-    return samples / (time.perf_counter() - began)
+    return watch.seconds()
 
 
-def contestants(case: Case, precision: Precision, device: str) -> dict[str, Callable[[], float]]:
-    """Each contestant's round: a function that trains an epoch and returns images per second."""
-    run = case.run_spec(precision)
+def contestants(case: Case, run: RunSpec, device: str) -> dict[str, Callable[[], measuring.Seconds]]:
+    """Each contestant's round: a function that trains an epoch and returns its seconds."""
     images = data.place(datasets.load(run.dataset), run.dataset, run.split_seed, device)
     assert len(images.train) == case.batch_size * case.steps
     ready = images.plain(images.train, slice(None), torch.float32).split(case.batch_size)
@@ -147,71 +180,57 @@ def contestants(case: Case, precision: Precision, device: str) -> dict[str, Call
             persistent_workers=processes > 0, pin_memory=device != "cpu",
         )  # fmt: skip
 
-    loaders = {f"DataLoader {processes}": loader(processes) for processes in (0, 1)}
-    loops = {name: lambda batches=batches: time_plain_loop(run, images, batches) for name, batches in loaders.items()}
-    return {
-        "bare": lambda: time_plain_loop(run, images, bare),
-        "train()": lambda: time_train(run, images),
-        "contiguous": lambda: time_contiguous(run, images),
-        **loops,
+    ways = {
+        "train()": partial(time_train, run, images),
+        "by hand": partial(time_plain_loop, run, images, lambda: augmented(images, case.batch_size)),
+        "bare": partial(time_plain_loop, run, images, lambda: bare),
     }
+    if not run.compile:
+        ways["contiguous"] = partial(time_contiguous, run, images)
+    if case.loaders and run.precision == "fp32" and not run.compile:
+        for processes in (0, 1):
+            batches = loader(processes)
+            ways[f"DataLoader {processes}"] = partial(time_plain_loop, run, images, lambda batches=batches: batches)
+    return ways
 
 
-def measure(case: Case, precision: Precision, rounds: int, device: str) -> dict[str, list[float]]:
-    """Images per second of each contestant in each round."""
-    trains = contestants(case, precision, device)
-    speeds: dict[str, list[float]] = {name: [] for name in trains}
-    for number in range(rounds + 1):
-        order = list(trains) if number % 2 else list(reversed(trains))
-        for name in order:
-            speed = trains[name]()
-            if number:  # round 0 warms up
-                speeds[name].append(speed)
-    return speeds
+def measure(case: Case, precision: str, compiled: bool, rounds: int, device: str) -> None:
+    """Print what the contestants came to."""
+    run = run_spec(case, precision, compiled)
+    seconds = measuring.take_turns(contestants(case, run, device), rounds)
+    label = f"{case.model} at {case.batch_size}, {precision}{', compiled' if compiled else ''}"
+    images = case.batch_size * case.steps
+    for name, taken in seconds.items():
+        measuring.show(f"{label}: {name}", images / median(s.wall for s in taken), "images/s of wall time")
+    best = min((n for n in seconds if n.startswith("DataLoader")), key=lambda n: _wall(seconds[n]), default=None)
+    for name in seconds:
+        if name == "train()" or (name.startswith("DataLoader") and name != best):
+            continue
+        clock = "wall" if device != "cpu" or name.startswith("DataLoader") else "cpu"
+        ours, theirs = ([getattr(s, clock) for s in seconds[way]] for way in ("train()", name))
+        measuring.show(f"{label}: train()", measuring.ratio(theirs, ours), f"times as fast ({clock} time)", name)
 
 
-def machine(device: str) -> str:
-    """What the numbers were measured on."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
+def _wall(seconds: list[measuring.Seconds]) -> float:
+    return median(s.wall for s in seconds)
 
 
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="LeNet-5 at batch 128 alone")
-    parser.add_argument("--rounds", type=int, help="default: 11 of LeNet-5, 3 of VGG9")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 as in a Ray worker with one CPU")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    """Measure and print."""
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--model", choices=list(NETWORKS), help="this network alone")
+    parser.add_argument("--batch", type=int, help="this batch size alone")
+    parser.add_argument("--rounds", type=int, help="default: 1 to 7, by how long one takes")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="with torch.compile besides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-
-    print(
-        f"{machine(options.device)}; torch {torch.__version__}, threads {options.threads}, {options.precision}; "
-        f"{date.today()}"
-    )
-    print("images per second, crop and flip, SGD: medians; DataLoader n: with n loading processes")
-    names = ("bare", "train()", "contiguous", "DataLoader 0", "DataLoader 1")
-    ratios = ("/ bare", "/ contiguous", "/ best DataLoader")
-    print(f"{'':14}{''.join(f'{name:>14}' for name in names)}   train(){''.join(f'{r:>19}' for r in ratios)}   rounds")
-    for case in CASES:
-        if options.quick and case != CASES[0]:
-            continue
-        rounds = options.rounds or case.rounds
-        speeds = measure(case, options.precision, rounds, options.device)
-        loader = max(names[3:], key=lambda name: median(speeds[name]))
-        shares = [
-            median(ours / theirs for ours, theirs in zip(speeds["train()"], speeds[other], strict=True))
-            for other in ("bare", "contiguous", loader)
-        ]
-        row = "".join(f"{median(speeds[name]):14.0f}" for name in names)
-        label = f"{case.model} b{case.batch_size}"
-        print(f"{label:14}{row}          {''.join(f'{share:19.2f}' for share in shares)}{rounds:9}", flush=True)
+    measuring.begin(options)
+    for case in SMOKE if options.smoke else CASES:
+        if options.model in (None, case.model) and options.batch in (None, case.batch_size):
+            for precision in options.precision:
+                for compiled in (False, True) if options.compile else (False,):
+                    measure(case, precision, compiled, options.rounds or case.rounds, options.device)
 
 
 if __name__ == "__main__":

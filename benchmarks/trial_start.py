@@ -11,18 +11,15 @@ a trial arrives, and Tune's when a trial's record is complete: both count the wa
 what the first trial of each has to wait for (processes, imports) is shown apart.
 
     uv run python benchmarks/trial_start.py            # about 4 minutes on two cores
-    uv run python benchmarks/trial_start.py --quick    # fewer trials
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import tempfile
 import time
 from collections.abc import Iterable
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -30,6 +27,7 @@ from typing import Any
 
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run` Ray would start each process with another `uv run`
 
+from benchmarks import _measuring as measuring
 from lbstudy.methods.checks import load_study
 from lbstudy.methods.configure import run_spec
 from lbstudy.records.folder import StudyFolder, TrialRecord
@@ -135,21 +133,11 @@ def intervals(times: Iterable[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(times)]
 
 
-def machine() -> str:
-    """What the numbers were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else "an unknown machine"
-
-
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 trials in lanes, 3 TorchTrainers")
-    options = parser.parse_args()
-    warm, cold = (10, 3) if options.quick else (50, 6)
-
+    """Measure and print."""
+    options = measuring.parser(__doc__, threads=None).parse_args()
+    warm, cold = (2, 2) if options.smoke else (50, 6)
+    measuring.begin(options, f"ray {ray.__version__}")
     tuner.connect()
     images = datasets.load_all(one_step_study(1))
     dataset = ray.put(next(iter(images.values())))
@@ -161,15 +149,13 @@ def main() -> None:
         }
     tuner.disconnect()
 
-    print(f"{machine()}; ray {ray.__version__}; {date.today()}")
-    print("seconds from the end of a trial to the first optimisation step of the next")
-    print(f"{'':14}{'median':>9}{'smallest':>10}{'largest':>9}{'n':>5}{'first trial':>13}{'sooner':>9}")
     reference = median(waits["TorchTrainer"][1:])
     for name, (first, *others) in waits.items():
-        sooner = f"{reference / median(others):.0f} x"
-        print(
-            f"{name:14}{median(others):9.3f}{min(others):10.3f}{max(others):9.3f}{len(others):5}{first:13.1f}{sooner:>9}"
-        )
+        measuring.show(f"{name}: the first trial", first, "s until it ends")
+        shown = f"{median(others):.3f} ({min(others):.3f} to {max(others):.3f}, n = {len(others)})"
+        measuring.show(f"{name}: from the end of a trial to the first step of the next", shown, "s")
+        if name != "TorchTrainer":
+            measuring.show(f"{name}", reference / median(others), "times sooner", "TorchTrainer")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbstudy.analysis.minima.directions import DirectionSpec, draw
+from lbstudy.parallel.device import exact_kernels
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.file import StudyError
 from lbstudy.training.data import ImageData, Images
@@ -199,6 +200,7 @@ def prepare(model: nn.Module, data: ImageData, samples: int | None = None, seed:
     return {"train": batches("train", data.train), "test": batches("test", data.test)}
 
 
+@exact_kernels()
 @torch.inference_mode()
 def evaluate_points(model: nn.Module, points: Points, images: Mapping[str, Batches]) -> pd.DataFrame:
     """Mean cross-entropy and accuracy at each point, in evaluation mode; the model itself is not touched.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from lbstudy.parallel.device import exact_kernels
 from lbstudy.parallel.randomness import stream
 from lbstudy.training.data import ImageData, Images
 
@@ -87,14 +87,14 @@ class Objective:
     def value(self, x: Vector) -> float:
         """The loss at parameters x."""
         flat = self._to_flat(x)
-        with _exact():
+        with exact_kernels():
             return sum(float(self._loss(flat, part)) for part in self._batches()) / len(self)
 
     def value_and_gradient(self, x: Vector) -> tuple[float, Vector]:
         """The loss at parameters x and its gradient, n."""
         flat = self._to_flat(x).requires_grad_()
         value, gradient = 0.0, torch.zeros_like(flat, dtype=torch.float64)
-        with _exact():
+        with exact_kernels():
             for part in self._batches():
                 loss = self._loss(flat, part)
                 gradient += torch.autograd.grad(loss, flat)[0]
@@ -105,7 +105,7 @@ class Objective:
         """H v at the model's own parameters, by differentiating g . v (Pearlmutter 1994); v and the result have n."""
         direction = self._to_flat(v)
         product = torch.zeros_like(direction, dtype=torch.float64)
-        with _exact():
+        with exact_kernels():  # ten bits of mantissa are too few for curvature
             for flat, gradient in self._gradient_graphs():
                 product += torch.autograd.grad(gradient, flat, direction, retain_graph=True)[0]
         return product.cpu().numpy() / len(self)
@@ -157,8 +157,3 @@ class Objective:
 
     def _to_flat(self, vector: Vector) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).to(self._flat.device, self._flat.dtype)
-
-
-def _exact() -> AbstractContextManager[None]:
-    """On CUDA, no TF32 (ten bits of mantissa are too few for curvature) and repeatable convolutions."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

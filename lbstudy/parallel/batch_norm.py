@@ -155,7 +155,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, workers: Workers) -> Any:
         dims = [0, *range(2, x.ndim)]
         view = [1, -1] + [1] * (x.ndim - 2)
-        count = x.new_tensor([x.numel() // x.shape[1]])
+        count = x.new_full((1,), x.numel() // x.shape[1])
         if len(x):
             variance, mean = torch.var_mean(x, dim=dims, correction=0)
         else:

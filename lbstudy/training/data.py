@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -80,6 +80,7 @@ class ImageData:
     mean: Tensor  # C, in units of a pixel (0 to 255), float64
     std: Tensor
     crop_size: int | None = None  # what a network gets of an image: so many pixels square; None: all
+    _normalising: dict[torch.dtype, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -98,8 +99,10 @@ class ImageData:
 
     def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Images with zero mean and unit deviation per channel, over the training split."""
-        scale = (1 / self.std).to(dtype).view(-1, 1, 1)
-        shift = (-self.mean / self.std).to(dtype).view(-1, 1, 1)
+        if dtype not in self._normalising:
+            numbers = (1 / self.std, -self.mean / self.std)
+            self._normalising[dtype] = tuple(number.to(dtype).view(-1, 1, 1) for number in numbers)
+        scale, shift = self._normalising[dtype]
         return images.to(dtype).mul_(scale).add_(shift)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -224,12 +224,11 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     return torch.channels_last if fast else torch.contiguous_format
 
 
-def clip_gradient(model: nn.Module, largest: float | None) -> Tensor:
+def clip_gradient(parameters: Sequence[nn.Parameter], largest: float | None) -> Tensor:
     """Scale the gradient down to this global norm; returns the norm before."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
 
 

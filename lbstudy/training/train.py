@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from lbstudy.methods import configure, models
 from lbstudy.parallel.batch_norm import has_batch_norm, renewed_statistics
+from lbstudy.parallel.device import exact_kernels
 from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
@@ -100,6 +101,7 @@ class Outcome(NamedTuple):
     best: Best | None  # with evaluate "all", where the validation split is not trained on
 
 
+@exact_kernels()
 def train(
     run: RunSpec,
     data: ImageData,
@@ -125,6 +127,8 @@ def train(
     model = model.to(device, DTYPES[run.precision]).to(memory_format=memory_format(device, run.precision))
     starts, extent = minibatch_starts(len(data.train), run), run.extent(len(data.train))
     loop = Loop.of(run, model, extent.steps_per_epoch)
+
+    parameters = list(model.parameters())  # to go through a model's modules takes longer than to clip
 
     step = first_epoch = 0
     best: Best | None = None
@@ -153,7 +157,7 @@ def train(
             for passes in loop.forward_passes(batch.size):
                 with loop.smoothing.ascended(step, partial(loop.ascent, batch, passes)):
                     loss_sum += loop.gradient(batch, passes)
-            norm_sum += clip_gradient(model, run.hyper.get("gradient_clip"))
+            norm_sum += clip_gradient(parameters, run.hyper.get("gradient_clip"))
             loop.optimizer.step()
             loop.smoothing.after_step(step)
             step, samples, steps = step + 1, samples + batch.size, steps + 1
@@ -293,6 +297,7 @@ def copy_of_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+@exact_kernels()
 @torch.no_grad()
 def evaluate(model: nn.Module, data: ImageData, images: Images, precision: str = "fp32") -> tuple[float, float]:
     """Mean loss and accuracy on these images, without augmentation; every worker computes its share of the samples."""

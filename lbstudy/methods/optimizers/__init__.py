@@ -41,6 +41,12 @@ class Recipe:
     run: RunSpec
 
     @property
+    def fused(self) -> bool:
+        """Whether one of torch's own optimizers shall update in one kernel: on GPUs. CPUs' fused kernels round in
+        another way than their others."""
+        return all(parameter.is_cuda for parameter in self.model.parameters())
+
+    @property
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that weight decay leaves out."""
         return [parameter for group in self.groups[1:] for parameter in group["params"]]

@@ -16,6 +16,8 @@ def _build(recipe: Recipe) -> torch.optim.Optimizer:
         betas=(numbers.beta1, numbers.beta2),
         eps=numbers.epsilon,
         weight_decay=numbers.weight_decay,
+        fused=recipe.fused,
+        foreach=not recipe.fused,  # the bits of one tensor after the other, in two thirds of the time
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from lbstudy.methods.optimizers import Optimizer, Recipe, velocity
 from lbstudy.methods.optimizers.numbers import Momentum, TrustSettings
@@ -48,22 +49,35 @@ class LARS(torch.optim.Optimizer):
         """One update."""
         loss = closure() if closure else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                if parameter.ndim >= self._least_dimensions:
-                    weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
-                    denominator = gradient_norm + group["weight_decay"] * weight_norm
-                    trust = group["trust_coefficient"] * weight_norm / denominator
-                    usable = (weight_norm > 0) & (denominator > 0)
-                    update.mul_(torch.where(usable, trust, torch.ones_like(trust)))
-                state = self.state[parameter]
-                if "velocity" not in state:
-                    state["velocity"] = torch.zeros_like(parameter)
-                state["velocity"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
-                parameter.sub_(state["velocity"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if "velocity" not in self.state[parameter]:
+                    self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+            velocities = [self.state[p]["velocity"] for p in parameters]
+            gradients = [cast(Tensor, p.grad) for p in parameters]
+            updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+            self._scale(updates, parameters, gradients, group)
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, updates, alpha=group["lr"])
+            torch._foreach_sub_(parameters, velocities)
         return loss
+
+    def _scale(
+        self, updates: list[Tensor], parameters: list[nn.Parameter], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """Multiply updates by their trust ratios, which stay on the device."""
+        chosen = [i for i, parameter in enumerate(parameters) if parameter.ndim >= self._least_dimensions]
+        if not chosen:
+            return
+        weight_norms = torch.stack(torch._foreach_norm([parameters[i] for i in chosen]))
+        gradient_norms = torch.stack(torch._foreach_norm([gradients[i] for i in chosen]))
+        denominators = gradient_norms + group["weight_decay"] * weight_norms
+        trust = group["trust_coefficient"] * weight_norms / denominators
+        usable = (weight_norms > 0) & (denominators > 0)
+        trust = torch.where(usable, trust, torch.ones_like(trust))
+        torch._foreach_mul_([updates[i] for i in chosen], list(trust.unbind()))
 
 
 def _build(recipe: Recipe) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ def _build(recipe: Recipe) -> torch.optim.Optimizer:
         momentum=numbers.momentum,
         weight_decay=numbers.weight_decay,
         nesterov=numbers.nesterov and numbers.momentum > 0,
+        fused=recipe.fused or None,
     )
 
 

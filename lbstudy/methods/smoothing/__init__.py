@@ -37,6 +37,13 @@ class Part(NamedTuple):
         """The part's samples as they are."""
         return Inputs(*self.fetch(self.positions))
 
+    def partners(self, own: Inputs, partners: Tensor) -> Inputs:
+        """The samples at these positions of the mini-batch, one for each of the part's own; where the part is the whole
+        mini-batch they are among those."""
+        if (self.positions.start, self.positions.stop) == (0, self.size):
+            return Inputs(own.images.index_select(0, partners), own.labels.index_select(0, partners))
+        return Inputs(*self.fetch(partners[self.positions]))
+
 
 class Inputs(NamedTuple):
     """What goes into the network, and what should come out."""

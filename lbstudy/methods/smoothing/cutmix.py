@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lbstudy.methods.smoothing import Inputs, Part, Smoothing
+from lbstudy.parallel.device import to_device
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import Spec
 
@@ -62,7 +63,7 @@ class CutMix(Smoothing):
             draws = stream(self.seed, "cutmix", step)
             kept = draws.beta(self.numbers.cutmix_alpha, self.numbers.cutmix_alpha)
             row, column = int(draws.integers(height)), int(draws.integers(width))
-            partners = torch.from_numpy(draws.permutation(size)).to(device)
+            partners = to_device(draws.permutation(size), device)
             self._latest = key, Cut(box(kept, row, column, height, width), partners)
         return self._latest[1]
 
@@ -71,12 +72,13 @@ class CutMix(Smoothing):
         own = part.own()
         height, width = own.images.shape[2:]
         drawn = self.draw(part.step, part.size, height, width, part.device)
-        images, labels = part.fetch(drawn.partners[part.positions])
+        partners = part.partners(own, drawn.partners)
+        boxes = (slice(None), slice(None), drawn.box.rows, drawn.box.columns)
         mixed = own.images.clone()
-        mixed[:, :, drawn.box.rows, drawn.box.columns] = images[:, :, drawn.box.rows, drawn.box.columns]
+        mixed[boxes] = partners.images[boxes]
         share = 1 - drawn.box.area / (height * width)
-        shares = torch.full((len(mixed),), share, dtype=part.dtype, device=part.device)
-        return Inputs(mixed, own.labels, labels, shares)
+        shares = torch.full_like(own.labels, share, dtype=part.dtype)
+        return Inputs(mixed, own.labels, partners.labels, shares)
 
 
 def box(kept: float, row: int, column: int, height: int, width: int) -> Box:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lbstudy.methods.smoothing import Inputs, Part, Smoothing
+from lbstudy.parallel.device import to_device
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.run import Spec
 
@@ -51,16 +52,16 @@ class Mixup(Smoothing):
             draws = stream(self.seed, "mixup", step)
             alpha = self.numbers.mixup_alpha
             coefficients = draws.beta(alpha, alpha, size=size if self.settings.per == "sample" else 1)
-            partners = torch.from_numpy(draws.permutation(size)).to(device)
-            self._latest = key, Mixing(torch.from_numpy(coefficients).to(device, dtype).expand(size), partners)
+            partners = to_device(draws.permutation(size), device)
+            self._latest = key, Mixing(to_device(coefficients, device).to(dtype).expand(size), partners)
         return self._latest[1]
 
     def inputs(self, part: Part) -> Inputs:
         """The part's samples, each mixed with its partner from anywhere in the mini-batch."""
         drawn = self.draw(part.step, part.size, part.device, part.dtype)
         own, shares = part.own(), drawn.coefficients[part.positions]
-        images, labels = part.fetch(drawn.partners[part.positions])
-        return Inputs(mix(own.images, images, shares), own.labels, labels, shares)
+        partners = part.partners(own, drawn.partners)
+        return Inputs(mix(own.images, partners.images, shares), own.labels, partners.labels, shares)
 
 
 def mix(images: Tensor, partner_images: Tensor, coefficients: Tensor) -> Tensor:

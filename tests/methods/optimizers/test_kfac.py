@@ -453,12 +453,16 @@ def test_kl_clip_bounds_the_step():
 
 def test_fallbacks_are_counted():
     indefinite = torch.diag(torch.tensor([1.0, -1e-3, 2.0]))
-    lower, count = factors.damped_cholesky(indefinite, torch.tensor(1e-6))
-    assert count == 1
-    assert (lower @ lower.T).diagonal().min() > 0
-    assert factors.damped_cholesky(indefinite, torch.tensor(1e-2))[1] == 0
-    infinite, count = factors.damped_inverse(torch.full((3, 3), torch.inf), torch.tensor(1e-2))
-    assert (count, infinite.isnan().all().item()) == (1, True)
+    infinite = torch.full((3, 3), torch.inf)
+    pairs = [(torch.eye(3), torch.tensor(1.0)), (indefinite, torch.tensor(1e-6)), (infinite, torch.tensor(1e-2))]
+    lower, failed = factors.damped_choleskys(pairs)
+    assert failed == [1, 2]
+    assert (lower[1] @ lower[1].T).diagonal().min() > 0
+    assert factors.damped_choleskys([(indefinite, torch.tensor(1e-2))])[1] == []
+    assert factors.damped_choleskys([]) == ([], [])
+    inverses, count = factors.damped_inverses(pairs)
+    assert (count, inverses[2].isnan().all().item()) == (2, True)
+    torch.testing.assert_close(inverses[0], torch.eye(3) / 2)
     model, (images, labels) = convolutional(), samples()
     optimizer = kfac(model, inverse_interval=1)
     observe(optimizer, model, images, labels)

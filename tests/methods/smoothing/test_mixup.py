@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lbstudy.methods.smoothing import Combined, Inputs
+from lbstudy.methods.smoothing import Combined, Inputs, Part
 from lbstudy.methods.smoothing.mixup import Mixing, Mixup, Numbers, Settings, mix
 
 CPU = torch.device("cpu")
@@ -52,3 +52,21 @@ class TestMixup:
         assert draws.mean().item() == pytest.approx(0.5, abs=0.03)
         assert draws.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
         assert (draws < 0.5).double().mean().item() == pytest.approx(0.5, abs=0.03)  # not folded to [1/2, 1]
+
+    def test_a_mini_batch_in_one_pass_is_that_in_several_to_the_bit(self):
+        """In one pass the partners are taken from the samples that are there, and nothing is fetched twice."""
+        images, labels = torch.rand(20, 3, 4, 4), torch.randint(10, (20,))
+        fetched: list[int] = []
+
+        def fetch(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            fetched.append(len(positions))
+            return images[positions], labels[positions]
+
+        def inputs(start: int, stop: int) -> Inputs:
+            return mixup(0.4).inputs(Part(0, 20, slice(start, stop), fetch, CPU, torch.float32))
+
+        whole = inputs(0, 20)
+        assert fetched == [20]
+        for ours, *parts in zip(whole, inputs(0, 9), inputs(9, 20), strict=True):
+            assert torch.equal(ours, torch.cat(parts))
+        assert fetched == [20, 9, 9, 11, 11]

@@ -10,6 +10,8 @@ All sums here are over samples, not yet divided by N, so that those of workers a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -173,22 +175,31 @@ def damping_parts(input_factor: Tensor, gradient_factor: Tensor, damping: float)
     return pi * damping**0.5, damping**0.5 / pi
 
 
-def damped_cholesky(factor: Tensor, damping: Tensor) -> tuple[Tensor, int]:
-    """The lower Cholesky factor of factor + damping I, and how often (0 or 1) a fall-back was needed.
+def damped_choleskys(damped: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[int]]:
+    """The lower Cholesky factors of each factor + damping I, and for which of them a fall-back was needed.
 
     Rounding can leave a matrix that is not positive definite. Then it is tried in float64, and with ten times
     the damping until it is. A factor that is not finite gives NaN: the run has diverged, and says so by its loss.
+    The device is waited for once, however many there are.
     """
-    lower, info = torch.linalg.cholesky_ex(_damped(factor, damping))
-    if not info:
-        return lower, 0
+    found = [torch.linalg.cholesky_ex(_damped(factor, damping)) for factor, damping in damped]
+    lower = [cholesky.L for cholesky in found]
+    info = torch.stack([cholesky.info for cholesky in found]).tolist() if found else []
+    failed = [place for place, problem in enumerate(info) if problem]
+    for place in failed:
+        lower[place] = _cholesky_after_all(*damped[place])
+    return lower, failed
+
+
+def _cholesky_after_all(factor: Tensor, damping: Tensor) -> Tensor:
+    """Of a matrix that is not positive definite at first."""
     if not factor.isfinite().all():
-        return torch.full_like(factor, torch.nan), 1
+        return torch.full_like(factor, torch.nan)
     wide, damping = factor.double(), damping.double()
     while True:
         lower, info = torch.linalg.cholesky_ex(_damped(wide, damping))
         if not info:
-            return lower.to(factor.dtype), 1
+            return lower.to(factor.dtype)
         damping = 10 * damping
 
 
@@ -198,21 +209,29 @@ def _damped(factor: Tensor, damping: Tensor) -> Tensor:
     return damped
 
 
-def damped_inverse(factor: Tensor, damping: Tensor) -> tuple[Tensor, int]:
-    """(factor + damping I)^-1, and the count of `damped_cholesky`; above order LARGE the Cholesky factor itself.
+def damped_inverses(damped: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], int]:
+    """(factor + damping I)^-1 of each, above order LARGE the Cholesky factor itself; and how many needed a fall-back.
 
     A solve with the Cholesky factor takes as much arithmetic as a product with the inverse (2 n^2 per column), so
     the 2/3 n^3 from the one to the other pay only where small products are the slower for being solves.
     """
-    lower, fallbacks = damped_cholesky(factor, damping)
-    if len(factor) > LARGE or (fallbacks and lower.isnan().any()):
-        return lower, fallbacks
-    return torch.cholesky_inverse(lower).contiguous(), fallbacks
+    results, failed = damped_choleskys(damped)
+    without = {place for place in failed if results[place].isnan().any()}
+    for place, lower in enumerate(results):
+        if len(lower) <= LARGE and place not in without:
+            results[place] = torch.cholesky_inverse(lower).contiguous()
+    return results, len(failed)
 
 
 def apply_inverse(inverse: Tensor, columns: Tensor) -> Tensor:
-    """The inverse, as `damped_inverse` gave it, times a matrix."""
+    """The inverse, as `damped_inverses` gave it, times a matrix."""
     return torch.cholesky_solve(columns, inverse) if len(inverse) > LARGE else inverse @ columns
+
+
+def eigenbases(symmetric: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """The `eigenbasis` of each, and how many needed float64."""
+    found = [eigenbasis(factor) for factor in symmetric]
+    return [basis for basis, _ in found], sum(count for _, count in found)
 
 
 def eigenbasis(factor: Tensor) -> tuple[Tensor, int]:

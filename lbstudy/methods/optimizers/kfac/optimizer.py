@@ -23,6 +23,7 @@ from lbstudy.methods.optimizers.kfac.blocks import Block, DampingForm, Kronecker
 from lbstudy.methods.optimizers.kfac.exchange import PendingSum, assign, pack, share, symmetric, unpack
 from lbstudy.methods.optimizers.kfac.listener import Listener, Statistic
 from lbstudy.methods.optimizers.kfac.ties import settled_ties
+from lbstudy.parallel.device import to_device
 from lbstudy.parallel.randomness import stream
 from lbstudy.parallel.workers import Workers
 
@@ -160,7 +161,7 @@ class KFAC(torch.optim.Optimizer):
             if not empirical:
                 draws = stream(self._seed, "fisher", self.param_groups[0]["step"], copy).random(size)
                 draws = draws[part] if part is not None else draws
-                self._backward_of_drawn_labels(logits, torch.from_numpy(draws).to(logits.device), listener)
+                self._backward_of_drawn_labels(logits, to_device(draws, logits.device), listener)
 
         hooks = [block.layer.register_forward_hook(listener.hook(block)) for block in self._blocks]
         hooks.append(self._model.register_forward_hook(after_forward))
@@ -268,17 +269,19 @@ class KFAC(torch.optim.Optimizer):
                     )
                 ]
         owners = assign([task[-1] for task in tasks], workers.size)
-        results, fallbacks = [], 0
-        for (_, _, factor, part, _), owner in zip(tasks, owners, strict=True):
-            if owner == workers.rank:
-                eigen = self._damping_form == "eigen"
-                result, failed = factors.eigenbasis(factor) if eigen else factors.damped_inverse(factor, part)
-                fallbacks += failed
-            else:
-                rows = len(factor) + (self._damping_form == "eigen")
-                result = factor.new_empty(rows, len(factor))
-            results.append(result)
-        group["fallbacks"] += int(workers.sum(torch.tensor(fallbacks, device=results[0].device))) if results else 0
+        eigen = self._damping_form == "eigen"
+        mine = [
+            (factor, part) for (*_, factor, part, _), owner in zip(tasks, owners, strict=True) if owner == workers.rank
+        ]
+        inverses, fallbacks = factors.eigenbases([f for f, _ in mine]) if eigen else factors.damped_inverses(mine)
+        found = iter(inverses)
+        results = [
+            next(found) if owner == workers.rank else factor.new_empty(len(factor) + eigen, len(factor))
+            for (*_, factor, _, _), owner in zip(tasks, owners, strict=True)
+        ]
+        if workers.size > 1 and results:
+            fallbacks = int(workers.sum(torch.tensor(fallbacks, device=results[0].device)))
+        group["fallbacks"] += fallbacks
         for (state, name, *_), inverse in zip(tasks, self._share(results, owners, workers), strict=True):
             state[name] = inverse
 
