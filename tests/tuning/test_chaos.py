@@ -113,7 +113,7 @@ def assert_whole(folder: StudyFolder) -> list[TrialRecord]:
 def essence(record: TrialRecord) -> dict[str, object]:
     """What must not depend on when a trial ran."""
     kept = dataclasses.asdict(record)
-    for name in ("started", "seconds", "failures", "error", "nodes", "moves", "lost"):
+    for name in ("started", "seconds", "memory", "device_memory", "failures", "error", "nodes", "moves", "lost"):
         kept.pop(name)
     kept["metrics"] = {k: v for k, v in record.metrics.items() if k not in ("seconds", "images_per_second")}
     return kept

@@ -58,8 +58,8 @@ class TestMixup:
         images, labels = torch.rand(20, 3, 4, 4), torch.randint(10, (20,))
         fetched: list[int] = []
 
-        def fetch(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            fetched.append(len(positions))
+        def fetch(positions: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+            fetched.append(len(labels[positions]))
             return images[positions], labels[positions]
 
         def inputs(start: int, stop: int) -> Inputs:
