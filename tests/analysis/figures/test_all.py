@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from opda.nonparametric import EmpiricalDistribution
 from typer.testing import CliRunner
 
 from lbstudy.analysis import load
@@ -418,7 +419,7 @@ def test_no_bands_where_they_would_promise_too_much(
     def simulate(*_: object, **__: object) -> None:
         raise AssertionError("bands are computed, and thrown away")
 
-    monkeypatch.setattr(figures_tuning.EmpiricalDistribution, "confidence_bands", simulate)
+    monkeypatch.setattr(EmpiricalDistribution, "confidence_bands", simulate)
     study = make_study(sampler=sampler)
     info = figures_tuning.tuning_curves_info(study, make_trials(study, statuses))
     assert not info.guaranteed
