@@ -41,6 +41,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        assert self.passed < 3600, "this waits for ever"
 
     @property
     def passed(self) -> float:
@@ -303,6 +304,11 @@ def test_a_worker_that_is_silent_while_the_process_group_forms_is_named(
     with pytest.raises(GroupError, match=rf"^no answer from {of} while the process group formed$"):
         prove(Workers(silent, clock, monkeypatch).members)
     assert clock.passed <= 62  # the last answer that came was on its way
+
+
+def test_a_collective_operation_that_a_worker_does_not_join_has_an_end():
+    """What Ray Train passes on to torch; the trial's own bound is `test_an_epoch_that_is_never_reported...`."""
+    assert process_group.GroupConfig(mailbox=None).timeout_s == 30 * 60
 
 
 def test_workers_that_all_answer_form_a_group(clock: Clock, monkeypatch: pytest.MonkeyPatch):
