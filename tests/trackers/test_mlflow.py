@@ -164,7 +164,7 @@ def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
         began = time.monotonic()
         assert lbstudy(monkeypatch, "track", str(folder.path), "--to", "mlflow") == 2
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     printed = capsys.readouterr().err
     assert printed.startswith("error: mlflow: MlflowException: ")
     assert printed.endswith("; the same command goes on from here\n")
