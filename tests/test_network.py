@@ -71,9 +71,9 @@ def test_an_open_door_is_reached_and_a_closed_one_is_named():
 def test_doors_that_do_not_open_are_given_up_all_at_once():
     with deaf() as port:
         began = time.monotonic()
-        found = network.unreachable({f"n{number}": (HERE, port) for number in range(20)}, 1.0)
-        assert time.monotonic() - began < 10
-    assert found == {f"n{number}": "127.0.0.1: timed out" for number in range(20)}
+        found = network.unreachable({f"n{number}": (HERE, port) for number in range(60)}, 1.0)
+        assert time.monotonic() - began < 30
+    assert found == {f"n{number}": "127.0.0.1: timed out" for number in range(60)}
     assert network.unreachable({}, 1.0) == {}
 
 

@@ -129,11 +129,15 @@ def _require_answer(address: str) -> None:
         if port.isdigit():
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_SECONDS).close()
-                GcsClient(address=found)  # which has a bound of its own: 40 s
             except OSError as error:
                 raise StudyError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
-            except ray.exceptions.RayError as error:
-                raise StudyError(f"no Ray cluster answers at {found}: {_reason(error)}") from error
+            for more_tries in (1, 0):
+                try:
+                    GcsClient(address=found)  # which gives up after 40 s
+                    break
+                except ray.exceptions.RayError as error:
+                    if not more_tries:
+                        raise StudyError(f"no Ray cluster answers at {found}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

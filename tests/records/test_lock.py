@@ -301,7 +301,7 @@ def test_one_who_died_while_it_took_over_is_waited_for_no_longer_than_a_driver(t
     (tmp_path / f".{LOCK}-taking-over").touch()
     began = time.monotonic()
     lock._take_away(tmp_path / LOCK, {"pid": 2})
-    assert lock.STALE_SECONDS <= time.monotonic() - began < 10
+    assert lock.STALE_SECONDS <= time.monotonic() - began < 30
     assert not list(tmp_path.iterdir())
 
 

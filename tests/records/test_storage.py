@@ -348,6 +348,16 @@ def test_a_store_that_fails_is_one_error_and_exit_code_2(
     assert "starting Ray" not in printed
 
 
+@pytest.mark.slow
+def test_a_store_that_is_silent_is_given_up(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as mute:
+        where = f"s3://studies/x?endpoint_override=http://127.0.0.1:{mute.getsockname()[1]}"
+        began = time.monotonic()
+        assert lbstudy(monkeypatch, "status", where) == 2
+    assert time.monotonic() - began < 120
+    assert "Timeout was reached" in capsys.readouterr().err
+
+
 def test_start_up_check(place: ObjectPath, endpoint: str):
     finding = doctor.check_storage(place / "new", 10**18)
     assert finding.ok

@@ -14,6 +14,7 @@ import pytest
 
 from lbstudy.records.folder import StudyFolder
 from lbstudy.trackers import Held, follow
+from lbstudy.trackers import mlflow as mlflow_tracker
 from lbstudy.trackers.follow import followed
 from lbstudy.trackers.sync import Sync
 from tests.console.test_cli import lbstudy
@@ -149,6 +150,24 @@ def test_a_request_made_again_changes_nothing(server: Server, tmp_path: Path):
     sync._held = dict.fromkeys(known, Held(0, ended=False))  # as if all answers had been lost
     sync.once()
     assert {name: curve(run) for name, run in runs(folder).items()} == before
+
+
+def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """With MLflow's own bounds it would take a quarter of an hour."""
+    folder = make_mixed(tmp_path / "s")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setitem(mlflow_tracker.ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    for name in mlflow_tracker.ENVIRONMENT:
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as mute:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        began = time.monotonic()
+        assert lbstudy(monkeypatch, "track", str(folder.path), "--to", "mlflow") == 2
+    assert time.monotonic() - began < 120
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: mlflow: MlflowException: ")
+    assert printed.endswith("; the same command goes on from here\n")
 
 
 @pytest.mark.slow

@@ -225,6 +225,7 @@ def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(ray.util.state, "list_actors", refuse)
     monkeypatch.setattr(doctor, "STATE_API_SECONDS", 0)
+    monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
     finding = doctor.check_state_api()
     assert not finding.ok

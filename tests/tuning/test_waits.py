@@ -41,6 +41,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        assert self.passed < 3600, "this waits for ever"
 
     @property
     def passed(self) -> float:
@@ -95,7 +96,10 @@ def test_a_cluster_that_nobody_opens_for_is_one_error(study: list[str], monkeypa
     "real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["a client that gives up", "Ray's own client"]
 )
 def test_what_opens_and_is_no_ray_is_given_up(real: bool, monkeypatch: pytest.MonkeyPatch):
+    tries = []
+
     def give_up(address: str) -> None:
+        tries.append(address)
         raise ray.exceptions.RpcError("Timed out while waiting for GCS to become available.")
 
     if not real:
@@ -106,7 +110,8 @@ def test_what_opens_and_is_no_ray_is_given_up(real: bool, monkeypatch: pytest.Mo
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{mute.getsockname()[1]}")
         with pytest.raises(StudyError, match=r"^no Ray cluster answers at [\d.]+:\d+: Timed out while waiting for GCS"):
             tuner.connect()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
+    assert len(tries) == (0 if real else 2)
 
 
 def test_nodes_that_do_not_answer_stop_a_study_before_it_begins(monkeypatch: pytest.MonkeyPatch):
@@ -141,7 +146,7 @@ def test_a_state_api_that_does_not_answer_is_given_up(monkeypatch: pytest.Monkey
         finding = doctor.check_state_api()
     assert not finding.ok
     assert finding.sentence.startswith("does not answer: ")
-    assert 3 <= time.monotonic() - began < 10
+    assert 3 <= time.monotonic() - began < 60
 
 
 class Silent:
@@ -250,13 +255,13 @@ def test_workers_that_do_not_end_with_their_lane_are_left_to_the_driver(
 ):
     monkeypatch.setattr(lane, "END_SECONDS", 0.2)
     for_ever = threading.Event()
-    thread = threading.Thread(target=for_ever.wait, args=(60,), daemon=True)
+    thread = threading.Thread(target=for_ever.wait, args=(600,), daemon=True)
     thread.start()
     mailbox, began = Silent(Clock()), time.monotonic()
     try:
         lane_with(mailbox, thread, _up=True).end()
         assert thread.is_alive()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert mailbox.called == ["put_job"]
     finally:
         for_ever.set()
@@ -303,6 +308,11 @@ def test_a_worker_that_is_silent_while_the_process_group_forms_is_named(
     with pytest.raises(GroupError, match=rf"^no answer from {of} while the process group formed$"):
         prove(Workers(silent, clock, monkeypatch).members)
     assert clock.passed <= 62  # the last answer that came was on its way
+
+
+def test_a_collective_operation_that_a_worker_does_not_join_has_an_end():
+    """What Ray Train passes on to torch; the trial's own bound is `test_an_epoch_that_is_never_reported...`."""
+    assert process_group.GroupConfig(mailbox=None).timeout_s == 30 * 60
 
 
 def test_workers_that_all_answer_form_a_group(clock: Clock, monkeypatch: pytest.MonkeyPatch):
