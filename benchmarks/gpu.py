@@ -21,8 +21,9 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,9 @@ from lbstudy.training.train import train
 MINUTES = 7.5
 INTERVALS = {"kfac (10, 100)": {"factor_interval": 10, "inverse_interval": 100}, "kfac (1, 1)": {}}
 POINTS = 5
+
+Rates = dict[tuple[str, int], float | None]
+"""Images per second of a network at a batch size; None where it could not be measured."""
 
 
 class Bench:
@@ -100,50 +104,54 @@ class Bench:
         return False
 
 
-def compare(name: str, ours: float, reference: float | None = None, against: str = "") -> float:
-    """Print a rate and, where there is one, its ratio to another."""
-    measuring.show(name, ours, "images/s")
+def compare(
+    bench: Bench, name: str, measure: Callable[[], float], reference: float | None = None, against: str = ""
+) -> float | None:
+    """Print a rate and, where there is one, its ratio to another; None where there is no time or memory for it."""
+    if not bench.has_time(name):
+        return None
+    try:
+        rate = measure()
+    except torch.OutOfMemoryError:
+        print(f"no memory for {name}", flush=True)
+        return None
+    measuring.show(name, rate, "images/s")
     if reference is not None:
-        measuring.show(name, ours / reference, "times as fast", against)
-    return ours
+        measuring.show(name, rate / reference, "times as fast", against)
+    return rate
 
 
-def measure_networks(bench: Bench) -> dict[tuple[str, int], float]:
+def measure_networks(bench: Bench) -> Rates:
     """`train()` with SGD and K-FAC, and the loop by hand; gives SGD's rates in fp32."""
-    rates = {}
-    for model in bench.options.model:
-        for batch in bench.options.batch:
-            label = f"{model} at {batch}"
-            if not bench.has_time(label):
-                continue
-            for precision in ("fp32", "bf16"):
-                hand = compare(f"{label}, {precision}: by hand", bench.by_hand(model, batch, precision))
-                rate = bench.rate(model, batch, precision=precision)
-                compare(f"{label}, {precision}: sgd", rate, hand, "by hand")
-                rates.setdefault((model, batch), rate)
-            for name, intervals in INTERVALS.items():
-                rate = bench.rate(model, batch, optimizer="kfac", hyper=intervals)
-                compare(f"{label}, fp32: {name}", rate, rates[model, batch], "sgd")
+    rates: Rates = {}
+    for model, batch in product(bench.options.model, bench.options.batch):
+        label = f"{model} at {batch}"
+        for precision in ("fp32", "bf16"):
+            hand = compare(bench, f"{label}, {precision}: by hand", partial(bench.by_hand, model, batch, precision))
+            ours = partial(bench.rate, model, batch, precision=precision)
+            rate = compare(bench, f"{label}, {precision}: sgd", ours, hand, "by hand")
+            rates.setdefault((model, batch), rate)
+        for name, intervals in INTERVALS.items():
+            ours = partial(bench.rate, model, batch, optimizer="kfac", hyper=intervals)
+            compare(bench, f"{label}, fp32: {name}", ours, rates[model, batch], "sgd")
     return rates
 
 
-def measure_smoothings(bench: Bench, rates: dict[tuple[str, int], float]) -> None:
+def measure_smoothings(bench: Bench, rates: Rates) -> None:
     """Each smoothing, at the smallest batch, where it costs most."""
-    for model in bench.options.model[:1]:
-        batch = bench.options.batch[0]
-        for name in smoothing.names():
-            if name != smoothing.NONE and bench.has_time(name):
-                label = f"{model} at {batch}, fp32: sgd with {name}"
-                compare(label, bench.rate(model, batch, smooth=name), rates.get((model, batch)), "none")
+    model, batch = bench.options.model[0], bench.options.batch[0]
+    for name in smoothing.names():
+        if name != smoothing.NONE:
+            label = f"{model} at {batch}, fp32: sgd with {name}"
+            compare(bench, label, partial(bench.rate, model, batch, smooth=name), rates[model, batch], "none")
 
 
-def measure_compiled(bench: Bench, rates: dict[tuple[str, int], float]) -> None:
+def measure_compiled(bench: Bench, rates: Rates) -> None:
     """torch.compile, at the smallest batch."""
     for model in bench.options.model:
         batch = bench.options.batch[0]
-        if bench.has_time(f"{model} compiled"):
-            rate = bench.rate(model, batch, compile=True)
-            compare(f"{model} at {batch}, fp32: sgd, compiled", rate, rates.get((model, batch)), "sgd, eager")
+        label = f"{model} at {batch}, fp32: sgd, compiled"
+        compare(bench, label, partial(bench.rate, model, batch, compile=True), rates[model, batch], "sgd, eager")
 
 
 def train_beside_others(rank: int, options: argparse.Namespace, together: Any, rates: Any) -> None:
@@ -162,36 +170,39 @@ def measure_processes(bench: Bench) -> None:
     options = bench.options
     options = argparse.Namespace(**{**vars(options), "samples": min(options.samples, 256 * options.batch[0])})
     context = mp.get_context("spawn")
-    alone = None
-    for count in options.processes:
-        if not bench.has_time(f"{count} processes"):
-            continue
+
+    def together(count: int) -> float:
         rates: Any = context.SimpleQueue()
         mp.start_processes(
             train_beside_others, (options, context.Barrier(count), rates), nprocs=count, start_method="spawn"
         )
-        total = sum(rates.get() for _ in range(count))
+        return sum(rates.get() for _ in range(count))
+
+    alone = None
+    for count in options.processes:
         label = f"{options.model[0]} at {options.batch[0]}, fp32: {count} process{'es' * (count > 1)}"
-        compare(label, total, alone, "1 process")
-        alone = alone or total
+        rate = compare(bench, label, partial(together, count), alone, "1 process")
+        alone = alone or rate
 
 
 def measure_landscape(bench: Bench) -> None:
     """Forward passes at points of a line, three times; the first warms up."""
-    for model in bench.options.model:
-        if not bench.has_time(f"landscape of {model}"):
-            continue
-        images = bench.images
+    images = bench.images
+
+    def rate(model: str) -> float:
         network = models.build(NETWORKS[model].name, images.shape, images.classes, None, NETWORKS[model].settings)
         network = network.to(bench.options.device).eval()
         points = landscape.line(network, DirectionSpec(seed=0), directions=1, a=landscape.grid(-1, 1, POINTS))
         prepared = landscape.prepare(network, images)
         seconds = []
-        for _ in range(1 if bench.options.smoke else 3):
+        for _ in range(3):
             watch = measuring.Stopwatch()
             landscape.evaluate_points(network, points, prepared)
             seconds.append(watch.seconds().wall)
-        compare(f"{model}, fp32: landscape", POINTS * (len(images.train) + len(images.test)) / median(seconds[-2:]))
+        return POINTS * (len(images.train) + len(images.test)) / median(seconds[1:])
+
+    for model in bench.options.model:
+        compare(bench, f"{model}, fp32: landscape", partial(rate, model))
 
 
 def measure_kfac(bench: Bench) -> None:

@@ -111,14 +111,16 @@ class Loop(NamedTuple):
         losses, over this worker's samples. With `ascent` it is on the way to where a gradient will be taken, and the
         optimizer does not look."""
         loss_sum = torch.zeros((), dtype=torch.float64, device=batch.images.order.device)
-        copies = self.smoothing.copies
+        share = self.workers.size / batch.size  # parallel gradients are means; we want the sum
         for forward in passes:
             perturbed = self.smoothing.perturbed(smoothing.Draw(batch.step, forward.ghost_batch, forward.copy))
             watched = nullcontext() if ascent else self._watched(batch, forward)
             with perturbed, self._reduced(forward.last), watched:
                 logits, inputs = self.outputs(self.network, batch, forward.positions, forward.copy)
-                loss = self.smoothing.loss_sum(logits.to(inputs.images.dtype), inputs) / copies
-                (loss * (self.workers.size / batch.size)).backward()  # parallel gradients are means; we want the sum
+                loss = self.smoothing.loss_sum(logits.to(inputs.images.dtype), inputs)
+                if self.smoothing.copies > 1:
+                    loss = loss / self.smoothing.copies
+                loss.backward(torch.full_like(loss, share))
             loss_sum += loss.detach()
         return loss_sum
 

@@ -150,3 +150,16 @@ def test_what_waits_is_seen(monkeypatch: pytest.MonkeyPatch):
     run = of("sgd", "none").model_copy(update={"optimizer": f"{__name__}:Waiting", "hyper": {"learning_rate": 0.1}})
     expected = ["_local_scalar_dense", "index with a mask", "new_tensor", "cpu", "numpy", "from_numpy"]
     assert waits(run, monkeypatch) == expected * 2
+
+
+def test_kernels_on_a_gpu_are_exact_and_repeatable():
+    _, data = digits(SAMPLES)
+    cudnn, found = torch.backends.cudnn, list[tuple[bool, bool, bool]]()
+
+    def flags() -> tuple[bool, bool, bool]:
+        return cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    before = flags()
+    training.train(of("sgd", "none"), data, on_epoch=lambda report, snapshot: found.append(flags()) or False)
+    assert found == [(False, True, False)]
+    assert flags() == before != found[0]
