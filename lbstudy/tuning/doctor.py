@@ -157,7 +157,7 @@ def clean_up(notice: Callable[[str], None]) -> None:
 
 def check_exchange(nodes: Sequence[dict[str, Any]]) -> Finding:
     """Whether workers on two nodes form a process group and sum a tensor."""
-    from lbstudy.tuning.process_group import GroupError, Member, prove  # imports torch
+    from lbstudy.tuning.process_group import GroupError, Member, prove
 
     name = "workers on several nodes"
     places = [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
