@@ -8,8 +8,8 @@ so no worker needs its files. A user's own code comes the same way.
 
 Lane and workers talk through a mailbox actor. A trial can be ended from outside only at a rung of the pruner, so
 the workers wait for a verdict there and nowhere else. A worker group that does not come up waits for its resources
-(`LaneWaits`) or is broken (`LaneBroken`); neither is a trial's fault. Nor is a node that goes. With `process_group`,
-this is the only file that imports ray.train.
+(`LaneWaits`) or is broken (`LaneBroken`); neither is a trial's fault. Nor is a node that goes. With `process_group` and
+`trainer`, this is the only file that imports ray.train.
 """
 
 from __future__ import annotations
@@ -200,9 +200,9 @@ class Lane:
         avoid: Sequence[str] = (),
     ):  # fmt: skip
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer  # imports torch: seconds that the driver need not spend
 
         from lbstudy.tuning.process_group import GroupConfig
+        from lbstudy.tuning.trainer import LaneTrainer  # imports torch: seconds that the driver need not spend
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -215,7 +215,7 @@ class Lane:
         self._workers = resources.workers
         gpus = float(resources.gpus_per_worker)
         per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-        trainer = TorchTrainer(
+        trainer = LaneTrainer(
             _serve,
             train_loop_config={
                 "mailbox": self._mailbox,
@@ -230,7 +230,7 @@ class Lane:
                 resources_per_worker=per_worker,
                 label_selector={NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else None,  # type: ignore[call-arg]
             ),
-            torch_config=GroupConfig(backend=process_group_backend(resources), mailbox=self._mailbox),
+            torch_config=GroupConfig(process_group_backend(resources), self._mailbox),  # type: ignore[arg-type]
             run_config=RunConfig(
                 name=name,
                 storage_path=storage,

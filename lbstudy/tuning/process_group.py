@@ -3,10 +3,14 @@
 Ray Train forms the group and waits for half an hour for workers that cannot find each other. Before it does, the
 workers here choose the interface with their node's address in the cluster, knock at each other's doors, and sum a
 tensor; the first thing that fails is what is told. `lbstudy doctor` proves a cluster the same way.
+
+Ray Train's controller, a process for each lane, loads this module: so it imports no torch, which would be some 270 MB
+and seconds of the lane's start. What needs torch is called in the workers, and is what Ray's own `TorchConfig` calls.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +19,7 @@ from typing import Any
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import ray
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend  # Ray has no public place between its workers and their group
+from ray.train.backend import Backend, BackendConfig
 
 from lbstudy.parallel import network
 
@@ -24,6 +27,10 @@ KNOCK_SECONDS = 5.0
 FORM_SECONDS = 40.0
 PROOF_SECONDS = 60.0
 """For all of it: what the workers wait for, and 15 seconds more, for they may be slow to answer."""
+OPERATION_SECONDS = 1800
+"""What an operation in the group may take, as Ray Train has it."""
+
+LEAVE_SECONDS = 30.0
 
 
 class GroupError(RuntimeError):
@@ -102,30 +109,38 @@ def _answers(asked: Sequence[tuple[Member, ray.ObjectRef]], until: float) -> Ite
 
 
 @dataclass
-class GroupConfig(TorchConfig):
-    """How a lane's workers form their group.
+class GroupConfig(BackendConfig):
+    """How a lane's workers form their group: what `TorchTrainer` takes for its `TorchConfig`.
 
     Args:
+        backend: gloo or nccl; None: `TorchTrainer` decides, by whether there are GPUs.
         mailbox: of the lane: is told where its workers are, and why they do not come together.
     """
 
-    mailbox: Any = None
+    backend: str | None
+    mailbox: Any
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         """What Ray Train calls when the workers are there."""
         return _ProvedGroup
 
+    @property
+    def train_func_context(self) -> Any:
+        """Within which a worker's loop runs: on its own GPU."""
+        from ray.train.torch.config import TorchConfigContextManager
 
-class _ProvedGroup(_TorchBackend):
+        return TorchConfigContextManager
+
+
+class _ProvedGroup(Backend):
     """Ray's own group, after it has been proved that it can form."""
+
+    share_cuda_visible_devices = True  # as Ray's own: each worker sees the GPUs of all on its node
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Called in Ray Train's controller."""
-        members = [
-            Member(worker.metadata.hostname, worker.metadata.node_id, worker.metadata.node_ip, worker.execute_async)
-            for worker in worker_group.get_workers()
-        ]
+        members = _members(worker_group)
         places = [(member.node, member.host) for member in members]
         ray.get(backend_config.mailbox.place.remote(places, ray.get_runtime_context().current_actor))
         if len(members) > 1:
@@ -134,4 +149,36 @@ class _ProvedGroup(_TorchBackend):
             except GroupError as error:
                 ray.get(backend_config.mailbox.give_up.remote(str(error)))  # now: the end of the others takes its time
                 raise
-        super().on_start(worker_group, backend_config)
+        meeting = (members[0].address, ray.get(members[0].call(network.free_port)))
+        size, backend = len(members), backend_config.backend
+        ray.get([member.call(_form, backend, rank, size, *meeting) for rank, member in enumerate(members)])
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Called in Ray Train's controller before the workers end."""
+        members = _members(worker_group)
+        left = [member.call(_leave, len(members)) for member in members]
+        ray.wait(left, num_returns=len(left), timeout=LEAVE_SECONDS)
+
+
+def _members(worker_group: Any) -> list[Member]:
+    """The workers, by rank."""
+    return [
+        Member(worker.metadata.hostname, worker.metadata.node_id, worker.metadata.node_ip, worker.execute_async)
+        for worker in worker_group.get_workers()
+    ]
+
+
+def _form(backend: str, rank: int, size: int, address: str, port: int) -> None:
+    """In a worker: form the group as Ray Train does."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(backend, rank, size, "env://", OPERATION_SECONDS)
+
+
+def _leave(size: int) -> None:
+    """In a worker: leave the group as Ray Train does, and free its GPU's memory."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=size > 1)

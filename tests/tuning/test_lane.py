@@ -3,9 +3,11 @@
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -109,7 +111,7 @@ def test_a_lane_without_resources_waits_and_one_whose_group_is_taken_away_is_bro
     def asked() -> list[groups.Group]:
         return [g for g in groups.list_groups() if g.waits and g.resources.get("CPU") == 9999]
 
-    for _ in range(60):  # its controller is a process, which begins by importing torch
+    for _ in range(60):  # its controller is a process, which has to come up
         if asked():
             break
         time.sleep(1)
@@ -182,3 +184,46 @@ def test_a_node_whose_ray_does_not_open_is_gone_before_ray_notices(lane: Lane, m
             closed = unused.getsockname()[1]
         patch.setattr(ray, "nodes", lambda: [node | {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": closed}])
         assert lane.gone() == [node["NodeManagerHostname"]]
+
+
+def processes(actor: str) -> list[psutil.Process]:
+    """Those of an actor's class, by the title that Ray gives them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{actor}"):
+                found.append(process)
+    return found
+
+
+def test_a_lane_has_no_process_that_it_does_not_need_and_its_controller_no_torch(lane: Lane):
+    """What each of them takes on the head: docs/cluster.md."""
+    (controller,) = processes("TrainController")
+    (worker,) = processes("RayTrainWorker")
+    assert not processes("DatasetManager")
+    assert not processes("PlacementGroupCleaner")
+    loaded = {p: {Path(m.path).name for m in p.memory_maps()} for p in (controller, worker)}
+    assert "libtorch_cpu.so" in loaded[worker]
+    assert "libtorch_cpu.so" not in loaded[controller]
+
+
+def test_what_a_controller_that_was_killed_has_held_is_known_and_given_back(lane: Lane):
+    """Last here, for the lane ends. `Supervisor` does it; Ray's own cleaner would be a process for each lane."""
+    held = [group for group in groups.list_groups() if group.is_for()]
+    assert [group.orphan for group in held] == [False]
+    (controller,) = processes("TrainController")
+    controller.kill()
+    for _ in range(60):
+        orphans = [group for group in groups.list_groups() if group.orphan and group.is_for()]
+        if orphans and not lane.is_alive():
+            break
+        time.sleep(0.5)
+    assert [group.id for group in orphans] == [group.id for group in held]
+    assert not lane.is_alive()
+    groups.remove(orphans)
+    for _ in range(60):
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            break
+        time.sleep(0.5)
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    assert not [group for group in groups.list_groups() if group.is_for()]

@@ -134,21 +134,6 @@ def test_nodes_that_do_not_answer_stop_a_study_before_it_begins(monkeypatch: pyt
     assert clock.passed == 60
 
 
-def test_a_state_api_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    """Ray's own client, and a dashboard that takes its requests and is silent."""
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(doctor, "STATE_API_SECONDS", 1)
-    monkeypatch.setattr(ray, "nodes", list)
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as mute:
-        here = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=here))
-        began = time.monotonic()
-        finding = doctor.check_state_api()
-    assert not finding.ok
-    assert finding.sentence.startswith("does not answer: ")
-    assert 3 <= time.monotonic() - began < 60
-
-
 class Silent:
     """A mailbox: each of its methods answers what a test says, the one before the clock has moved on by a second."""
 
