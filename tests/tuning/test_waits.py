@@ -295,9 +295,17 @@ def test_a_worker_that_is_silent_while_the_process_group_forms_is_named(
     assert clock.passed <= 62  # the last answer that came was on its way
 
 
-def test_a_collective_operation_that_a_worker_does_not_join_has_an_end():
-    """What Ray Train passes on to torch; the trial's own bound is `test_an_epoch_that_is_never_reported...`."""
-    assert process_group.GroupConfig(mailbox=None).timeout_s == 30 * 60
+def test_a_collective_operation_that_a_worker_does_not_join_has_an_end(monkeypatch: pytest.MonkeyPatch):
+    """What torch is given; the trial's own bound is `test_an_epoch_that_is_never_reported...`."""
+    from ray.train.torch import config
+
+    given: list[object] = []
+    monkeypatch.setattr(config, "_set_torch_distributed_env_vars", lambda: None)
+    monkeypatch.setattr(config, "_setup_torch_process_group", lambda *arguments: given.extend(arguments))
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+    process_group._form("gloo", 1, 2, "10.0.0.1", 4321)
+    assert given == ["gloo", 1, 2, "env://", 30 * 60]
 
 
 def test_workers_that_all_answer_form_a_group(clock: Clock, monkeypatch: pytest.MonkeyPatch):
