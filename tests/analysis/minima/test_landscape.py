@@ -148,8 +148,10 @@ def test_the_model_is_untouched_by_a_failure(images: data.ImageData):
     model = network("vgg9", images)
     before = fingerprint(model)
     points = landscape.line(model, SPEC, 1, np.array([0.5]))
+    five = data.Images(torch.zeros(2, 5, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    other = data.ImageData(five, five, five, 10, torch.zeros(5), torch.ones(5))
     with pytest.raises(RuntimeError, match="channels"):
-        evaluate_points(model, points, {"train": [(torch.zeros(2, 5, 32, 32), torch.zeros(2, dtype=torch.int64))]})
+        evaluate_points(model, points, prepare(model, other))
     assert fingerprint(model) == before
     assert model.training
 
