@@ -2,7 +2,8 @@
 
 A private Ray and lanes of one worker each, on images of CIFAR-10's size; measured when every lane has reported its
 first epochs. Proportional set sizes add up: pages that processes share, such as torch's code, are divided among them.
-The head is the driver and Ray's own servers; a lane is what there is once for each lane, its worker apart.
+The head is the driver and Ray's own servers; a lane is what there is once for each lane, its worker apart. The CPU
+seconds that each has had by then say where the time of the start goes; a worker's and the driver's are not of it alone.
 
     uv run python benchmarks/lane_memory.py                # 2 lanes, 50,000 images; some 2 minutes on two cores
     uv run python benchmarks/lane_memory.py --lanes 4
@@ -14,9 +15,9 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections import Counter
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -69,26 +70,34 @@ def title(process: psutil.Process) -> str:
     return next((name for name in ONCE if any(name in part for part in command[:4])), process.name())
 
 
-def occupied() -> Counter[str]:
-    """Megabytes of all processes of this study, by title; `title 2` and so on for further ones of a title."""
-    found: Counter[str] = Counter()
-    count: Counter[str] = Counter()
+class Occupied(NamedTuple):
+    """What the processes of a title take together."""
+
+    processes: int = 0
+    megabytes: float = 0.0
+    seconds: float = 0.0  # of CPU
+
+
+def occupied() -> dict[str, Occupied]:
+    """What all processes of this study take, by title."""
+    found: dict[str, Occupied] = {}
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
         try:
-            name, size = title(process), process.memory_full_info().pss / MB
+            name, size, times = title(process), process.memory_full_info().pss / MB, process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        count[name] += 1
-        found[f"{name} {count[name]}"] = size
+        before = found.get(name, Occupied())
+        more = (1, size, times.user + times.system)
+        found[name] = Occupied(*(old + new for old, new in zip(before, more, strict=True)))
     return found
 
 
-def measure(lanes: int, small: bool) -> Counter[str]:
+def measure(lanes: int, small: bool) -> dict[str, Occupied]:
     """Run the study; what is occupied at its fullest, when each lane trains."""
     study = one_cell_study(lanes, small)
     data = datasets.load_all(study)
-    found: Counter[str] = Counter()
+    found: dict[str, Occupied] = {}
     at_work: set[int] = set()
 
     def show(record: TrialRecord) -> None:
@@ -116,19 +125,16 @@ def main() -> None:
     found = measure(lanes, options.smoke)
     tuner.disconnect()
 
-    total: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    for name, size in found.items():
-        total[name.rpartition(" ")[0]] += size
-        count[name.rpartition(" ")[0]] += 1
-    heads = set(total) & set(ONCE)
-    print(f"ray {ray.__version__}; {date.today()}; {lanes} lanes; proportional set sizes, MB")
-    for name, size in total.most_common():
-        place = "head" if name in heads else "worker" if name == WORKER else "lane"
-        print(f"{place:7} {name:28} {count[name]:2} x {size / count[name]:6.0f}")
-    per_lane = sum(size for name, size in total.items() if name not in heads and name != WORKER) / lanes
-    print(f"a lane beside its worker: {per_lane:.0f} MB; a worker: {total[WORKER] / lanes:.0f} MB")
-    print(f"the head: {sum(total[name] for name in heads):.0f} MB")
+    heads = set(found) & set(ONCE)
+    per_lane = set(found) - heads - {WORKER}
+    print(f"ray {ray.__version__}; {date.today()}; {lanes} lanes; proportional set sizes, and CPU seconds")
+    for name, each in sorted(found.items(), key=lambda entry: -entry[1].megabytes):
+        place = "head" if name in heads else "lane" if name in per_lane else "worker"
+        count, megabytes, seconds = each
+        print(f"{place:7} {name:28} {count:2} x {megabytes / count:6.0f} MB {seconds / count:7.1f} s")
+    beside = sum(found[name].megabytes for name in per_lane) / lanes
+    print(f"a lane beside its worker: {beside:.0f} MB; a worker: {found[WORKER].megabytes / lanes:.0f} MB")
+    print(f"the head: {sum(found[name].megabytes for name in heads):.0f} MB")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ def print_costs(
 
         doctor.clean_up(notice)
         planned = tuner.plan_when_there_is_room(study, images, notice)
-        doctor.require([doctor.check_state_api()])
         count = len(measure.kinds(planned.study))
         err.print(f"measuring {count} kinds of runs on {in_lanes(planned.lanes)}; nothing is kept")
         with TaskProgress("measured", count, err) as progress:

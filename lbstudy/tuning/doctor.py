@@ -7,7 +7,6 @@ one. Only the driver writes to the storage (checkpoints reach it through Ray), s
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,6 @@ from lbstudy.tuning.resources import count_lanes, with_gpus
 FULL = 0.05
 """Ray stops writing to a disk with less than this part free."""
 
-STATE_API_SECONDS = 10
 TRIAL_BYTES = 20_000  # record and Optuna journal of a trial
 EPOCH_BYTES = 400  # a line of its series
 
@@ -64,7 +62,6 @@ def examine(study: StudySpec | None, data: Datasets | None, folder: StoragePath)
             yield Finding("Ray", True, sentence)
         yield check_versions(reports)
         yield check_clocks(reports)
-        yield check_state_api()
         yield check_leaks(list_groups(), list_jobs())
         if "RAY_ADDRESS" in os.environ:
             yield check_exchange(alive())
@@ -83,7 +80,6 @@ def examine(study: StudySpec | None, data: Datasets | None, folder: StoragePath)
 
 def before_a_run(plan: tuner.Plan, folder: StoragePath) -> Iterator[Finding]:
     """The cheap checks; this machine's own versions need none. What dead drivers hold is given back before."""
-    yield check_state_api()
     here = ray.get_runtime_context().get_node_id()
     if others := [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]:
         yield check_versions(ask_nodes(others))
@@ -190,35 +186,6 @@ class _Hand:
     def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function there."""
         return work(*arguments)
-
-
-def check_state_api() -> Finding:
-    """Whether Ray's State API answers: Ray Train needs it to clean up after trials that were stopped."""
-    from ray.util.state import list_actors
-
-    here = ray.get_runtime_context().gcs_address  # several Rays may run on this machine
-    _without_proxy(ray.nodes())
-    for more_tries in (2, 1, 0):  # on a cluster that has just come up, it is the last to be there
-        try:
-            list_actors(address=here, limit=1, timeout=STATE_API_SECONDS)
-            break
-        except Exception as error:  # it raises its own kinds, those of its HTTP client, and plain RuntimeError
-            if more_tries:
-                time.sleep(STATE_API_SECONDS / 2)
-                continue
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            advice = "start the head node with --include-dashboard=true, and install ray[default] there"
-            return Finding("State API", False, f"does not answer: {reason}; {advice}")
-    return Finding("State API", True, "answers")
-
-
-def _without_proxy(nodes: Sequence[dict[str, Any]]) -> None:
-    """Keep HTTP among the nodes of the cluster from a proxy, which does not know them."""
-    if any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
-        hosts = {"localhost", "127.0.0.1", *(node["NodeManagerAddress"] for node in nodes)}
-        for name in ("no_proxy", "NO_PROXY"):
-            given = [host for host in os.environ.get(name, "").split(",") if host]
-            os.environ[name] = ",".join([*given, *sorted(hosts - set(given))])
 
 
 def check_devices(report: NodeReport) -> Finding:

@@ -2,7 +2,7 @@
 
 Each is a process of some 115 MB on the head, for every lane. One hands out shards of Ray Data's data sets, which a lane
 does not have. The other removes the placement group of a controller that has died; `supervisor` does that for all lanes
-of a study, and without the State API.
+of a study, and without the State API, for which Ray would have to start its dashboard.
 """
 
 from __future__ import annotations

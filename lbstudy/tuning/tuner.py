@@ -92,7 +92,7 @@ def connect(verbose: bool = False) -> None:
     if address is not None:
         _require_answer(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    private: dict[str, Any] = {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    private: dict[str, Any] = {"address": "local", "include_dashboard": False}  # 11 processes that nothing here asks
     if address is None:
         private["num_cpus"] = int(this_machine()["CPU"])
     for more_tries in (2, 1, 0) if address is None else (0,):  # on a busy machine its servers may come up too late

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def test_a_sound_machine(joined: None, tmp_path: Path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert not exit_.value.code, text
     assert [line.split(":")[0].split()[1] for line in text.splitlines() if line[0] in "✓✗"] == [
-        "versions", "clocks", "State", "resources", "node", "resources", "storage",
+        "versions", "clocks", "resources", "node", "resources", "storage",
     ]  # fmt: skip
     assert "✗" not in text
     assert not (tmp_path / "studies").exists()
@@ -49,7 +48,7 @@ def test_a_sound_machine(joined: None, tmp_path: Path, monkeypatch, capsys):
 def test_what_a_run_checks_passes_here(joined: None, tmp_path: Path):
     study = tiny_study()
     plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
-    assert [finding.name for finding in doctor.before_a_run(plan, tmp_path)] == ["State API", "storage"]
+    assert [finding.name for finding in doctor.before_a_run(plan, tmp_path)] == ["storage"]
     doctor.require(doctor.before_a_run(plan, tmp_path))
 
 
@@ -153,17 +152,16 @@ def test_a_run_gives_back_what_lbstudy_has_left_and_names_the_rest(monkeypatch: 
 
 
 def test_groups_are_known_by_their_job(ray_session: None):
-    """What Ray's State API says of a group, and its id alone."""
+    """What Ray itself says of a group, and its id alone."""
     import ray
-    from ray.util.placement_group import placement_group
-    from ray.util.state import list_placement_groups
+    from ray.util.placement_group import placement_group, placement_group_table
 
     made = placement_group([{"CPU": 1}, {"CPU": 10_000}])
     try:
         (found,) = [group for group in groups.list_groups() if group.id == made.id.hex()]
-        here = ray.get_runtime_context().gcs_address
-        (told,) = list_placement_groups(address=here, filters=[("placement_group_id", "=", found.id)])
-        assert found.job == told.creator_job_id == groups.own_job()
+        told = placement_group_table(made)
+        assert (told["placement_group_id"], told["state"]) == (found.id, "PENDING")
+        assert found.job == ray.get_runtime_context().get_job_id() == groups.own_job()
         assert (found.waits, found.resources, found.orphan) == (True, {"CPU": 10_001.0}, False)
         jobs = groups.list_jobs()
         assert not jobs[found.job].dead
@@ -214,21 +212,6 @@ def test_a_group_whose_actor_has_died_is_an_orphan(ray_session: None):
         time.sleep(0.1)
     assert find().orphan
     groups.remove([find()])
-
-
-def test_no_state_api(monkeypatch: pytest.MonkeyPatch):
-    import ray
-    import ray.util.state
-
-    def refuse(**options: object) -> None:
-        raise RuntimeError("Could not reach the dashboard\nand more")
-
-    monkeypatch.setattr(ray.util.state, "list_actors", refuse)
-    monkeypatch.setattr(doctor, "STATE_API_SECONDS", 0)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
-    finding = doctor.check_state_api()
-    assert not finding.ok
-    assert "Could not reach the dashboard; start the head node with --include-dashboard=true" in finding.sentence
 
 
 def test_devices():
