@@ -8,7 +8,7 @@ drive     the driver's loop with everything that is its own (Tune, search, prune
           once: CPU time a report, and reports a second; on the local disk, and on a made-up object store that takes
           30 ms a request; and how the driver's memory grows. All lanes are in one process, so that 256 fit a machine
 
-    uv run python benchmarks/scale.py                             # an hour on two cores
+    uv run python benchmarks/scale.py                             # 100,000 trials take long to write
     uv run python benchmarks/scale.py read --trials 1000 10000    # a part of it
     uv run python benchmarks/scale.py --smoke                     # all parts, tiny: does it run?
 

@@ -60,6 +60,12 @@ def ray_session() -> Iterator[None]:
     tuner.disconnect()
 
 
+@pytest.fixture
+def no_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test whose Ray does not start: what cleans up after it would end the session's."""
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def ran_study(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RanStudy:
     """The tiny study, run to its end."""

@@ -64,7 +64,7 @@ class Batches:
         for part in self._parts:
             # With the channels last, convolutions on a CPU are 1.4 to 1.5 times as fast.
             inputs = self._data.plain(self._images, part, self._dtype)
-            # `contiguous` leaves images of one channel as they are, and then weights decide how a convolution is computed.
+            # `contiguous` would leave images of one channel as they are, and weights decide how they are convolved.
             yield inputs.clone(memory_format=torch.channels_last), self._images.labels[part]
 
 

@@ -304,8 +304,7 @@ class Recorder(tune.Callback):
         """The trial has ended by itself, or the pruner ended it, or it has failed."""
         failed = (trial.last_result or {}).get("outcome") == "failed"
         self._end(trial.trial_id, failed)
-        trial.metric_analysis.clear()  # Tune's averages of every number that it was told: its memory grows by them
-        trial.metric_n_steps.clear()
+        _lighten(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial's lane has died."""
@@ -313,6 +312,7 @@ class Recorder(tune.Callback):
         text = error_file.read_text() if error_file and error_file.exists() else "the lane has died"
         self._running[trial.trial_id].error = text
         self._end(trial.trial_id, failed=True)
+        _lighten(trial)
 
     def write_running(self) -> None:
         """Bring the records of running trials up to date with their series: the driver ends now."""
@@ -373,6 +373,14 @@ class Recorder(tune.Callback):
             self._folder.after(record, partial(self._show, record))
         else:
             self._show(record)
+
+
+def _lighten(trial: Any) -> None:
+    """Tune keeps every trial that has ended, with averages of every number that it was told and two copies of all that
+    its lane was: the driver's memory would grow by them. What a trial was is in the records."""
+    trial.metric_analysis.clear()
+    trial.metric_n_steps.clear()
+    trial.config, trial.evaluated_params = {}, {}
 
 
 def _at_its_end(report: dict[str, Any]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def test_nodes_that_an_autoscaler_may_add_count(ray_session: None, tmp_path: Pat
     assert cluster_nodes(bootstrap)[1:] == [{"CPU": 64, "GPU": 8}, {"CPU": 64, "GPU": 8}, {"CPU": 8}]
 
 
-def test_a_temporary_folder_that_is_too_deep_for_sockets_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_temporary_folder_that_is_too_deep_for_sockets_is_named(no_shutdown: None, monkeypatch: pytest.MonkeyPatch):
     def fail(**options: object) -> None:
         raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long/ray/...")
 
@@ -226,7 +226,7 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_named(monkeypatch: p
         connect()
 
 
-def test_ray_that_does_not_start_is_one_error(monkeypatch: pytest.MonkeyPatch):
+def test_ray_that_does_not_start_is_one_error(no_shutdown: None, monkeypatch: pytest.MonkeyPatch):
     def fail(**options: object) -> None:
         raise Exception("The last 20 lines of dashboard.log\nno room for another process")
 

@@ -29,6 +29,8 @@ STUDY = {
     "search": {"learning_rate": {"log_uniform": [0.01, 0.1]}}, "tuning": {"trials": 1, "pruner": "none"},
 }  # fmt: skip
 
+pytestmark = pytest.mark.usefixtures("no_shutdown")
+
 
 class Clock:
     """In place of `time`."""
