@@ -33,7 +33,7 @@ import torch.multiprocessing as mp
 
 from benchmarks import _measuring as measuring
 from benchmarks.step import NUMBERS
-from benchmarks.throughput import NETWORKS, VALIDATION, augmented, time_plain_loop
+from benchmarks.throughput import NETWORKS, VALIDATION, augmented, stock, time_plain_loop
 from lbstudy.analysis.minima import landscape
 from lbstudy.analysis.minima.directions import DirectionSpec
 from lbstudy.methods import configure, models, smoothing
@@ -59,6 +59,7 @@ class Bench:
             augment=("crop", "flip"),
         )  # fmt: skip
         self.images = data.place(datasets.load(self._dataset), self._dataset, 0, options.device)
+        self.stock = stock(self.images)
 
     def run(
         self, model: str, batch: int, steps: int, optimizer: str = "sgd", smooth: str = "none", **keys: Any
@@ -88,7 +89,7 @@ class Bench:
 
         def of(steps: int) -> float:
             def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-                return islice(augmented(self.images, batch), steps)
+                return islice(augmented(self.images, self.stock, batch), steps)
 
             return batch * steps / time_plain_loop(run, self.images, batches).wall
 
