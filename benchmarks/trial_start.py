@@ -75,6 +75,7 @@ def time_lane(trials: int, dataset: ray.ObjectRef, storage: str) -> list[float]:
     lane = Lane(RESOURCES, data, ray.put(Code()), storage, name="benchmark")
     for number, run in enumerate(one_step_runs(trials)):
         lane.begin(Job(str(number), run, rungs=[]))
+        lane.come_up()
         report = lane.next_report()
         times.append(time.time())
         assert report["outcome"] == "completed", report
