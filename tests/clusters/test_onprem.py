@@ -164,6 +164,6 @@ def test_up_a_study_with_a_host_cut_and_back_and_down(hosts, tmp_path):
     sh("ip", "netns", "delete", "lbhost2")
     shutil.rmtree(tmp_path / "lbhost2/tmp")
     hosts["lbhost2"] = start_host(tmp_path, "lbhost2", HOSTS["lbhost2"])
-    wait_for(lambda: "SUCCEEDED" in on_head("ray job status --address http://127.0.0.1:8265 one"), 1800)
+    wait_for(lambda: "succeeded" in on_head("ray job status --address http://127.0.0.1:8265 one").lower(), 1800)
     assert [record.status for record in records()] == ["completed"] * 6
     ray("down", "--yes", "onprem.yaml")
