@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-import re
 import platform
+import re
 import signal
 import socket
 import subprocess
