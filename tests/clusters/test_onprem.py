@@ -82,6 +82,7 @@ def start_host(tmp_path, name, address):
     shutil.copy(os.environ["UV"], folder / "home/.local/bin/uv")
     (folder / "sshd_config").write_text(SSHD)
     (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as Debian writes it
+    subprocess.run(["ip", "link", "delete", f"v{name}"], capture_output=True, check=False)  # of the boot before
     sh("ip", "netns", "add", name)
     sh("ip", "link", "add", f"v{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
     sh("ip", "link", "set", f"v{name}", "master", "lbhosts", "up")
