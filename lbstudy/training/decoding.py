@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbstudy.parallel.machine import usable_cpus
 from lbstudy.training.mapped import write
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _chunks(files: Sequence[Path]) -> Iterator[tuple[int, Sequence[Path]]]:
 @contextmanager
 def _workers(images: int) -> Iterator[Callable[[Callable[..., Any], list[tuple[Any, ...]]], Iterator[Any]]]:
     """A way to call a function with many arguments, in processes where there are many images; results in order."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = usable_cpus()
     if images <= IN_ONE_PROCESS or cpus == 1:
         yield lambda function, arguments: (function(*given) for given in arguments)
         return

@@ -9,10 +9,9 @@ in memory as there is room for, once for all of them.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Literal
 
+from lbstudy.parallel.machine import machine_memory
 from lbstudy.study.run import Residency
 
 Place = Literal["device", "host"]
@@ -23,9 +22,6 @@ SHARE_OF_DEVICE = 0.5
 SHARE_OF_MEMORY = 0.2
 """Of the machine's memory, at most, that images may take which do not lie in a mapped file: the driver may hold them
 too, and Ray's object store has three tenths of the machine's memory."""
-
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says what a container may use, by version of its control groups."""
 
 
 def on_device(wanted: Residency, size: int, free: int) -> Place:
@@ -70,14 +66,3 @@ def in_words(wanted: Residency, size: int, gpus: bool) -> str:
 
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
-
-
-def machine_memory() -> int:
-    """Bytes of memory that there are for this machine's processes, or for those of this container."""
-    import psutil
-
-    limits = [int(psutil.virtual_memory().total)]
-    for file in LIMITS:
-        with suppress(OSError, ValueError):  # elsewhere than on Linux; "max"
-            limits.append(int(Path(file).read_text()))
-    return min(limits)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec
 
 
-def promote(folder: StudyFolder, study: StudySpec, notice: Callable[[str], None]) -> bool:
+def promote(
+    folder: StudyFolder, study: StudySpec, records: Sequence[TrialRecord], notice: Callable[[str], None]
+) -> bool:
     """Of each cell whose trials have all ended and none completed, let the best pruned one go on to its end.
 
     ASHA ends a trial by what the others had reached by then. It cannot know that those will diverge, and so a cell may
@@ -19,13 +21,13 @@ def promote(folder: StudyFolder, study: StudySpec, notice: Callable[[str], None]
     Args:
         folder: the study's folder.
         study: the study.
+        records: its trials, as the folder holds them.
         notice: is told of each.
 
     Returns:
         Whether there are any.
     """
     promoted = False
-    records = folder.trials()
     for cell in study.list_cells():
         own = [record for record in records if record.cell == cell.name and record.number < study.tuning.trials]
         pruned = [record for record in own if record.status == "pruned" and record.epochs]

@@ -196,6 +196,10 @@ class Recorder(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks into a snapshot that nobody reads
 
+    def trials(self) -> list[TrialRecord]:
+        """The records of all trials."""
+        return list(self._known.values())
+
     def settle_interrupted(self, past: Sequence[Past], pruner: StudyPruner) -> list[Past]:
         """Enter interrupted trials into the rungs; one whose last kept epoch prunes it, as it was about to be when the
         driver died, is pruned now."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
+from lbstudy.parallel.machine import usable_cpus
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import Resources
 
@@ -17,12 +17,6 @@ def this_machine() -> dict[str, float]:
 
     counted = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
     return {"CPU": float(min(counted.num_cpus or 0, usable_cpus())), "GPU": float(counted.num_gpus or 0)}
-
-
-def usable_cpus() -> int:
-    """The CPUs that this process may run on: a job of SLURM, or `taskset`, leaves a part of the machine's."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return allowed or 1
 
 
 def count_lanes(resources: Resources, nodes: Sequence[dict[str, float]]) -> int:

@@ -326,9 +326,9 @@ def tune_study(
     Raises:
         OSError: the folder cannot be written any more.
     """
-    _tune_what_is_missing(folder, plan, show, notice, verbose, taken_up)
-    while promote(folder, plan.study, notice):
-        _tune_what_is_missing(folder, plan, show, notice, verbose, lambda records: None)
+    records = _tune_what_is_missing(folder, plan, show, notice, verbose, taken_up)
+    while promote(folder, plan.study, records, notice):
+        records = _tune_what_is_missing(folder, plan, show, notice, verbose, lambda records: None)
 
 
 def _tune_what_is_missing(
@@ -338,7 +338,8 @@ def _tune_what_is_missing(
     notice: Callable[[str], None],
     verbose: bool,
     taken_up: Callable[[Sequence[TrialRecord]], None],
-) -> None:
+) -> list[TrialRecord]:
+    """One pass of `tune_study`; returns all trials as they are then."""
     study = plan.study
     pruner_past, records = take_up(folder, study, notice)
     taken_up(records)
@@ -351,6 +352,7 @@ def _tune_what_is_missing(
         search = StudySearch(study, storage, past, recorder.begin, recorder.try_again, notice)
         if not search.is_done():
             fit_runs(plan, search, pruner, recorder, notice, verbose)
+    return recorder.trials()
 
 
 def confirm_runs(

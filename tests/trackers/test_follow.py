@@ -55,12 +55,17 @@ def test_a_tracker_that_fails_is_told_once(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
-def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def put_in_place_of_the_tracker(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And have little patience with it."""
     hanging = tmp_path / "hanging"
-    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.write_text(script)
     hanging.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(hanging))
     monkeypatch.setattr(follow, "PATIENCE", 0.5)
+
+
+def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put_in_place_of_the_tracker("#!/bin/sh\nexec sleep 600\n", tmp_path, monkeypatch)
     folder, notices, before = make_mixed(tmp_path / "s"), [], children()
     began = time.monotonic()
     with followed(folder, ["tensorboard"], notices.append):
@@ -73,11 +78,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytes
 
 def test_what_a_hanging_tracker_has_started_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It has the tracker's output open."""
-    hanging = tmp_path / "hanging"
-    hanging.write_text("#!/bin/sh\nsleep 600 &\nexec sleep 600\n")
-    hanging.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(hanging))
-    monkeypatch.setattr(follow, "PATIENCE", 0.5)
+    put_in_place_of_the_tracker("#!/bin/sh\nsleep 600 &\nexec sleep 600\n", tmp_path, monkeypatch)
     folder, notices, before = make_mixed(tmp_path / "s"), [], children()
     began = time.monotonic()
     with followed(folder, ["tensorboard"], notices.append):

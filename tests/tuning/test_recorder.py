@@ -109,14 +109,14 @@ def test_a_cell_without_a_completed_trial_trains_its_best_pruned_one_to_the_end(
     write(folder, 1, "pruned", [0.3, 0.4, 0.4, 0.4])
     write(folder, 2, "pruned", [0.3, 0.4, 0.4, 0.5])
     write(folder, 3, "running", [])
-    assert not promote(folder, STUDY, print)  # which may complete
+    assert not promote(folder, STUDY, folder.trials(), print)  # which may complete
     write(folder, 3, "diverged", [0.7, 0.8, 0.8, 0.8, 0.8])
     notices: list[str] = []
-    assert promote(folder, STUDY, notices.append)
+    assert promote(folder, STUDY, folder.trials(), notices.append)
     assert "of its 4 trials none completed" in notices[0]
     assert "trial 2, pruned after epoch 4" in notices[0]
     assert [r.status for r in folder.trials()] == ["pruned", "pruned", "running", "diverged"]
-    assert not promote(folder, STUDY, print)
+    assert not promote(folder, STUDY, folder.trials(), print)
 
     past, records = take_up(folder, STUDY, print)
     pruner = StudyPruner(STUDY, EPOCHS, past)
@@ -133,10 +133,10 @@ def test_a_cell_without_a_completed_trial_trains_its_best_pruned_one_to_the_end(
 def test_a_cell_with_a_result_or_without_a_pruned_trial_is_left_alone(folder: StudyFolder):
     for number, status in enumerate(["diverged", "failed", "diverged", "diverged"]):
         write(folder, number, status, [0.1])
-    assert not promote(folder, STUDY, print)
+    assert not promote(folder, STUDY, folder.trials(), print)
     write(folder, 0, "completed", [0.1] * 8)
     write(folder, 1, "pruned", [0.2] * 2)
-    assert not promote(folder, STUDY, print)
+    assert not promote(folder, STUDY, folder.trials(), print)
 
 
 def make_search(past: list[Past]) -> tuple[StudySearch, list[tuple[str, int, dict[str, float]]]]:
