@@ -22,3 +22,16 @@ def dropping(shape: Shape, classes: int) -> nn.Module:
     """The same with dropout before the last layer."""
     *layers, last = small(shape, classes)
     return nn.Sequential(*layers, nn.Dropout(0.3), last)
+
+
+class Viewing(nn.Module):
+    """A convolution whose outputs are flattened by `view`, which takes them as torch lays them out by default."""
+
+    def __init__(self, shape: Shape, classes: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(shape[0], 4, 3, stride=4)
+        self.linear = nn.Linear(4 * 8 * 8, classes)
+
+    def forward(self, images):
+        outputs = self.convolution(images).relu()
+        return self.linear(outputs.view(len(outputs), -1))

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbstudy.analysis.minima.directions import DirectionSpec, draw
+from lbstudy.methods import models
 from lbstudy.parallel.device import exact_kernels
 from lbstudy.parallel.randomness import stream
 from lbstudy.study.file import StudyError
@@ -49,10 +50,14 @@ class Batches:
         images: of which these are some.
         parts: the positions of each batch.
         dtype: of the model.
+        layout: of images in memory; with the channels last, convolutions on a CPU are 1.4 to 1.5 times as fast.
     """
 
-    def __init__(self, data: ImageData, images: Images, parts: Sequence[Tensor], dtype: torch.dtype):
-        self._data, self._images, self._parts, self._dtype = data, images, parts, dtype
+    def __init__(
+        self, data: ImageData, images: Images, parts: Sequence[Tensor], dtype: torch.dtype,
+        layout: torch.memory_format,
+    ):  # fmt: skip
+        self._data, self._images, self._parts, self._dtype, self._layout = data, images, parts, dtype, layout
         self.samples, self.device = sum(map(len, parts)), images.device
         keep = self.samples * prod(data.shape) * dtype.itemsize <= KEPT_IMAGES
         self._kept = list(self._made()) if keep else None
@@ -62,10 +67,7 @@ class Batches:
 
     def _made(self) -> Iterator[tuple[Tensor, Tensor]]:
         for part in self._parts:
-            # With the channels last, convolutions on a CPU are 1.4 to 1.5 times as fast.
-            inputs = self._data.plain(self._images, part, self._dtype)
-            # `contiguous` would leave images of one channel as they are, and weights decide how they are convolved.
-            yield inputs.clone(memory_format=torch.channels_last), self._images.labels[part]
+            yield self._data.plain(self._images, part, self._dtype, self._layout), self._images.labels[part]
 
 
 # Bytes that the largest layer output of a forward pass may take. On a CPU a pass is fastest while that fits its cache:
@@ -191,12 +193,14 @@ def prepare(model: nn.Module, data: ImageData, samples: int | None = None, seed:
     if samples is not None and samples < 1:
         raise StudyError(f"samples: {samples}; a landscape needs at least 1")
     dtype, size = next(model.parameters()).dtype, batch_size(model, data.shape)
+    fast = models.works_with_channels_last(model, data.shape)
+    layout = torch.channels_last if fast else torch.contiguous_format
 
     def batches(name: str, images: Images) -> Batches:
         chosen = torch.arange(len(images))
         if samples is not None:
             chosen = torch.from_numpy(stream(seed, "subset", name).permutation(len(images))[:samples])
-        return Batches(data, images, chosen.to(images.device).split(size), dtype)
+        return Batches(data, images, chosen.to(images.device).split(size), dtype, layout)
 
     return {"train": batches("train", data.train), "test": batches("test", data.test)}
 

@@ -93,17 +93,31 @@ class ImageData:
         channels, height, width = self.train.pixels.shape[1:]
         return channels, self.crop_size or height, self.crop_size or width
 
-    def plain(self, images: Images, positions: Tensor | slice, dtype: torch.dtype) -> Tensor:
+    def plain(
+        self, images: Images, positions: Tensor | slice, dtype: torch.dtype,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:  # fmt: skip
         """Images at these positions as they are evaluated: not augmented, but for the centre; normalised."""
-        return self.normalise(centre(images.at(positions), self.shape[1:]), dtype)
+        return self.normalise(centre(images.at(positions), self.shape[1:]), dtype, layout)
 
-    def normalise(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images with zero mean and unit deviation per channel, over the training split."""
+    def normalise(
+        self, images: Tensor, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
+    ) -> Tensor:
+        """Images with zero mean and unit deviation per channel, over the training split.
+
+        To put the channels last as bytes and then compute with whole rows of pixels takes a CPU a quarter of the time
+        that it takes to do so with the normalised images.
+        """
         if dtype not in self._normalising:
             numbers = (1 / self.std, -self.mean / self.std)
             self._normalising[dtype] = tuple(number.to(dtype).view(-1, 1, 1) for number in numbers)
         scale, shift = self._normalising[dtype]
-        return images.to(dtype).mul_(scale).add_(shift)
+        if layout is torch.contiguous_format:
+            return images.to(dtype).mul_(scale).add_(shift)
+        width = images.shape[-1]
+        rows = torch.stack(images.unbind(1), -1).flatten(2).to(dtype)
+        rows.mul_(scale.flatten().repeat(width)).add_(shift.flatten().repeat(width))
+        return rows.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
 
 
 def place(
@@ -195,10 +209,13 @@ class EpochImages:
     Order, boxes, crop, flip, colours and cutout of every position are drawn at once, as functions of (seed, epoch).
     """
 
-    def __init__(self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype):
+    def __init__(
+        self, data: ImageData, spec: DatasetSpec, seed: int, epoch: int, dtype: torch.dtype,
+        layout: torch.memory_format = torch.contiguous_format,
+    ):  # fmt: skip
         device, count = data.device, len(data.train)
-        self._before = partial(EpochImages, data, spec, seed, epoch - 1, dtype) if epoch > 1 else None
-        self._data, self.dtype = data, dtype
+        self._before = partial(EpochImages, data, spec, seed, epoch - 1, dtype, layout) if epoch > 1 else None
+        self._data, self.dtype, self._layout = data, dtype, layout
         self._staged: tuple[slice, Tensor] | None = None  # positions whose images are on the device, and these
         self._order = torch.from_numpy(stream(seed, "order", epoch).permutation(count))
         self.order = self._order.to(device)
@@ -260,7 +277,7 @@ class EpochImages:
             images = crop(images, *(offsets[positions] for offsets in self._crop))
         if self._jitter is not None:
             images = jittered(images, self._jitter.at(positions), self.dtype)
-        images = self._data.normalise(images, self.dtype)
+        images = self._data.normalise(images, self.dtype, self._layout)
         if self._cutout is not None:
             images = cutout(images, self._cutout[0][positions], self._cutout[1][positions])
         return images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lbstudy.methods import optimizers, smoothing
+from lbstudy.methods import models, optimizers, smoothing
 from lbstudy.methods.smoothing import Inputs
 from lbstudy.parallel.batch_norm import has_batch_norm
 from lbstudy.parallel.randomness import derive_seed
@@ -224,6 +224,31 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     such kernels."""
     fast = precision == "bf16" or (precision == "fp32" and device.type == "cpu")
     return torch.channels_last if fast else torch.contiguous_format
+
+
+def placed(model: nn.Module, shape: models.Shape, device: torch.device, precision: str) -> nn.Module:
+    """The model on a device, in the format in memory that is fastest there, if it works in that; a network that takes
+    `view`s of what its convolutions give does not.
+
+    Args:
+        model: as it was built.
+        shape: channels, height and width of an image.
+        device: to train on.
+        precision: of the run.
+    """
+    model = model.to(device, DTYPES[precision])
+    if memory_format(device, precision) is torch.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        if not models.works_with_channels_last(model, shape):
+            model = model.to(memory_format=torch.contiguous_format)
+    return model
+
+
+def format_of(model: nn.Module) -> torch.memory_format:
+    """How a model's convolutions lie in memory, and so its images should."""
+    kernels = (p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous())
+    last = any(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def clip_gradient(parameters: Sequence[nn.Parameter], largest: float | None) -> Tensor:

@@ -28,7 +28,7 @@ from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import EpochImages, ImageData, Images, worker_slice
-from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut, memory_format
+from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut, format_of, placed
 from lbstudy.training.pursuit import Pursuit
 
 EVALUATION_BATCH = 512
@@ -124,7 +124,8 @@ def train(
     device = data.device
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
-    model = model.to(device, DTYPES[run.precision]).to(memory_format=memory_format(device, run.precision))
+    model = placed(model, data.shape, device, run.precision)
+    layout = format_of(model)
     starts, extent = minibatch_starts(len(data.train), run), run.extent(len(data.train))
     loop = Loop.of(run, model, extent.steps_per_epoch)
 
@@ -144,7 +145,7 @@ def train(
     for epoch in range(first_epoch + 1, total_epochs + 1):
         began = time.perf_counter()
         model.train()
-        images = EpochImages(data, run.dataset, run.seed, epoch, DTYPES[run.precision])
+        images = EpochImages(data, run.dataset, run.seed, epoch, DTYPES[run.precision], layout)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         norm_sum = torch.zeros((), dtype=torch.float64, device=device)
         samples = steps = 0
@@ -302,12 +303,12 @@ def copy_of_state(model: nn.Module) -> dict[str, Tensor]:
 def evaluate(model: nn.Module, data: ImageData, images: Images, precision: str = "fp32") -> tuple[float, float]:
     """Mean loss and accuracy on these images, without augmentation; every worker computes its share of the samples."""
     workers, dtype = Workers.current(), DTYPES[precision]
-    training = model.training
+    training, layout = model.training, format_of(model)
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=images.device)
     together = min(EVALUATION_BATCH, max(1, EVALUATION_BYTES // (4 * math.prod(data.shape))))
     for part in cut(worker_slice(len(images), workers.rank, workers.size), together):
-        inputs, labels = data.plain(images, part, dtype), images.labels[part]
+        inputs, labels = data.plain(images, part, dtype, layout), images.labels[part]
         with autocast(precision, inputs.device):
             logits = model(inputs)
         sums[0] += F.cross_entropy(logits.to(dtype), labels, reduction="sum")

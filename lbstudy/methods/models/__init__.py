@@ -23,9 +23,11 @@ from lbstudy.methods.models import elsewhere
 from lbstudy.methods.models.batch_norms import with_our_batch_norm
 from lbstudy.methods.models.cifar_resnet import of_depth
 from lbstudy.methods.models.model import Model, Shape
-from lbstudy.methods.models.trial import normalises_vectors, try_out
+from lbstudy.methods.models.trial import normalises_vectors, try_out, works_with_channels_last
 
-__all__ = ["Model", "build", "check", "find", "names", "normalises_vectors", "of_users"]
+__all__ = [
+    "Model", "Shape", "build", "check", "find", "names", "normalises_vectors", "of_users", "works_with_channels_last",
+]  # fmt: skip
 
 OTHERS: dict[str, Callable[[str], Model]] = {"torchvision": elsewhere.from_torchvision, "timm": elsewhere.from_timm}
 

@@ -52,7 +52,19 @@ def normalises_vectors(network: nn.Module, shape: Shape) -> bool:
     return any(layer.values <= SAMPLES for layer in seen.values())
 
 
-def _pass(network: nn.Module, shape: Shape) -> tuple[object, dict[BatchNorm, Seen]]:
+def works_with_channels_last(network: nn.Module, shape: Shape) -> bool:
+    """Whether a network takes images, and works, with the channels last in memory: `view` of what a convolution gives
+    raises a RuntimeError then."""
+    try:
+        _pass(network, shape, torch.channels_last)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _pass(
+    network: nn.Module, shape: Shape, layout: torch.memory_format = torch.contiguous_format
+) -> tuple[object, dict[BatchNorm, Seen]]:
     """Outputs of a training pass over SAMPLES images, and what the batch norms saw."""
     seen: dict[BatchNorm, Seen] = {}
 
@@ -65,7 +77,8 @@ def _pass(network: nn.Module, shape: Shape) -> tuple[object, dict[BatchNorm, See
     first = next(network.parameters())
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _training(network), _over_this_batch(layers):
-            return network(torch.rand(SAMPLES, *shape, device=first.device, dtype=first.dtype)), seen
+            images = torch.rand(SAMPLES, *shape, device=first.device, dtype=first.dtype)
+            return network(images.clone(memory_format=layout)), seen  # `contiguous` may leave one channel as it is
     finally:
         for hook in hooks:
             hook.remove()

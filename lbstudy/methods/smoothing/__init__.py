@@ -41,8 +41,15 @@ class Part(NamedTuple):
         """The samples at these positions of the mini-batch, one for each of the part's own; where the part is the whole
         mini-batch they are among those."""
         if (self.positions.start, self.positions.stop) == (0, self.size):
-            return Inputs(own.images.index_select(0, partners), own.labels.index_select(0, partners))
+            return Inputs(_rows(own.images, partners), own.labels.index_select(0, partners))
         return Inputs(*self.fetch(partners[self.positions]))
+
+
+def _rows(images: Tensor, rows: Tensor) -> Tensor:
+    """These of the images, in the same format in memory."""
+    if images.is_contiguous():
+        return images.index_select(0, rows)
+    return images.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
 
 
 class Inputs(NamedTuple):
