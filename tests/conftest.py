@@ -1,5 +1,6 @@
 """Fixtures shared by the suite: one private Ray, and one small study run on it."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 import pytest
 import torch
 
-from lbstudy.records.folder import StudyFolder
+from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.study.spec import StudySpec
 
 torch.set_num_threads(1)  # as in a Ray worker with one CPU; sums over threads would change the last bits
@@ -48,6 +49,7 @@ class RanStudy:
     lanes: int
     shown: list[str] = field(default_factory=list)  # statuses
     notices: list[str] = field(default_factory=list)
+    models: int = 0  # in the object store, that the driver still refers to when the last trial has ended
 
 
 @pytest.fixture(scope="session")
@@ -80,5 +82,19 @@ def run_tiny(path: Path, study: StudySpec) -> RanStudy:
     folder = StudyFolder.create(path, study)
     plan = tuner.plan(study, datasets.load_all(study), tuner.cluster_nodes())
     ran = RanStudy(folder, plan.lanes)
-    tuner.tune_study(folder, plan, lambda record: ran.shown.append(record.status), ran.notices.append)
+    left = study.tuning.trials * len(study.list_cells())
+
+    def show(record: TrialRecord) -> None:
+        nonlocal left
+        ran.shown.append(record.status)
+        left -= record.status in FINISHED
+        if not left:
+            ran.models = sum(map(_refers_to_a_model, gc.get_objects()))
+
+    tuner.tune_study(folder, plan, show, ran.notices.append)
     return ran
+
+
+def _refers_to_a_model(thing: object) -> bool:
+    """Whether it is a result of a lane's with a model in it."""
+    return type(thing) is dict and any(isinstance(thing.get(name), list) for name in ("model", "checkpoint"))

@@ -426,7 +426,12 @@ def fit_runs(
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=study.name, storage_path=str(scratch), callbacks=watched, verbose=3 if verbose else 0
+                    name=study.name,
+                    storage_path=str(scratch),
+                    callbacks=watched,
+                    # it would keep each trial's last result, and the model in it, for as long as the study runs
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=3 if verbose else 0,
                 ),
             ).fit()
         except (KeyboardInterrupt, StudyError):

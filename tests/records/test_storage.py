@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
@@ -325,8 +326,14 @@ def unreachable() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("command", ["run", "status"])
-@pytest.mark.parametrize("case", ["no such bucket", "access denied", "unreachable"])
+@pytest.mark.parametrize(
+    ("case", "command"),
+    [
+        *product(("no such bucket", "access denied"), ("run", "status")),
+        ("unreachable", "status"),
+        pytest.param("unreachable", "run", marks=pytest.mark.slow),  # several tries of a second or two each
+    ],
+)
 def test_a_store_that_fails_is_one_error_and_exit_code_2(
     case: str, command: str, endpoint: str, refusing: str, tmp_path: Path, monkeypatch, capsys
 ):

@@ -67,6 +67,11 @@ def test_pruned_trials_end_at_rungs_and_the_others_do_not(ran_study: RanStudy, r
             assert record.epochs == EPOCHS
 
 
+def test_models_leave_the_object_store_with_their_trials(ran_study: RanStudy):
+    assert Counter(ran_study.shown)["completed"] > ran_study.lanes + 1
+    assert ran_study.models <= ran_study.lanes  # of trials whose end Tune has not dealt with yet
+
+
 def test_diverged_trial_is_a_result(records: list[TrialRecord]):
     diverged = next(r for r in records if r.cell == "sgd-b128-none" and r.number == 1)
     assert diverged.params == {"learning_rate": 1e6}
@@ -117,6 +122,7 @@ def test_table_of_a_real_study(ran_study: RanStudy):
     assert small["val_accuracy"] > 0.7
 
 
+@pytest.mark.slow
 def test_a_cell_without_a_result_gets_one(ran_study: RanStudy, tmp_path: Path):
     """As if all that completed in a cell with pruned trials had failed at last: one of these is trained to its end."""
     shutil.copytree(str(ran_study.folder.path), tmp_path / "tiny")
