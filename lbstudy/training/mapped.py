@@ -37,17 +37,18 @@ class Mapped(NamedTuple):
             OSError: the file is not here.
             ValueError: it is shorter than that.
         """
-        return np.asarray(np.memmap(self.file, np.uint8, "c", self.offset, self.shape))
+        return np.asarray(np.memmap(self.file, np.uint8, "r", self.offset, self.shape))
 
 
 def open_mapped(file: Path) -> NDArray[Any]:
-    """The array of an `.npy` file, mapped; whoever writes to it does so in a copy of its own.
+    """The array of an `.npy` file, mapped and read-only: Linux maps nothing that could be written to, and so might come
+    to lie in memory, of more than the machine has.
 
     Raises:
         OSError: the file is not here.
         ValueError: it is damaged.
     """
-    return np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))
+    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def write_array(file: Path, shape: tuple[int, ...], pieces: Iterable[NDArray[np.uint8]]) -> None:

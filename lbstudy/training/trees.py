@@ -158,8 +158,12 @@ def read(root: Path, shape: Shape, cache_folder: Path, track: Track | None = Non
     try:
         modes = decode(files, shape, target, track)
         images = open_mapped(target)
-    except OSError:  # without room for it, or the right to write it, the next run decodes again
-        images, modes = in_memory(files, shape, track)
+    except OSError as error:  # without room for it, or the right to write it, the next run decodes again
+        try:
+            images, modes = in_memory(files, shape, track)
+        except MemoryError:
+            reason = f"{error.strerror or error}, and neither does this machine's memory hold its {len(files):,} images"
+            raise TreeError(f"{target} cannot be written: {reason}") from error
     labels = np.array([label for _, label in listed], dtype=np.int64)
     return (
         images[:split],

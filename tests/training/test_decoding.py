@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lbstudy.study.file import StudyError
 from lbstudy.study.run import DatasetSpec
 from lbstudy.training import datasets, decoding
 from lbstudy.training.decoding import Shape, TreeError, decode
@@ -135,6 +136,16 @@ def test_without_room_images_are_decoded_into_memory(tmp_path: Path, monkeypatch
     assert found.train_images[:, :, 0, 0].tolist() == [[0, 2, 3], [1, 2, 3]]
     kept = list((tmp_path / "home/.cache/lbstudy/decoded").iterdir())
     assert [file.suffix for file in kept] == [".json"]
+
+    def out_of_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", out_of_memory)
+    sentence = (
+        r"\.npy cannot be written: No space left on device, and neither does this machine's memory hold its 4 images"
+    )
+    with pytest.raises(StudyError, match=sentence):
+        datasets.load(DatasetSpec(name="image_folder", root=str(tmp_path)))
 
 
 def test_crop_takes_the_middle_of_the_short_side(tmp_path: Path):

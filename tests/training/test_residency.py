@@ -4,6 +4,7 @@ A device that is not the host's memory is made up: on a CPU `Images.afar` is wha
 """
 
 import pickle
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from lbstudy.parallel.machine import machine_memory
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import Budget, DatasetSpec, GhostBatchNorm, ModelSpec, RunSpec
 from lbstudy.training import data, datasets, residency
 from lbstudy.training.dataset import Dataset
-from lbstudy.training.mapped import Mapped
+from lbstudy.training.mapped import Mapped, open_mapped
 from lbstudy.training.staging import one_ahead
 from lbstudy.training.train import Snapshot, train
 from tests.conftest import tiny_study
@@ -184,3 +186,17 @@ def test_size_decides_where_images_lie(monkeypatch: pytest.MonkeyPatch):
         "on GPUs with 2 MB free, else copied a mini-batch ahead"
     )
     assert residency.in_words("device", 10**6, gpus=True) == "1 MB of images, held in memory; on the GPU"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that refuses to map what might not find room")
+def test_more_is_mapped_than_the_machine_has_memory(tmp_path: Path):
+    size = 4 * machine_memory()
+    with (tmp_path / "large.npy").open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+        out.truncate(out.tell() + size)  # takes no room on the disk
+    images = open_mapped(tmp_path / "large.npy")
+    assert images.shape == (size,)
+    assert images[-1] == 0
+    place = Mapped.of(images[5:])
+    assert place is not None
+    assert place.open().shape == (size - 5,)
