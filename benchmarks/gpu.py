@@ -39,6 +39,7 @@ from lbstudy.analysis.minima.directions import DirectionSpec
 from lbstudy.methods import configure, models, smoothing
 from lbstudy.study.run import Budget, DatasetSpec, RunSpec
 from lbstudy.training import data, datasets
+from lbstudy.training.loop import memory_format
 from lbstudy.training.train import train
 
 MINUTES = 7.5
@@ -89,7 +90,8 @@ class Bench:
 
         def of(steps: int) -> float:
             def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-                return islice(augmented(self.images, self.stock, batch), steps)
+                layout = memory_format(self.images.device, run.precision)
+                return islice(augmented(self.images, self.stock, batch, layout), steps)
 
             return batch * steps / time_plain_loop(run, self.images, batches).wall
 

@@ -125,7 +125,7 @@ def time_train(run: RunSpec, images: data.ImageData) -> measuring.Seconds:
 
 def time_contiguous(run: RunSpec, images: data.ImageData) -> measuring.Seconds:
     """The same with weights in the contiguous format."""
-    with mock.patch("lbstudy.training.train.memory_format", return_value=torch.contiguous_format):
+    with mock.patch("lbstudy.training.loop.memory_format", return_value=torch.contiguous_format):
         return time_train(run, images)
 
 
@@ -135,17 +135,18 @@ def stock(images: data.ImageData) -> Tensor:
     return torch.cat([padded, padded.flip(-1)])
 
 
-def augmented(images: data.ImageData, ready: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def augmented(
+    images: data.ImageData, ready: Tensor, batch_size: int, layout: torch.memory_format
+) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch's mini-batches, shuffled, cropped and flipped on the device out of the `stock`, in the fewest operations
-    known."""
+    known, and normalised in the convolutions' format."""
     device, count = images.mean.device, len(images.train)
     windows = ready.unfold(2, 32, 1).unfold(3, 32, 1)
     order = torch.randperm(count, device=device)
     flips, tops, lefts = (torch.randint(high, (count,), device=device) for high in (2, 9, 9))
-    scale, shift = (numbers.float().view(-1, 1, 1) for numbers in (1 / images.std, -images.mean / images.std))
     parts = (t.split(batch_size) for t in (order + count * flips, tops, lefts, images.train.labels[order]))
     for index, top, left, labels in zip(*parts, strict=True):
-        yield windows[index, :, top, left].float().mul_(scale).add_(shift), labels
+        yield images.normalise(windows[index, :, top, left], torch.float32, layout), labels
 
 
 @exact_kernels()
@@ -178,7 +179,8 @@ def contestants(case: Case, run: RunSpec, device: str) -> dict[str, Callable[[],
     """Each contestant's round: a function that trains an epoch and returns its seconds."""
     images = data.place(datasets.load(run.dataset), run.dataset, run.split_seed, device)
     assert len(images.train) == case.batch_size * case.steps
-    ready = images.plain(images.train, slice(None), torch.float32).split(case.batch_size)
+    layout = memory_format(images.device, run.precision)
+    ready = images.plain(images.train, slice(None), torch.float32, layout).split(case.batch_size)
     bare = list(zip(ready, images.train.labels.split(case.batch_size), strict=True))
 
     def loader(processes: int) -> DataLoader:
@@ -189,7 +191,9 @@ def contestants(case: Case, run: RunSpec, device: str) -> dict[str, Callable[[],
 
     ways = {
         "train()": partial(time_train, run, images),
-        "by hand": partial(time_plain_loop, run, images, partial(augmented, images, stock(images), case.batch_size)),
+        "by hand": partial(
+            time_plain_loop, run, images, partial(augmented, images, stock(images), case.batch_size, layout)
+        ),
         "bare": partial(time_plain_loop, run, images, lambda: bare),
     }
     if not run.compile:

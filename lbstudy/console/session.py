@@ -62,6 +62,8 @@ def resolve(
 
     source = StudyFile(find_study(file), overrides)
     study = check_study(source, written_by_hand=not locate(file).is_dir())
+    if data is not None and not any(part.dataset.has_files for part in study.variants()):
+        raise StudyError(f"--data {data}: the study's data, {study.dataset.name}, are in no files")
     if study.dataset.root is not None and {"dataset", "dataset.root"}.isdisjoint(study.factors):
         placed = study.dataset.model_copy(update={"root": _from_anywhere(study.dataset.root)})
         study = study.model_copy(update={"dataset": placed})

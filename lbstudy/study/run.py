@@ -86,6 +86,11 @@ class DatasetSpec(Spec):
         return augment
 
     @property
+    def has_files(self) -> bool:
+        """Whether there is something to look for: the digits come with scikit-learn, and synthetic images are drawn."""
+        return self.name not in ("digits", "synthetic")
+
+    @property
     def function(self) -> str | None:
         """The name of the user's function that gives the images, if one does."""
         return self.name if ":" in self.name else None

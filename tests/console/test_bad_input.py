@@ -189,6 +189,7 @@ FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "storage without a bucket": (["run", "FILE", "--storage", "s3://"], ["s3://: names no bucket; write s3://BUCKET/FOLDER"]),
     "storage with an unknown option": (["run", "FILE", "--storage", "s3://bucket/x?endpont=a"], ["unknown option `endpont`; allowed are region, scheme, endpoint_override"]),
     "storage holds something else": (["run", "FILE", "--storage", "OCCUPIED"], ["is not empty and holds no study"]),
+    "data for what has no files": (["run", "FILE", "--data", "/nowhere"], ["--data /nowhere: the study's data, synthetic, are in no files"]),
     "data nowhere": (["run", "FILE", "--set", "dataset={name: image_folder}", "--data", "/nowhere"], ["command line: dataset.root: no image tree in /nowhere"]),
     "plan of a bad study": (["plan", "FILE", "--trials", "-1"], ["command line: tuning.trials: input should be greater than 0; got -1"]),
     "doctor of a bad study": (["doctor", "nowhere.yaml"], ["nowhere.yaml: no such study file"]),

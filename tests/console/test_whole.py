@@ -111,7 +111,7 @@ def on_the_sessions_ray(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tuner, "disconnect", lambda in_order: None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_the_file_to_the_report_and_again_what_is_missing(
     on_the_sessions_ray: None, tmp_path: Path, study_file: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

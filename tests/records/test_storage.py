@@ -331,7 +331,7 @@ def unreachable() -> str:
     [
         *product(("no such bucket", "access denied"), ("run", "status")),
         ("unreachable", "status"),
-        pytest.param("unreachable", "run", marks=pytest.mark.slow),  # several tries of a second or two each
+        pytest.param("unreachable", "run", marks=pytest.mark.long),  # several tries of a second or two each
     ],
 )
 def test_a_store_that_fails_is_one_error_and_exit_code_2(

@@ -207,7 +207,7 @@ def test_storage_that_is_full_or_read_only_ends_the_driver_and_loses_nothing(dri
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_record_that_cannot_be_written_ends_the_study_which_then_goes_on(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,7 +14,7 @@ from lbstudy.tuning import measure, tuner
 from tests.conftest import TINY_STUDY, tiny_study
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plan_measures_and_leaves_nothing(ray_session: None, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(tuner, "connect", lambda verbose=False: None)
     monkeypatch.setattr(tuner, "disconnect", lambda in_order: None)

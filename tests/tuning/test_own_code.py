@@ -40,7 +40,7 @@ def write(folder: Path, study: str = STUDY) -> Path:
     return folder / "study.yaml"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tuned_confirmed_and_measured_by_the_users_code(ray_session: None, tmp_path: Path):
     """From the copy alone: the file is gone when the work begins, and no worker has it on its path."""
     file = write(tmp_path / "here", STUDY.replace("epochs: 2", "epochs: 1"))

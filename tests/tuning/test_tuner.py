@@ -122,7 +122,7 @@ def test_table_of_a_real_study(ran_study: RanStudy):
     assert small["val_accuracy"] > 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_without_a_result_gets_one(ran_study: RanStudy, tmp_path: Path):
     """As if all that completed in a cell with pruned trials had failed at last: one of these is trained to its end."""
     shutil.copytree(str(ran_study.folder.path), tmp_path / "tiny")
