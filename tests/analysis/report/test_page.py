@@ -28,6 +28,7 @@ from lbstudy.records.folder import StudyFolder
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
+from tests.records.test_folder import record
 
 ROOT = Path(__file__).parents[3]
 CELLS = study_of(["sgd", "kfac"], [32, 128], ["none", "mixup"])
@@ -462,3 +463,11 @@ def test_looking_at_studies_needs_none_of_what_running_them_needs(tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{path}/report.html\n")
     assert "figure-learning_curves" in Page((tmp_path / "s" / "report.html").read_text(encoding="utf-8")).ids
+
+
+def test_a_study_whose_confirmation_has_just_begun_has_a_page(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", study_of(["sgd"], [32, 128], ["none"]), {})
+    folder.confirmation.write_trial(
+        record(cell="sgd-b32-none", number=0, status="running", trial=0, repeat=0, metrics={})
+    )
+    assert report.in_short(report.collect(folder))
