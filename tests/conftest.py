@@ -97,4 +97,7 @@ def run_tiny(path: Path, study: StudySpec) -> RanStudy:
 
 def _refers_to_a_model(thing: object) -> bool:
     """Whether it is a result of a lane's with a model in it."""
-    return type(thing) is dict and any(isinstance(thing.get(name), list) for name in ("model", "checkpoint"))
+    from ray import ObjectRef
+
+    found = [thing.get(name) for name in ("model", "checkpoint")] if type(thing) is dict else []
+    return any(type(values) is list and len(values) == 1 and isinstance(values[0], ObjectRef) for values in found)
