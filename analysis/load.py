@@ -124,7 +124,7 @@ def epochs(folder: Snapshot) -> pd.DataFrame:
     """One row per epoch of every trial: its cell and number, and all metrics reported."""
     found = records(folder).sound
     frame = pd.DataFrame(_columns(_key(record) | report for record in found for report in folder.epochs(record)))
-    return frame if len(frame) else _typed(frame.reindex(columns=[*KEY, "epoch", "seconds"]))
+    return frame if len(frame) else _without_rows(frame, [*KEY, "epoch", "seconds"])
 
 
 def of_variant(rows: pd.DataFrame, variant: StudySpec) -> pd.DataFrame:
@@ -298,14 +298,16 @@ def _columns(rows: Iterable[Mapping[str, object]]) -> dict[str, list[object]]:
 def frame_of(rows: Iterable[Mapping[str, object]], columns: list[str], numbers: list[str]) -> pd.DataFrame:
     """The rows as a frame with the types that its columns have; it has all of them even where no row has."""
     frame = pd.DataFrame(_columns(rows))
-    if len(frame):  # the further factors stand where `_key` has put them
+    if not len(frame):
+        frame = _without_rows(frame, columns)
+    else:  # the further factors stand where `_key` has put them
         names, place = list(map(str, frame)), columns.index("number")
         columns = [*columns[:place], *names[names.index("smoothing") + 1 : names.index("number")], *columns[place:]]
     frame = frame.reindex(columns=list(dict.fromkeys([*columns, *frame]))).astype(dict.fromkeys(numbers, float))
-    frame = frame if len(frame) else _typed(frame)
     return frame.astype({"rank": "Int64"}) if "rank" in frame else frame
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame without rows, whose names are text, so that it can be merged with frames that have rows."""
+def _without_rows(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """An empty frame with these columns; names are text, so that it can be merged with frames that have rows."""
+    frame = frame.reindex(columns=columns)
     return frame.astype({name: str for name in ("cell", "optimizer", "smoothing", "status") if name in frame})
