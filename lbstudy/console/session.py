@@ -352,5 +352,5 @@ def notice(message: str) -> None:
     err.print(f"notice: {message}")
 
 
-def _track(files: Iterable[Any], count: int) -> Iterable[Any]:
-    return rich_track(files, "decoding the images, once", total=count, console=err)
+def _track(images: Iterable[Any], count: int, doing: str) -> Iterable[Any]:
+    return rich_track(images, doing, total=count, console=err)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lbstudy.study.file import KeyProblems, Problem, StudyError
 from lbstudy.study.run import Residency
+from lbstudy.training.decoding import Track, exhaust
 from lbstudy.training.mapped import Mapped, open_mapped, write, write_array
 from lbstudy.training.residency import on_machine
 from lbstudy.training.trees import Origin
@@ -35,6 +37,14 @@ def cache_folder() -> Path:
 def decoded_folder() -> Path:
     """Where decoded images are kept."""
     return cache_folder() / "decoded"
+
+
+class Seen(NamedTuple):
+    """What looking at all images finds, see `Dataset`."""
+
+    sha256: NDArray[np.uint8]  # of all images and labels
+    sums: NDArray[np.int64]
+    digests: NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         images = ("train_images", "test_images") if self.mapped else ()
-        found = {"channel_sums": self.channel_sums}  # so that no worker has to count
+        found = {"_seen": self._seen}  # so that no worker has to look
         return self.__dict__ | found | {name: Mapped.of(getattr(self, name)) for name in images}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,43 +111,61 @@ class Dataset:
             "test images": len(self.test_labels),
             "shape": list(self.train_images.shape[1:]),
             "classes": self.classes,
-            "sha256": self.kept("sha256", self._sha256).tobytes().hex(),
+            "sha256": self._seen.sha256.tobytes().hex(),
         }
 
-    def _sha256(self) -> NDArray[np.uint8]:
-        digest = hashlib.sha256()
-        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
-            digest.update(f"{images.shape}".encode())
-            for rows in pieces(images):
-                digest.update(rows.data)
-            digest.update(np.ascontiguousarray(labels).data)
-        return np.frombuffer(digest.digest(), np.uint8)
-
-    @cached_property
+    @property
     def channel_sums(self) -> NDArray[np.int64]:
         """Of each training image and channel, the sum of its pixels and of their squares: 2 x N x C."""
-        return self.kept("sums", self._channel_sums)
+        return self._seen.sums
 
-    def _channel_sums(self) -> NDArray[np.int64]:
-        squares = np.arange(256, dtype=np.uint16) ** 2
-        found = [
-            [plane.sum(-1, dtype=np.int64), squares[plane].sum(-1, dtype=np.int64)]
-            for plane in (rows.reshape(*rows.shape[:2], -1) for rows in pieces(self.train_images))
-        ]
-        return np.concatenate(found, axis=1)
+    @property
+    def digests(self) -> NDArray[np.bytes_]:
+        """What the pixels of each image are known again by; the last ones are those that test."""
+        return self._seen.digests
 
-    def kept(self, name: str, find: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """What takes a pass over all images to find out: kept beside their file, where it is one of ours."""
+    def look(self, track: Track | None) -> None:
+        """Look at all images now, unless that was done before, and not when it is first asked what they are."""
+        if "_seen" not in self.__dict__:
+            self.__dict__["_seen"] = self._kept(track)
+
+    @cached_property
+    def _seen(self) -> Seen:
+        return self._kept(None)
+
+    def _kept(self, track: Track | None) -> Seen:
+        """What looking at all images finds: kept beside their file, where it is one of ours."""
         place = Mapped.of(self.train_images) if self.mapped else None
         if place is None or Path(place.file).parent != decoded_folder():
-            return find()
-        file = Path(place.file).with_suffix(f".{name}.npy")
-        with suppress(OSError, ValueError):  # not there, or damaged
-            return np.load(file, allow_pickle=False)
-        found = find()
+            return self._look(track)
+        file = Path(place.file).with_suffix(".seen.npz")
+        damaged = (ValueError, KeyError, EOFError, BadZipFile)
+        with suppress(OSError, *damaged), np.load(file, allow_pickle=False) as found:
+            return Seen(*(found[name] for name in Seen._fields))
+        seen = self._look(track)
         with suppress(OSError):  # without room for it, or the right to write it
-            write(file, lambda out: np.save(out, found))
-        return found
+            write(file, lambda out: np.savez(out, sha256=seen.sha256, sums=seen.sums, digests=seen.digests))
+        return seen
+
+    def _look(self, track: Track | None) -> Seen:
+        """Pass over all images, once: they may be more than the memory holds."""
+        whole, digests, sums = hashlib.sha256(), list[str](), list[NDArray[np.int64]]()
+
+        def passing() -> Iterator[None]:
+            train, test = (self.train_images, self.train_labels), (self.test_images, self.test_labels)
+            for trains, (images, labels) in ((True, train), (False, test)):
+                whole.update(f"{images.shape}".encode())
+                for rows in pieces(images):
+                    whole.update(rows.data)
+                    if trains:
+                        sums.append(_sums(rows))
+                    for image in rows:
+                        digests.append(hashlib.blake2b(image.data, digest_size=16).hexdigest())
+                        yield
+                whole.update(np.ascontiguousarray(labels).data)
+
+        exhaust(passing(), len(self.train_labels) + len(self.test_labels), track, "looking at the images, once")
+        return Seen(np.frombuffer(whole.digest(), np.uint8), np.concatenate(sums, axis=1), np.array(digests, np.bytes_))
 
 
 PIECE = 1 << 24
@@ -149,3 +177,18 @@ def pieces(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     rows = max(1, PIECE // images[0].size)
     for start in range(0, len(images), rows):
         yield np.ascontiguousarray(images[start : start + rows])
+
+
+BLOCK = 256
+"""Pixels whose squares add up exactly in fp32: 256 x 255^2 < 2^24."""
+
+
+def _sums(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Of each image and channel, the sum of its pixels and of their squares: 2 x N x C, exact."""
+    samples, channels = images.shape[:2]
+    pixels = images[0, 0].size
+    blocks = np.zeros((samples, channels, -(-pixels // BLOCK), BLOCK), np.float32)
+    blocks.reshape(samples, channels, -1)[..., :pixels] = images.reshape(samples, channels, pixels)
+    sums = blocks @ np.ones(BLOCK, np.float32)
+    squares = np.vecdot(blocks, blocks)
+    return np.stack([part.sum(-1, dtype=np.float64) for part in (sums, squares)]).astype(np.int64)

@@ -119,14 +119,17 @@ def load_all(
 
     Args:
         study: the study.
-        track: see `load`.
+        track: shows progress; see `load`, and while images that lie in a file are looked at for the first time.
         read: reads one of them.
 
     Raises:
         StudyError: see `load`.
     """
     specs = {source(part.dataset): part.dataset for part in study.variants()}
-    return {name: read(spec, track).settled(spec.residency) for name, spec in specs.items()}
+    found = {name: read(spec, track).settled(spec.residency) for name, spec in specs.items()}
+    for dataset in found.values():
+        dataset.look(track if dataset.mapped else None)  # what fits into memory takes no time to speak of
+    return found
 
 
 def _expanded(root: str) -> Path:

@@ -28,8 +28,10 @@ from lbstudy.training.mapped import write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Track = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps the decoding to show progress: (what is iterated over once an image, count) -> the same."""
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Wraps a pass over images to show progress: (what is iterated over once an image, count, what is done) -> the same."""
+
+DECODING = "decoding the images, once"
 
 CHUNK = 64
 """Images of a task of a process."""
@@ -97,7 +99,7 @@ def decode(files: Sequence[Path], shape: Shape, target: Path, track: Track | Non
             done = _begin(part, (len(files), channels, height, width))
             tasks = [(start, chunk) for start, chunk in _chunks(files) if not done[start : start + len(chunk)].all()]
             results = spread(_fill, [(part, start, chunk, shape) for start, chunk in tasks])
-            _exhaust(_marked(part, done, zip(tasks, results, strict=True)), len(files), track)
+            exhaust(_marked(part, done, zip(tasks, results, strict=True)), len(files), track, DECODING)
             os.replace(part, target)
             part.with_suffix(".done").unlink(missing_ok=True)
         except FileNotFoundError:
@@ -106,9 +108,9 @@ def decode(files: Sequence[Path], shape: Shape, target: Path, track: Track | Non
     return modes
 
 
-def _exhaust(finished: Iterable[int], count: int, track: Track | None) -> None:
+def exhaust(finished: Iterable[object], count: int, track: Track | None, doing: str) -> None:
     """Wait until all is finished, and show progress."""
-    finished = track(finished, count) if track else finished
+    finished = track(finished, count, doing) if track else finished
     try:
         for _ in finished:
             pass
@@ -129,7 +131,7 @@ def in_memory(
             images[place] = _pixels(file, shape, images.shape[1:])
             yield place
 
-    _exhaust(fill(), len(files), track)
+    exhaust(fill(), len(files), track, DECODING)
     return images, dict(Counter(head.mode for head in heads))
 
 

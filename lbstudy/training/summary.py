@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lbstudy.training.dataset import Dataset, pieces
+from lbstudy.training.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Summary:
 
 def summarise(dataset: Dataset) -> Summary:
     """Describe a dataset."""
-    digests = dataset.kept("digests", lambda: _digests(dataset)).tolist()
+    digests = dataset.digests.tolist()
     train, test = digests[: len(dataset.train_labels)], digests[len(dataset.train_labels) :]
     known = set(train)
     mean, squares = dataset.channel_sums.sum(1) / dataset.train_images[:, 0].size / [[255], [255**2]]
@@ -71,17 +69,6 @@ def summarise(dataset: Dataset) -> Summary:
             for kind, out in origin.left_out.items()
         ),
     )
-
-
-def _digests(dataset: Dataset) -> NDArray[np.bytes_]:
-    """What the pixels of each image are known again by, those that test at the end."""
-    found = [
-        hashlib.blake2b(image.data, digest_size=16).hexdigest()
-        for images in (dataset.train_images, dataset.test_images)
-        for rows in pieces(images)
-        for image in rows
-    ]
-    return np.array(found, np.bytes_)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -66,7 +66,7 @@ def test_all_are_brought_to_a_size(
 def counting(shown: list[int], stop: int | None = None, then: Callable[[], object] = lambda: None) -> decoding.Track:
     """Counts what has been shown; at `stop` of them it does something."""
 
-    def track(items: Iterable[Any], count: int) -> Iterator[Any]:
+    def track(items: Iterable[Any], count: int, doing: str) -> Iterator[Any]:
         assert count == COUNT
         for item in items:
             shown.append(1)

@@ -5,7 +5,7 @@ A device that is not the host's memory is made up: on a CPU `Images.afar` is wha
 
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,31 @@ def test_a_mapped_data_set_travels_as_a_place(home: Path):
     assert Path(place.file).parent == home / ".cache/lbstudy/decoded"
     again = mapped()
     assert Mapped.of(again.train_images) == Mapped.of(found.train_images)
+
+
+def test_images_in_a_file_are_looked_at_once(home: Path):
+    passes: list[tuple[int, str]] = []
+
+    def track(images: Iterable[Any], count: int, doing: str) -> Iterable[Any]:
+        passes.append((count, doing))
+        return images
+
+    def looked_at() -> Dataset:
+        found = mapped()
+        found.look(track)
+        found.look(track)
+        return found
+
+    first, (kept,) = looked_at(), (home / ".cache/lbstudy/decoded").glob("*.seen.npz")
+    assert passes == [(len(first.train_labels) + len(first.test_labels), "looking at the images, once")]
+    again = looked_at()
+    assert len(passes) == 1
+    assert again.identity == first.identity == datasets.load(SPEC).identity
+    np.testing.assert_array_equal(again.digests, first.digests)
+    for damage in (b"", b"PK", kept.read_bytes()[:-40]):
+        kept.write_bytes(damage)
+        assert looked_at().identity == first.identity
+    assert len(passes) == 4
 
 
 def test_a_node_without_the_file_says_so(home: Path):

@@ -73,3 +73,12 @@ def test_images_come_in_pieces(monkeypatch: pytest.MonkeyPatch):
     sums, squares = Dataset(images, np.arange(10), images, np.arange(10), 10).channel_sums
     np.testing.assert_array_equal(sums, images[..., 0, 0])
     np.testing.assert_array_equal(squares, images[..., 0, 0].astype(int) ** 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 28), (3, 70, 90)])
+def test_sums_of_the_brightest_images_are_exact(shape: tuple[int, int, int]):
+    images = np.full((4, *shape), 255, np.uint8)
+    images[1] = np.random.default_rng(0).integers(0, 256, shape)
+    sums, squares = Dataset(images, np.arange(4), images, np.arange(4), 4).channel_sums
+    np.testing.assert_array_equal(sums, images.sum((2, 3), dtype=np.int64))
+    np.testing.assert_array_equal(squares, (images.astype(np.int64) ** 2).sum((2, 3)))

@@ -142,7 +142,7 @@ def test_an_image_that_was_rewritten_is_decoded_again(tree: Path):
 def test_what_was_decoded_is_not_decoded_again(tree: Path):
     counts: list[int] = []
 
-    def track(files: list[Path], count: int) -> list[Path]:
+    def track(files: list[Path], count: int, doing: str) -> list[Path]:
         counts.append(count)
         return files
 
