@@ -44,6 +44,9 @@ class DatasetSpec(Spec):
         json_schema_extra={"anyOf": [{"enum": list(DATASETS)}, {"pattern": "^[^:]+:[^:]+$"}]},
     )
     root: str | None = Field(None, description="folder of the files; default: the user's cache folder")
+    index: str | None = Field(
+        None, description="a CSV or Parquet file with columns path, label and part (train, test), instead of a tree"
+    )
     validation_size: int | float = Field(
         0.1, gt=0, description="samples taken from the training set, or a fraction below 1; stratified"
     )
@@ -84,6 +87,12 @@ class DatasetSpec(Spec):
         if {"crop", "random_resized_crop"} <= set(augment):
             raise ValueError("input should have one of `crop` and `random_resized_crop`, and not both")
         return augment
+
+    @model_validator(mode="after")
+    def _index_of_files(self) -> DatasetSpec:
+        if self.index is not None and self.name != "image_folder":
+            raise ValueError(f"index is for image_folder; got {self.name}")
+        return self
 
     @property
     def has_files(self) -> bool:

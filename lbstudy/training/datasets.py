@@ -21,6 +21,7 @@ from lbstudy.study.spec import StudySpec
 from lbstudy.training import trees
 from lbstudy.training.dataset import Dataset, cache_folder, decoded_folder
 from lbstudy.training.decoding import Shape, Track, TreeError
+from lbstudy.training.index import list_indexed
 
 # dataset -> (torchvision class, classes, image shape C x H x W, the files torchvision looks for below the root)
 TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
@@ -31,6 +32,7 @@ TORCHVISION: dict[str, tuple[str, int, tuple[int, int, int], list[str]]] = {
 }
 
 ROOT: Keys = ("dataset", "root")
+INDEX: Keys = ("dataset", "index")
 
 
 def shape(spec: DatasetSpec) -> Shape:
@@ -47,7 +49,8 @@ Kept = TypeVar("Kept")
 def source(spec: DatasetSpec) -> str:
     """What is read for a dataset: equal for specs that differ only in the split or in what is done with the images."""
     keys = {"name", "root", "image_size", "samples"}
-    return spec.model_dump_json(include=keys if spec.image_fit == "stretch" else keys | {"image_fit"})
+    later = {"image_fit": "stretch", "index": None}  # keys that studies had not from the first, and their defaults
+    return spec.model_dump_json(include=keys | {key for key, value in later.items() if getattr(spec, key) != value})
 
 
 def of_run(kept: Mapping[str, Kept], spec: DatasetSpec) -> Kept:
@@ -95,12 +98,13 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
         raise KeyProblems(Problem(("dataset", "name"), reason))
     root = _expanded(spec.root) if spec.root else cache_folder()
     try:
-        if not trees.is_tree(root):
+        if spec.index is None and not trees.is_tree(root):
             if spec.name == "image_folder":
                 raise _wrong(f"no image tree in {root}: need train/<class>/<image> and test/<class>/<image>")
             dataset = _torchvision(spec.name, root, spec.download)
         else:
-            train, train_labels, test, test_labels, origin = trees.read(root, shape(spec), decoded_folder(), track)
+            tree = trees.list_files(root) if spec.index is None else _indexed(root, spec.index)
+            train, train_labels, test, test_labels, origin = trees.read(tree, shape(spec), decoded_folder(), track)
             dataset = Dataset(train, train_labels, test, test_labels, len(origin.class_names), origin)
             if spec.name in TORCHVISION:
                 _check_shape(spec.name, root, dataset)
@@ -110,6 +114,15 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
         raise _wrong(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
     _check_labels(root, dataset)
     return dataset
+
+
+def _indexed(root: Path, index: str) -> trees.Tree:
+    try:
+        return list_indexed(root, index)
+    except OSError as error:
+        raise KeyProblems(Problem(INDEX, f"{root / index} cannot be read: {error.strerror or error}")) from error
+    except TreeError as error:
+        raise KeyProblems(Problem(INDEX, str(error))) from error
 
 
 def load_all(

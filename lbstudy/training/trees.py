@@ -71,9 +71,6 @@ def list_files(root: Path) -> Tree:
     """
     names = {part: sorted(f.name for f in (root / part).iterdir() if f.is_dir() and not is_hidden(f)) for part in PARTS}
     classes = names["train"]
-    if len(classes) < 2:
-        found = ", ".join(classes) or "none"
-        raise TreeError(f"{root / 'train'} needs a folder for each of two classes or more; got {found}")
     if names["test"] != classes:
         odd = sorted(set(names["test"]) ^ set(classes))
         raise TreeError(f"{root}/train and {root}/test have different classes: {', '.join(odd[:5])}")
@@ -90,10 +87,23 @@ def list_files(root: Path) -> Tree:
                 used[part].append((file, labels[place.parts[1]]))
         if not used[part]:
             raise TreeError(f"no images in {root / part}; looked for {', '.join(sorted(SUFFIXES))}")
-        if empty := sorted(set(range(len(classes))) - {label for _, label in used[part]}):
-            raise TreeError(f"class {classes[empty[0]]} has no images in {root / part}")
     kinds = {kind: LeftOut(len(places), places[0]) for kind, places in sorted(left_out.items())}
-    return Tree(root, tuple(classes), used["train"], used["test"], kinds)
+    tree = Tree(root, tuple(classes), used["train"], used["test"], kinds)
+    check_classes(tree, str(root))
+    return tree
+
+
+def check_classes(tree: Tree, where: str) -> None:
+    """Make sure that there are two classes or more, and that each has images in both parts.
+
+    Raises:
+        TreeError: otherwise; it says where.
+    """
+    for part, images in zip(PARTS, (tree.train, tree.test), strict=True):
+        if empty := sorted(set(range(len(tree.class_names))) - {label for _, label in images}):
+            raise TreeError(f"class {tree.class_names[empty[0]]} has no {part} images in {where}")
+    if len(tree.class_names) < 2:
+        raise TreeError(f"two classes or more are needed; got {', '.join(tree.class_names) or 'none'} in {where}")
 
 
 def is_hidden(path: Path) -> bool:
@@ -132,11 +142,11 @@ def _why_not(root: Path, place: Path) -> str:
     return "" if S_ISREG((root / place).stat().st_mode) else "that are pipes, sockets or devices"
 
 
-def read(root: Path, shape: Shape, cache_folder: Path, track: Track | None = None) -> tuple[Any, ...]:
+def read(tree: Tree, shape: Shape, cache_folder: Path, track: Track | None = None) -> tuple[Any, ...]:
     """Decode an image tree, or take what was decoded before.
 
     Args:
-        root: of the tree.
+        tree: the files.
         shape: what to bring every image to.
         cache_folder: where decoded trees lie. A tree's name there follows from its files' paths, sizes and times of
             modification and of change; the last is set by the operating system alone, so that an image which was
@@ -148,10 +158,9 @@ def read(root: Path, shape: Shape, cache_folder: Path, track: Track | None = Non
         images are mapped from the file that they were decoded into, unless none could be written.
 
     Raises:
-        TreeError: it is no tree, an image cannot be read, or not all have one size.
-        OSError: a folder cannot be read.
+        TreeError: an image cannot be read, or not all have one size.
+        OSError: a file cannot be read.
     """
-    tree = list_files(root)
     listed = tree.train + tree.test
     files, split = [file for file, _ in listed], len(tree.train)
     target = cache_folder / f"{_key(tree, shape)}.npy"

@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 
 def read(tree: Path, size: int | None = None) -> tuple[np.ndarray, trees.Origin]:
     """The training images, and what else there is to know."""
-    images, _, _, _, origin = trees.read(tree, Shape(size), tree.parent / "cache")
+    images, _, _, _, origin = trees.read(trees.list_files(tree), Shape(size), tree.parent / "cache")
     return images, origin
 
 
@@ -146,8 +146,8 @@ def test_what_was_decoded_is_not_decoded_again(tree: Path):
         counts.append(count)
         return files
 
-    first = trees.read(tree, Shape(), tree.parent / "cache", track)
-    second = trees.read(tree, Shape(), tree.parent / "cache", track)
+    first = trees.read(trees.list_files(tree), Shape(), tree.parent / "cache", track)
+    second = trees.read(trees.list_files(tree), Shape(), tree.parent / "cache", track)
     assert counts == [4]
     np.testing.assert_array_equal(first[0], second[0])
     assert first[4] == second[4]
