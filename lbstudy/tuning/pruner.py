@@ -124,9 +124,11 @@ class StudyPruner(FIFOScheduler):
         if "epoch" not in result:  # the news that the trial has begun
             return TrialScheduler.CONTINUE
         cell, number = trial.config["cell"], trial.config["number"]
+        if trial.config.get("promoted"):
+            return TrialScheduler.CONTINUE
         if self._is_beaten(cell, result.get(ELAPSED)):
             return TrialScheduler.STOP
-        if cell not in self._cells or trial.config.get("promoted"):
+        if cell not in self._cells:
             return TrialScheduler.CONTINUE
         return self._cells[cell].on_trial_result(tune_controller, _identity(cell, number), result)
 
