@@ -74,7 +74,11 @@ class Task:
 
 
 def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialRecord]:
-    """The completed confirmed runs of each cell's best configuration, with the first so many seeds.
+    """The completed confirmed runs of each cell's best configuration.
+
+    Args:
+        folder: of the study.
+        repeats: only the first so many of each cell, those before the others whose models are there.
 
     Raises:
         NothingYet: there are none.
@@ -82,16 +86,21 @@ def best_runs(folder: StudyFolder, repeats: int | None = None) -> list[TrialReco
     table = load.confirmed(folder)
     table = table[(table["status"] == "completed") & (table["rank"] == 0)]
     chosen = set(zip(table["cell"], table["number"], strict=True))
-    runs = [
-        run
-        for run in folder.confirmation.trials()
-        if (run.cell, run.number) in chosen and (repeats is None or run.repeat < repeats)
-    ]
+    runs = [run for run in folder.confirmation.trials() if (run.cell, run.number) in chosen]
     if not runs:
         raise NothingYet(
             f"{folder.path}: no confirmed run has completed; begin with lbstudy confirm {quote(str(folder.path))}"
         )
-    return runs
+    if repeats is None:
+        return runs
+    wanted = []
+    for cell in dict.fromkeys(run.cell for run in runs):
+        there = folder.confirmation.with_state(cell, "model")
+        of_cell = sorted(
+            (run for run in runs if run.cell == cell), key=lambda run: (run.number not in there, run.repeat)
+        )
+        wanted += of_cell[:repeats]
+    return wanted
 
 
 def landscape_tasks(

@@ -250,6 +250,18 @@ def test_results_with_other_settings_are_not_mixed(confirmed: StudyFolder):
         minima.keep_settings(confirmed, "landscape/plane", minima.LandscapeSettings(seed=1))
 
 
+def test_runs_whose_models_are_there_come_first(confirmed: StudyFolder, tmp_path: Path):
+    copy = StudyFolder.open(shutil.copytree(str(confirmed.path), tmp_path / "copy"))
+    first = {run.cell: run for run in minima.best_runs(copy, repeats=1)}
+    assert {run.repeat for run in first.values()} == {0}
+    gone = first["sgd-b32-none"]
+    (Path(str(copy.confirmation.trial_folder(gone))) / "model.pt").unlink()
+    assert {run.cell: run.repeat for run in minima.best_runs(copy, repeats=1)} == {
+        cell: int(cell == gone.cell) for cell in first
+    }
+    assert len(minima.best_runs(copy, repeats=2)) == len(minima.best_runs(copy))
+
+
 def test_one_batch_size_has_nothing_to_interpolate(confirmed: StudyFolder):
     runs = [run for run in minima.best_runs(confirmed) if run.batch_size == 32]
     with pytest.raises(StudyError, match="differ in the batch size alone"):
