@@ -510,7 +510,10 @@ def _essence(study: StudySpec) -> dict[str, Any]:
     """What of a study must not change once trials exist."""
     changeable = {"cells", "published", "resources", "labels"}
     dump = study.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=changeable)
-    for section, key in (("tuning", "trials"), *(("dataset", name) for name in ("root", "download", "residency"))):
+    for section, key in (
+        ("tuning", "trials"),
+        *(("dataset", name) for name in ("root", "index", "download", "residency")),
+    ):
         dump[section].pop(key, None)
     return dump
 

@@ -7,7 +7,7 @@ lies in the root folder. No torch here but for torchvision's readers; what happe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,9 @@ def shape(spec: DatasetSpec) -> Shape:
     return Shape(spec.image_size, spec.image_fit == "crop")
 
 
+PLACES = ("root", "index")
+"""Keys that say where the files are, and not what: that is in the identity."""
+
 Datasets = Mapping[str, Dataset]
 """The data of all cells of a study, by `source`."""
 
@@ -59,7 +62,7 @@ def of_run(kept: Mapping[str, Kept], spec: DatasetSpec) -> Kept:
     Args:
         kept: what there is of each dataset, by `source`.
         spec: as the run's record has it, which may be from before the data were moved: then they are those that differ
-            in the folder alone.
+            in the folder alone, or in that and the index.
 
     Raises:
         KeyError: there are none, or several.
@@ -67,15 +70,16 @@ def of_run(kept: Mapping[str, Kept], spec: DatasetSpec) -> Kept:
     key = source(spec)
     if key in kept:
         return kept[key]
-    alike = [found for other, found in kept.items() if _anywhere(other) == _anywhere(key)]
-    if len(alike) != 1:
-        raise KeyError(key)
-    return alike[0]
+    for moved in PLACES[:1], PLACES:
+        alike = [found for other, found in kept.items() if _without(moved, other) == _without(moved, key)]
+        if len(alike) == 1:
+            return alike[0]
+    raise KeyError(key)
 
 
-def _anywhere(key: str) -> dict[str, Any]:
-    """A `source` without its folder."""
-    return dict(json.loads(key)) | {"root": None}
+def _without(keys: Sequence[str], source: str) -> dict[str, Any]:
+    """A `source` without these keys."""
+    return dict(json.loads(source)) | dict.fromkeys(keys)
 
 
 def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
@@ -117,10 +121,13 @@ def load(spec: DatasetSpec, track: Track | None = None) -> Dataset:
 
 
 def _indexed(root: Path, index: str) -> trees.Tree:
+    if not root.is_dir():
+        raise _wrong(f"there is no folder {root}")
     try:
         return list_indexed(root, index)
     except OSError as error:
-        raise KeyProblems(Problem(INDEX, f"{root / index} cannot be read: {error.strerror or error}")) from error
+        reason = f"{error.filename or index} cannot be read: {error.strerror or error}"
+        raise KeyProblems(Problem(INDEX, reason)) from error
     except TreeError as error:
         raise KeyProblems(Problem(INDEX, str(error))) from error
 
@@ -158,18 +165,18 @@ def _expanded(root: str) -> Path:
 
 
 def identities(study: StudySpec, data: Datasets) -> dict[str, dict[str, Any]]:
-    """What a study's data are known again by, each dataset by its name and what else changes its images; the folder
-    that they are read from counts only where folders are compared.
+    """What a study's data are known again by, each dataset by its name and what else changes its images; where they
+    are read from counts only where places are compared.
 
     Args:
         study: the study.
         data: of all its cells.
     """
-    fixed = {"dataset.root", "dataset"}.isdisjoint(study.factors)
+    compared = PLACES if "dataset" in study.factors else [key for key in PLACES if f"dataset.{key}" in study.factors]
+    anywhere = dict.fromkeys(key for key in PLACES if key not in compared)
     found = {}
     for part in study.variants():
-        key = part.dataset.model_copy(update={"root": None}) if fixed else part.dataset
-        found[source(key)] = data[source(part.dataset)].identity
+        found[source(part.dataset.model_copy(update=anywhere))] = data[source(part.dataset)].identity
     return found
 
 

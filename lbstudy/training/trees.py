@@ -101,7 +101,7 @@ def check_classes(tree: Tree, where: str) -> None:
     """
     for part, images in zip(PARTS, (tree.train, tree.test), strict=True):
         if empty := sorted(set(range(len(tree.class_names))) - {label for _, label in images}):
-            raise TreeError(f"class {tree.class_names[empty[0]]} has no {part} images in {where}")
+            raise TreeError(f"class {tree.class_names[empty[0]]!r} has no {part} images in {where}")
     if len(tree.class_names) < 2:
         raise TreeError(f"two classes or more are needed; got {', '.join(tree.class_names) or 'none'} in {where}")
 

@@ -254,7 +254,7 @@ TREES: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "pixels without a range": (lambda root: paint(root / "train" / "dog" / "odd.tif", mode="F"), "", ["odd.tif has pixels of floating-point numbers, whose range is not known"]),
     "different classes": (rename_test_class, "", ["have different classes: bird, dog"]),
     "one class": (only_one_class, "", ["two classes or more are needed; got cat in"]),
-    "class without images": (empty_class, "", ["class dog has no test images in"]),
+    "class without images": (empty_class, "", ["class 'dog' has no test images in"]),
     "no images": (no_images, "", ["no images in"]),
     "images too small for the model": (small_images, "", ["study.yaml:2: model: lenet5 cannot be built for images of 3x20x15 and 2 classes: "]),
     "images made too small": (lambda root: None, "image_size: 12, ", ["model: lenet5 cannot be built for images of 3x12x12 and 2 classes: "]),
