@@ -1,4 +1,4 @@
-"""README and the documents: every link leads somewhere, and every `lbstudy ...` is a command that exists."""
+"""README and the documents: links lead somewhere, every `lbstudy ...` is a command, and studies that are shown load."""
 
 import re
 import shlex
@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from lbstudy.console.cli import app
+from lbstudy.methods.checks import load_study
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "clusters").rglob("*.md")])
@@ -46,6 +47,20 @@ def test_links_lead_somewhere(path, target):
     assert there.exists(), f"{path}: {target}"
     if anchor:
         assert anchor in anchors(there), f"{path}: {target}; there are {anchors(there)}"
+
+
+def studies():
+    for path in DOCUMENTS:
+        for number, block in enumerate(re.findall(r"```yaml\n(name:.*?)```", path.read_text(), re.DOTALL)):
+            if "\ncode:" not in block:  # with code of one's own: tests/test_bring_your_own.py
+                yield pytest.param(block, id=f"{path.name} {number}")
+
+
+@pytest.mark.parametrize("text", studies())
+def test_studies_load(text, tmp_path):
+    (tmp_path / "study.yaml").write_text(text)
+    study = load_study(tmp_path / "study.yaml")
+    assert study.list_cells()
 
 
 def command_lines(text):

@@ -14,7 +14,7 @@ from lbstudy.study.spec import Cell, StudySpec
 if TYPE_CHECKING:
     from lbstudy.training.datasets import Datasets
 
-IMPORTING = ("plan", "doctor", "run", "all", "confirm", "landscape", "sharpness")
+IMPORTING = ("plan", "doctor", "run", "all", "confirm", "landscape", "sharpness", "noise")
 """Commands that need the methods of a study, and so import a user's code."""
 
 

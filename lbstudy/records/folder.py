@@ -264,7 +264,7 @@ class StudyFolder:
             found: by dataset, what it is known again by (`datasets.identities`).
 
         Returns:
-            Whether the study has kept what its data are known by, as all do since version 0.2.
+            Whether the study has kept what its data are known by; older ones have not.
 
         Raises:
             StudyError: says what differs.

@@ -88,7 +88,9 @@ def test_plan_says_who_imports_the_code(monkeypatch, capsys):
     assert "SignMomentum-b32-none" in printed.out
     checksum = Code({"mine.py": MINE.encode()}).checksums["mine.py"]
     assert f"code: mine.py (sha256 {checksum[:12]})\n" in printed.out
-    assert "imported by plan, doctor, run, all, confirm, landscape, sharpness; by no other command" in printed.out
+    assert (
+        "imported by plan, doctor, run, all, confirm, landscape, sharpness, noise; by no other command" in printed.out
+    )
     assert "beta 0.9" in printed.out  # a number of the user's optimizer
 
 
