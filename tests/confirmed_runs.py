@@ -30,12 +30,12 @@ def add_run(
     folder: StudyFolder, cell: str, curve: Curve, number: int = 0, status: Status = "completed", trial: int | None = None,
     **changes: object,
 ) -> None:  # fmt: skip
-    """Write a trial, or a confirmed run of `trial` whose repeat is its number."""
+    """Write a trial, or a confirmed run of `trial` whose repeat is its number unless another one is given."""
     optimizer, batch_size, smoothing, *_ = cell.split("-")  # further factors are among the changes
     run = record(
         cell=cell, optimizer=optimizer, batch_size=int(batch_size[1:]), smoothing=smoothing, number=number,
-        status=status, trial=trial, repeat=0 if trial is None else number, metrics={"epoch": len(curve), **curve[-1]},
-        **changes,
+        status=status, trial=trial, metrics={"epoch": len(curve), **curve[-1]},
+        **({"repeat": 0 if trial is None else number} | changes),
     )  # fmt: skip
     folder = folder if trial is None else folder.confirmation
     folder.write_trial(run)

@@ -12,7 +12,7 @@ all. Tables are of the variant too (`load.of_variant`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import exp, inf, isnan, nan
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from lbstudy.analysis.report import power
 from lbstudy.analysis.report.sentences import (
     count,
     gap_sentence,
+    points,
     ratio_words,
     share_sentence,
     worded,
@@ -76,9 +77,11 @@ class Claim(NamedTuple):
 
 
 def agreed(comparisons: Iterable[Comparison]) -> Verdict | None:
-    """The verdict of all comparisons, open where they differ; None where no claim is at stake."""
-    found = {comparison.verdict for comparison in comparisons}
-    return found.pop() if len(found) == 1 else "cannot tell"
+    """The verdict of all comparisons that have one, open where they differ; None where no claim is at stake."""
+    found = {comparison.verdict for comparison in comparisons if comparison.verdict}
+    if len(found) > 1:
+        return "cannot tell"
+    return found.pop() if found else None
 
 
 DECISIVE = ("eigenvalue_1", "width_1")
@@ -177,6 +180,7 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
         on_all = winners(confirmed)["train_on"].eq("all").any()  # then validation samples are trained on
         usable = [target for target in times if not (on_all and target.metric.startswith("val_"))]
         comparisons = [_steps(study, *pair, target, times[target]) for target in usable]
+        comparisons += _beside_steps(study, *pair, {target: times[target] for target in usable}, confirmed)
         why = f"No confirmed run of {pair[1].name} has completed, so there is no target."
         if soon and times:
             why = "Confirmed runs trained on the validation samples, so the target says nothing of them."
@@ -193,6 +197,30 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
         f"Fewer steps are not less time: a K-FAC step costs more, and the table has the seconds too.{more}",
         "targets-sgd" if comparisons and pair and pair[1] != baseline(study) and not soon else "targets",
     )
+
+
+def _beside_steps(
+    study: StudySpec, kfac: Cell, sgd: Cell, times: dict[Target, pd.DataFrame], confirmed: pd.DataFrame
+) -> Iterator[Comparison]:
+    """What a reader must know beside the claim: the same with each smoothing, to where training ends, and what K-FAC's
+    fewer steps are worth in accuracy."""
+    cells = study.list_cells()
+    for one in cells:
+        other = one.but(optimizer="sgd")
+        if one.smoothing != kfac.smoothing and one == kfac.but(smoothing=one.smoothing) and other in cells:
+            for target, found in times.items():
+                if target.stage != "half" and {one.name, other.name} <= {*found["cell"]}:
+                    words = _steps(study, one, other, target, found).sentence
+                    yield Comparison(None, words.replace(STAGES["end"], ", where SGD ended without smoothing,"))
+    if tuned_for_steps(study):
+        return
+    lead = stats.paired_difference(accuracy_by_repeat(confirmed, kfac.name), accuracy_by_repeat(confirmed, sgd.name))
+    if not isnan(lead.low):
+        yield Comparison(
+            None,
+            f"Both were tuned for accuracy at the end, neither to get there soon, and at the end K-FAC’s test accuracy "
+            f"less SGD’s is {points(lead.value)} points [{points(lead.low)}, {points(lead.high)}] ({count(lead.n)}).",
+        )
 
 
 def _rule(study: StudySpec) -> str:
@@ -212,9 +240,9 @@ def _rule(study: StudySpec) -> str:
         )
     return (
         "Steps until a run is where the worst SGD run was halfway through its epochs, and where it ended, at the "
-        "largest batch size of both, without smoothing, each configuration tuned; all must agree. The learning rate "
-        "has decayed by the end, so that the steps to there say mostly which of the two ends lower: they do not decide "
-        f"alone. {ratio} {fisher}"
+        "largest batch size of both, without smoothing, each configuration tuned; all must agree. Where the learning "
+        "rate has decayed, the steps to the end say mostly which of the two ends lower: they do not decide alone. "
+        f"{ratio} {fisher}"
     )
 
 
@@ -261,12 +289,17 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
             need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
             sentence = gap_sentence(worded(row, study)) + warning
             comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
+    beside = [
+        Comparison(None, gap_sentence(worded(row, study)) + lost(confirmed, _cells(study, row, [row["smoothing"]])))
+        for row in at_largest_batch(gaps)
+        if row["smoothing"] != "none" and not isnan(row["gap"])
+    ]
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
         "Test accuracy without smoothing at the smallest batch size minus that at the largest, each configuration "
         "tuned; paired by seed, its 95 % interval against 0.",
-        comparisons or [_no_gap(study)],
+        [*(comparisons or [_no_gap(study)]), *beside],
         "Keskar et al. (ICLR 2017) and Naganuma and Yokota (2019) say so. Shallue et al. (JMLR 2019), who tuned anew "
         "at every batch size, found no evidence that it must; they trace disagreement to tuning and to budgets.",
         "gap",
@@ -312,7 +345,7 @@ def _need_of_shares(study: StudySpec, confirmed: pd.DataFrame, row: dict[str, An
     )
     gap = stats.paired_difference(plain_small, plain_large)
     if not stats.excludes_zero(gap):
-        need = power.sentence([gap], 0)
+        need = power.sentence([gap], 0) if gap.value > 0 else ""
         return f"First the gap without smoothing must be told from zero. {need}" if need else ""
     if gap.value < 0:
         return "More seeds would not decide it: without smoothing the large batch does not lose."

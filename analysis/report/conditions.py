@@ -39,8 +39,8 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     if len(shown):
         least = "in the least steady one" + (" that can show any" if len(shown) < len(resolvable) else "")
         caveats.append(
-            f"Of a single gap these seeds are likely to show {shown.min():.2f} points in the steadiest pair of cells "
-            f"and {shown.max():.2f} {least}; smaller ones will mostly be missed."
+            f"Four times in five these seeds would show a single gap of {shown.min():.2f} points in the steadiest pair "
+            f"of cells, and one of {shown.max():.2f} {least}."
         )
     if confirmed["train_on"].eq("all").any():
         caveats.append(
@@ -49,7 +49,10 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     used = [device for runs in (trials, confirmed) if "device" in runs for device in runs["device"]]
     devices = sorted({str(device) for device in used if device})
     if len(devices) > 1:
-        caveats.append(f"Runs ran on different devices ({', '.join(devices)}): their seconds cannot be compared.")
+        caveats.append(
+            f"Runs ran on different devices ({', '.join(devices)}), which round differently, so that equal "
+            "configurations may differ as different seeds do; and their seconds cannot be compared."
+        )
     if "," in (numbers := workers_of(trials, confirmed)):
         caveats.append(
             f"Runs were trained by different numbers of workers ({numbers}), which changes the rounding of sums; "
@@ -93,13 +96,16 @@ def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any]) -> dict[str, str]:
+def describe_fixed(
+    study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, Any], confirming: dict[str, Any]
+) -> dict[str, str]:
     """What was the same in every cell, in words, by what it is; of what further factors vary, what there was.
 
     Args:
         study: the study.
         confirmed: `load.confirmed` of its folder.
         environment: `StudyFolder.environment`.
+        confirming: likewise, of the confirmed runs.
     """
     parts = study.variants()
     described = [_describe(part, confirmed, environment) for part in parts]
@@ -107,6 +113,11 @@ def describe_fixed(study: StudySpec, confirmed: pd.DataFrame, environment: dict[
         name: "; or: ".join(dict.fromkeys(words[name] for words in described if name in words))
         for name in dict.fromkeys(name for words in described for name in words)
     }
+    if confirming:
+        last = f"{_environment(confirming)}, begun {confirming.get('started')}"
+        fixed["confirmed with"] = ". ".join(
+            [last, *filter(None, [_versions_before(confirming).get("versions before")])]
+        )
     factors = {key: ", ".join(map(value_text, values)) for key, values in study.factors.items()}
     return {"factors": "; ".join(f"{key}: {values}" for key, values in factors.items())} | fixed if factors else fixed
 
@@ -158,12 +169,14 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
     return fixed
 
 
+def _environment(found: dict[str, Any]) -> str:
+    return f"Python {found.get('python')}; {_words(found.get('packages') or {})}; commit {found.get('commit')}"
+
+
 def _versions_before(environment: dict[str, Any]) -> dict[str, str]:
     """What drivers before the last one had that had other versions."""
     earlier = environment.get("earlier", [])
-    told = [
-        f"{e['started']}: Python {e['python']}; {_words(e['packages'] or {})}; commit {e['commit']}" for e in earlier
-    ]
+    told = [f"{e['started']}: {_environment(e)}" for e in earlier]
     return {"versions before": ". ".join(told)} if told else {}
 
 

@@ -168,10 +168,16 @@ BEST = (
     "fractions. A tick is the best value in the range that was searched; edge: it lies within 5 % of an end, so that a "
     "better one may lie outside."
 )
+PUBLISHED = (
+    "Configurations from the literature, trained with the seeds of the best ones (`lbstudy confirm --published`); what "
+    "the literature leaves open is the sampler's. Tuning adds: test accuracy of the cell's best configuration minus "
+    "this one's, paired by seed. Brackets hold 95 % intervals; accuracies are fractions."
+)
 GAP = (
     "Gap: test accuracy at the small batch minus that at the large batch, paired by seed. Closed: the share of the gap "
     "without smoothing that the smoothed large batch wins back from the plain small batch. Narrowed: the same, both "
-    "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds are likely to show (power 80 %). "
+    "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds show four times in five. Gap to "
+    "none: what the smoothed large batch is below the plain small one. "
     "Brackets hold 95 % intervals; accuracies and shares are fractions."
 )
 SPLIT = (
@@ -194,7 +200,7 @@ CRITICAL = (
     "Steps to the same targets, fitted by S(B) = S_min (1 + B_crit / B) (McCandlish et al. 2018); runs that never got "
     "there count as later than they ended. Perfect until: the batch at which steps exceed perfect scaling from the "
     "smallest one by 20 % (Zhang et al. 2024). Brackets hold 95 % intervals over seeds; tuned: from the best tuning "
-    "trials, and 95 % of the resamples of each cell's trials. ∞: not within the batch sizes studied."
+    "trials, and 95 % of those resamples of each cell's trials that give one. ∞: not within the batch sizes studied."
 )
 TARGETS_TUNED = (
     "Median over the confirmed runs until they first meet the target that every configuration was tuned for, known to "

@@ -29,7 +29,7 @@ from lbstudy.analysis.report import conditions, evidence, sentences
 from lbstudy.analysis.report.evidence import Mark, Shown, for_page
 from lbstudy.analysis.report.questions import Question, lead, up_to_which_batch, why_it_loses
 from lbstudy.analysis.tables import best as tables
-from lbstudy.analysis.tables import cost, critical, gaps, health, targets
+from lbstudy.analysis.tables import cost, critical, gaps, health, published, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
@@ -167,6 +167,10 @@ def collect(folder: StudyFolder) -> Report:
                 "best", "Best configurations", for_page(tables.lean(configs)), evidence.BEST, command("best"),
                 evidence.places(study, configs),
             ),
+            Shown(
+                "published", "Published configurations, trained again", for_page(published.published_table(folder)),
+                evidence.PUBLISHED, command("table", "published"),
+            ),
             Shown("gap", "Small against large batch", for_page(gap_table[rows]), evidence.GAP, command("table", "gap")),
             *(evidence.split_tables(study, confirmed, command) if splits else []),
             Shown(
@@ -197,7 +201,7 @@ def collect(folder: StudyFolder) -> Report:
         pictures=_that_fit(list(_draw(folder)), {HEADLINE, *(kind for q in questions for kind in q.figures)}),
         command=command("report"),
         figures_command=command("figures"),
-        fixed=conditions.describe_fixed(study, confirmed, folder.environment()),
+        fixed=conditions.describe_fixed(study, confirmed, folder.environment(), folder.confirmation.environment()),
         caveats=conditions.list_caveats(study, trials, confirmed, gap_table),
     )  # fmt: skip
 

@@ -72,7 +72,7 @@ def sentence(found: Iterable[stats.Mean], threshold: float) -> str:
         return f"More seeds would hardly decide it: the estimate is too near, and it would take over {MOST_SEEDS}."
     most = int(max(seeds))
     more = f"{most - n} more seed{'' if most - n == 1 else 's'}"
-    return f"{more}, {most} in all, would decide it if estimate and spread stay as they are."
+    return f"{more}, {most} in all, would probably decide it if estimate and spread stay as they are."
 
 
 def sentence_of_counts(first: int, of_first: int, second: int, of_second: int, level: float) -> str:

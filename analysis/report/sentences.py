@@ -53,8 +53,9 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> 
 
 
 def gap_sentence(row: dict[str, Any]) -> str:
-    """What a larger batch costs without smoothing, from a row of the gap table."""
-    way = f"From batch {row['small_batch']} to {row['large_batch']}, {row['optimizer']} without smoothing"
+    """What a larger batch costs, from a row of the gap table."""
+    smoothing = "without smoothing" if row["smoothing"] == "no smoothing" else f"with {row['smoothing']}"
+    way = f"From batch {row['small_batch']} to {row['large_batch']}, {row['optimizer']} {smoothing}"
     if isnan(row["gap"]):
         return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
     verb = "lost" if row["gap"] >= 0 else "gained"
@@ -67,8 +68,8 @@ def gap_sentence(row: dict[str, Any]) -> str:
     ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
     sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:
-        missed = f"a gap below {points(row['resolvable'])} points" if row["resolvable"] < 1 else "any gap"
-        sentence += f", which cannot be told from nothing: {missed} is likely to be missed"
+        shown = f"a gap of {points(row['resolvable'])} points" if row["resolvable"] < 1 else "no gap"
+        sentence += f", which cannot be told from nothing: {shown} would be found four times in five"
     return f"{sentence}."
 
 
@@ -122,19 +123,25 @@ def critical_sentence(row: dict[str, Any]) -> str:
             f"{who}: steps hardly fall from the smallest batch, {row['smallest_batch']}, on; B_crit is smaller{limits}"
         )
     else:
-        first = f"{who}: B_crit is {row['b_crit']:.4g}{limits}, where steps are twice the fewest, {row['s_min']:.4g}"
+        fewest = f"the fewest (S_min, {_size(row['s_min'])})"
+        first = f"{who}: B_crit is {_size(row['b_crit'])}{limits}, where steps are twice {fewest}"
     if isnan(row["perfect_until"]):
         second = "where perfect scaling ends is not known" + _limits(row, "perfect_until")
     elif row["perfect_until"] > row["largest_batch"]:
         second = "they stay within 20 % of perfect scaling throughout" + _limits(row, "perfect_until")
     else:
-        second = f"perfect scaling ends at batch {row['perfect_until']:.3g}" + _limits(row, "perfect_until")
+        second = f"perfect scaling ends at batch {_size(row['perfect_until'])}" + _limits(row, "perfect_until")
     return f"{first}; {second} ({count(row['n'])}, {row['reached']} of {row['runs']} runs got there)."
 
 
 def _limits(row: dict[str, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if isnan(low) else f" [{low:.4g}, {'∞' if isinf(high) else f'{high:.4g}'}]"
+    return "" if isnan(low) else f" [{_size(low)}, {'∞' if isinf(high) else _size(high)}]"
+
+
+def _size(value: float) -> str:
+    """A batch size or number of steps, to three digits, or to four from a thousand on."""
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.4g}'):.0f}"
 
 
 def _gap(row: dict[str, Any]) -> str:

@@ -117,9 +117,8 @@ def _notes(runs: Runs, fit: scaling.Fit, perfect_until: Estimate) -> list[str]:
     if isinf(perfect_until.value):
         notes.append(f"within 20 % of perfect scaling up to the largest batch, {largest:g}")
     elif isnan(perfect_until.value) and len(runs.sizes) > 1:
-        notes.append(
-            "where perfect scaling ends is not known: no run of the smallest batch, or of the next one, reached it"
-        )
+        why = "of the two smallest batches one has no run that reached it"
+        notes.append(f"where perfect scaling ends is not known: {why}")
     if seeds == 1:
         notes.append("one seed has no interval")
     if fit.curve and len(runs.hit_cells) == 2:

@@ -223,10 +223,10 @@ def final_gain(series: list[np.ndarray]) -> tuple[float, float]:
 
 def over_fitting(curves: pd.DataFrame) -> Finding:
     """Whether, in most runs, the validation loss has risen from its minimum while the training loss went on falling."""
-    rises, falling = [], []
+    rises, falling, window = [], [], 0
     for _, run in curves.groupby(["cell", "number"]):
-        run = run.sort_values("epoch")
-        smooth = run[["val_loss", "train_loss"]].astype(float).rolling(_window(len(run))).mean().dropna()
+        run, window = run.sort_values("epoch"), _window(len(run))
+        smooth = run[["val_loss", "train_loss"]].astype(float).rolling(window).mean().dropna()
         if len(smooth) < 2:
             continue
         lowest = smooth["val_loss"].to_numpy().argmin()
@@ -234,7 +234,8 @@ def over_fitting(curves: pd.DataFrame) -> Finding:
         falling.append(smooth["train_loss"].iloc[-1] < smooth["train_loss"].iloc[lowest])
     if not rises:
         return Finding("cannot tell", "There is no run with validation and training loss over several epochs.")
-    risen = f"the validation loss ends {100 * np.median(rises):.0f} % above its minimum (median, n = {len(rises)})"
+    how = f"running means of {window} epochs; median, n = {len(rises)}"
+    risen = f"the validation loss ends {100 * np.median(rises):.0f} % above its minimum ({how})"
     if np.median(np.where(falling, rises, 0)) > OVERFIT_RISE:
         return Finding("warning", f"Over-fitting: {risen}, while the training loss falls.")
     why = ", but the training loss does not fall meanwhile" if np.median(rises) > OVERFIT_RISE else ""
@@ -282,7 +283,7 @@ def _behind(by: str, differences: list[str]) -> Finding:
     """What it means that K-FAC is behind SGD by so much, with what keeps its cell from SGD's best configuration."""
     if differences:
         why = f"the cell cannot become SGD, for {'; '.join(differences)}"
-        return Finding("cannot tell", f"K-FAC is behind SGD: {by}. It may be under-tuned or worse: {why}.")
+        return Finding("warning", f"K-FAC is behind SGD: {by}. It may be under-tuned or worse: {why}.")
     return Finding(
         "warning",
         f"K-FAC loses to SGD: {by}. At damping {LARGE_DAMPING:g} and as many times the learning rate it would "

@@ -32,6 +32,7 @@ COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 
 TIMES = ["steps", "epochs", "seconds"]
+ENDED = ["completed", "diverged"]
 LOWS = {"steps_low": "step", "epochs_low": "epochs"}
 """Columns with the last time at which a target was not yet met, and what counts it."""
 
@@ -156,7 +157,7 @@ def winners_times(confirmed: pd.DataFrame, epochs: pd.DataFrame, target: Target)
     """The times of the runs that count: those of each cell's best configuration that completed or diverged."""
     runs = winners(confirmed)
     ended = runs.loc[
-        runs["status"].isin(["completed", "diverged"]),
+        runs["status"].isin(ENDED),
         ["cell", "optimizer", "batch_size", "smoothing", "number", "repeat"],
     ]
     times = times_to_target(epochs, target)[["cell", "number", *TIMES, *LOWS]]
@@ -228,12 +229,17 @@ def targets_table(
             "reached": int((found["steps"] < inf).sum()) if known else None,
         }  # fmt: skip
         row |= {name: found[name].median() if known else nan for name in TIMES}
-        row["note"] = _note(study, runs[runs["cell"] == cell.name], len(found), target)
+        of_cell = runs[runs["cell"] == cell.name]
+        notes = _notes(study, of_cell, len(found), target)
+        if len(found) and of_cell.loc[of_cell["status"].isin(ENDED), "device"].nunique() > 1:
+            row["seconds"] = nan  # a CPU and a GPU have no median
+            notes.append("no seconds, for its runs ran on different devices")
+        row["note"] = "; ".join(notes)
         rows.append(row)
     return pd.DataFrame(rows, columns=with_factors(COLUMNS, study)).astype(COLUMNS)
 
 
-def _note(study: StudySpec, runs: pd.DataFrame, ended: int, target: Target) -> str:
+def _notes(study: StudySpec, runs: pd.DataFrame, ended: int, target: Target) -> list[str]:
     notes = []
     if isnan(target.value):
         notes.append(f"no target: no confirmed run of {baseline(study).name} has completed with this metric")
@@ -247,4 +253,4 @@ def _note(study: StudySpec, runs: pd.DataFrame, ended: int, target: Target) -> s
         notes.append(f"{diverged} of {len(runs)} confirmed runs diverged")
     if target.metric == "val_accuracy" and runs["train_on"].eq("all").any():
         notes.append("the validation samples were trained on")
-    return "; ".join(notes)
+    return notes

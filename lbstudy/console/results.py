@@ -32,6 +32,7 @@ class TableFormat(StrEnum):
 class TableKind(StrEnum):
     """What `table` shows."""
 
+    published = "published"
     gap = "gap"
     parts = "split"  # `split` is a method of every text
     targets = "targets"
@@ -98,7 +99,8 @@ def best(
 @results.command()
 def table(
     study: Folder,
-    kind: Annotated[TableKind, typer.Argument(help="gap: small against large batch; split: how much of it is "
+    kind: Annotated[TableKind, typer.Argument(help="published: what configurations from the literature "
+                                              "reach; gap: small against large batch; split: how much of it is "
                                               "few updates, and how much less noise; targets: time to reach a loss "
                                               "and an accuracy; critical: how far these fall with the batch "
                                               "size; health: can the comparison be trusted; sharpness: how "
@@ -116,7 +118,7 @@ def table(
     from lbstudy.analysis import load
     from lbstudy.analysis.minima import results
     from lbstudy.analysis.tables import best as tables
-    from lbstudy.analysis.tables import critical, gaps, health, noise, split, targets
+    from lbstudy.analysis.tables import critical, gaps, health, noise, published, split, targets
     from lbstudy.analysis.tables import minima as minima_table
 
     folder = load.Snapshot(StudyFolder.open(study))
@@ -136,6 +138,8 @@ def table(
             tuning = critical.Tuning(trials, load.epochs(folder))
             parts = [critical.critical_table(part, confirmed, epochs, tuning, of_part) for part, of_part in goals]
         found = pd.concat(parts, ignore_index=True)
+    elif kind is TableKind.published:
+        found = published.published_table(folder)
     elif kind is TableKind.noise:
         found = noise.noise_table(spec, results.noise(folder))
     elif kind is TableKind.health:

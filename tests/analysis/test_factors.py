@@ -227,7 +227,7 @@ def test_correlations_are_within_a_variant():
 
 
 def test_what_was_fixed_names_what_varied(confirmed: pd.DataFrame):
-    fixed = conditions.describe_fixed(STUDY, confirmed, {})
+    fixed = conditions.describe_fixed(STUDY, confirmed, {}, {})
     assert fixed["factors"] == "model: lenet5, vgg9; fixed.weight_decay: 0, 0.0005"
     assert fixed["model"] == "lenet5, fp32, batch norm: sync; or: vgg9, fp32, batch norm: sync"
     assert "weight decay" not in fixed["hyper-parameters"]

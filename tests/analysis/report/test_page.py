@@ -189,10 +189,12 @@ def test_an_open_claim_says_what_it_would_take(quick: None, tmp_path: Path):
         for repeat, value in enumerate(values):
             add_run(folder, cell, [{"test_accuracy": value}], repeat, trial=0, run={"train_on": "split"})
     found = {question.name: question for question in report.collect(folder).questions}
-    (sgd, kfac) = found["generalisation"].findings
+    (sgd, kfac, *beside) = found["generalisation"].findings
     assert "More seeds would hardly decide it" in sgd.need
     assert kfac.verdict == "supported"
     assert kfac.need == ""
+    assert [finding.verdict for finding in beside] == [None, None]
+    assert beside[1].sentence.startswith("From batch 32 to 128, K-FAC with Mixup")
     assert found["smoothing"].findings[0].need.startswith("First the gap without smoothing must be told from zero.")
     assert "More seeds would hardly decide it" in page_of(folder).text
 
@@ -386,10 +388,13 @@ def test_caveats_say_what_a_reader_must_know(tmp_path: Path):
 
 
 def test_a_gap_that_no_accuracies_can_have_is_not_called_the_smallest_to_be_seen():
-    row = {"optimizer": "kfac", "small_batch": 32, "large_batch": 128, "gap": 0.2, "gap_low": -0.5, "gap_high": 0.9,
-           "n": 2}  # fmt: skip
-    assert "a gap below 5.00 points is likely" in sentences.gap_sentence(row | {"resolvable": 0.05})
-    assert "any gap is likely to be missed" in sentences.gap_sentence(row | {"resolvable": 2.5})
+    row = {"optimizer": "K-FAC", "smoothing": "Mixup", "small_batch": 32, "large_batch": 128, "n": 2,
+           "gap": 0.2, "gap_low": -0.5, "gap_high": 0.9}  # fmt: skip
+    assert sentences.gap_sentence(row | {"resolvable": 0.05}) == (
+        "From batch 32 to 128, K-FAC with Mixup lost 20.00 points of test accuracy [−50.00, 90.00] (n = 2), which cannot "
+        "be told from nothing: a gap of 5.00 points would be found four times in five."
+    )
+    assert "no gap would be found four times in five" in sentences.gap_sentence(row | {"resolvable": 2.5})
     nonsense = sentences.gap_sentence(row | {"gap_low": -1.8, "gap_high": 2.2, "resolvable": 2.5})
     assert nonsense.endswith("lost 20.00 points of test accuracy (n = 2), with an interval that holds any gap.")
 

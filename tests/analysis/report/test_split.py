@@ -168,7 +168,7 @@ def test_the_page_says_each_thing_once_and_about_the_studys_own_budget(folder: S
         assert len(set(sentences)) == len(sentences)
         assert not any("budget" in sentence for sentence in sentences)
     assert questions["generalisation"].verdict == "supported"
-    assert len(found["generalisation"]) == 2  # one for each optimizer, and none of same_updates
+    assert len(found["generalisation"]) == 4  # two for each optimizer, and none of same_updates
     assert len(found["split"]) == 2 + 8 + 1
     assert found["split"][2].startswith(
         "Does Mixup repair the missing noise of SGD? Yes (by batch 128 with as many updates as batch 32): Under SGD"
@@ -194,6 +194,6 @@ def test_steps_are_to_the_targets_of_the_gap(folder: StudyFolder):
 
 
 def test_what_was_fixed_says_every_budget(folder: StudyFolder):
-    fixed = conditions.describe_fixed(STUDY, load.confirmed(folder), {})
+    fixed = conditions.describe_fixed(STUDY, load.confirmed(folder), {}, {})
     assert fixed["factors"] == "budget: same_epochs, same_updates, fewer_updates"
     assert "as many updates as batch 32 makes in 4 epochs" in fixed["budget"]

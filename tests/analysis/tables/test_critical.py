@@ -62,8 +62,9 @@ def test_a_row_says_where_steps_stop_falling(tmp_path: Path):
     assert row["s_min_low"] == pytest.approx(1000 - 4.303 * 50 / np.sqrt(3), rel=0.03)  # t(2), deviation 50
     assert (row["n"], row["runs"], row["reached"], row["note"]) == (3, 12, 12, "")
     said = sentences.critical_sentence(sentences.worded(row.to_dict(), STUDY))
-    assert said.startswith("SGD without smoothing: B_crit is 298.")
-    assert "], where steps are twice the fewest, 100" in said
+    assert said.startswith(
+        "SGD without smoothing: B_crit is 298 [291, 306], where steps are twice the fewest (S_min, 1003)"
+    )
     assert said.endswith("(n = 3, 12 of 12 runs got there).")
 
 
