@@ -173,7 +173,7 @@ def test_claims_are_of_every_variant_and_say_which(confirmed: pd.DataFrame):
         (part, claims.generalises_worse(part, confirmed, load.of_variant(table, part))) for part in STUDY.variants()
     ]
     claim = claims.together(judged)
-    assert len(claim.comparisons) == 2 * 2 * 2
+    assert len([c for c in claim.comparisons if c.verdict]) == 2 * 2 * 2
     assert claim.verdict == "supported"
     assert claim.comparisons[0].of == ("lenet5 and weight decay 0",)
     assert claim.comparisons[0].sentence.startswith("From batch 32 to 128, SGD without smoothing lost 19.91 points")
