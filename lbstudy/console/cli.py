@@ -304,7 +304,7 @@ def landscape(
     repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all, and one for "
         "plane and trajectory")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of directions and samples")] = 0,
-    address: Address = None, data: Data = None, verbose: Verbose = False,
+    address: Address = None, data: Data = None, set_: Sets = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Loss and accuracy around the confirmed runs' solutions. Run again, it computes what is missing."""
     from lbstudy.analysis.minima import compute as minima
@@ -320,7 +320,7 @@ def landscape(
         seed=seed,
     )
     tasks = minima.landscape_tasks(folder, kind.value, minima.best_runs(folder, repeats), settings)
-    _compute(folder, study, tasks, f"landscape/{kind.value}", settings, address, data, verbose)
+    _compute(folder, study, tasks, f"landscape/{kind.value}", settings, address, data, set_, verbose)
 
 
 @app.command()
@@ -329,7 +329,7 @@ def sharpness(
     samples: Annotated[int, typer.Option(min=2, help="training images that are measured on; all if fewer")] = 1000,
     repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of samples, probes and draws")] = 0,
-    address: Address = None, data: Data = None, verbose: Verbose = False,
+    address: Address = None, data: Data = None, set_: Sets = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """How sharp the confirmed runs' solutions are: Hessian, Keskar's measure, SAM's. Run again, it does what is
     missing."""
@@ -339,7 +339,7 @@ def sharpness(
     folder = StudyFolder.open(study)
     settings = SharpnessSpec(samples=samples, seed=seed)
     tasks = minima.sharpness_tasks(minima.best_runs(folder, repeats), settings)
-    _compute(folder, study, tasks, "sharpness", settings, address, data, verbose)
+    _compute(folder, study, tasks, "sharpness", settings, address, data, set_, verbose)
 
 
 @app.command()
@@ -349,7 +349,7 @@ def noise(
     sizes: Annotated[list[int] | None, typer.Option("--size", min=1, help="of mini-batches; may be repeated; default: "
         "64, 128, 256")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="confirmed runs of each cell; default: all")] = None,
-    address: Address = None, data: Data = None, verbose: Verbose = False,
+    address: Address = None, data: Data = None, set_: Sets = None, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """The noise of the gradient at the confirmed runs' solutions, and along the first seeds' training. Run again, it
     does what is missing."""
@@ -359,17 +359,18 @@ def noise(
     folder = StudyFolder.open(study)
     settings = NoiseSpec(samples=samples, **({"batch_sizes": tuple(sorted(set(sizes)))} if sizes else {}))
     tasks = minima.noise_tasks(folder, minima.best_runs(folder, repeats), settings)
-    _compute(folder, study, tasks, "noise", settings, address, data, verbose)
+    _compute(folder, study, tasks, "noise", settings, address, data, set_, verbose)
 
 
 def _compute(
     folder: StudyFolder, study: str, tasks: Sequence[Task], where: str, settings: Spec, address: str | None,
-    data: str | None, verbose: bool,
+    data: str | None, sets: list[str] | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Compute on Ray what is missing of the tasks."""
     from lbstudy.analysis.minima import compute as minima
 
-    spec, source = resolve(study, None, None, None, None, data, None)
+    spec, source = resolve(study, None, None, None, None, data, sets)
+    folder.require_extension(spec)
     minima.keep_settings(folder, where, settings)
     failures: list[str] = []
     if missing := minima.missing(folder, tasks):

@@ -74,6 +74,21 @@ def test_its_settings_are_the_defaults_of_those_commands(
     assert all(wanted.looks_at(run) for run in folder.confirmation.trials())
 
 
+@pytest.mark.parametrize("command", ["landscape", "sharpness", "noise"])
+def test_minima_are_looked_at_on_another_machine(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, study_file: str
+):
+    """A study that was tuned on GPUs, where there are none; what `--set` would make another study is refused."""
+    study, asked = resolve(study_file, None, None, None, None, None, ["resources.gpus_per_worker=0.5"])[0], []
+    folder = str(confirmed_study(tmp_path / "s", study, {"sgd-b32-none": [0.9]}).path)
+    monkeypatch.setattr(cli, "load_data", lambda *_: {})
+    monkeypatch.setattr(cli, "on_ray", lambda work, *_: asked.append(work.args[0].resources.gpus_per_worker))
+    assert lbstudy([command, folder, "--set", "resources.gpus_per_worker=0"]) == 0
+    assert lbstudy([command, folder, "--set", "seed=5"]) == 2
+    assert "holds another study" in capsys.readouterr().err
+    assert asked == [0]
+
+
 BAD = {
     "storage beside a folder": (["FOLDER", "--storage", "elsewhere"], "--storage elsewhere: "),
     "another study": (["FOLDER", "--set", "seed=5"], "holds another study"),
