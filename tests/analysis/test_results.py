@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from math import isnan
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +16,17 @@ from lbstudy.records.folder import StudyFolder
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 SHIPPED = sorted(path.parent for path in RESULTS.glob("*/study.yaml"))
+METHODS = {
+    "SGD": ("sgd", "none"), "SGD, Mixup": ("sgd", "mixup"),
+    "K-FAC": ("kfac", "none"), "K-FAC, Mixup": ("kfac", "mixup"),
+}  # fmt: skip
 INTERVAL = r"(−?[\d.]+) \[(−?[\d.]+), (−?[\d.]+)\]"
 
 
-def table(study: str, kind: str) -> pd.DataFrame:
-    """As the command prints it."""
-    result = CliRunner().invoke(app, ["table", str(RESULTS / study), kind, "--format", "csv"])
+def table(study: str, *kind: str) -> pd.DataFrame:
+    """As `table` prints it, or `best` without a kind."""
+    command = ["table", str(RESULTS / study), *kind] if kind else ["best", str(RESULTS / study)]
+    result = CliRunner().invoke(app, [*command, "--format", "csv"])
     assert result.exit_code == 0, result.stderr
     return pd.read_csv(io.StringIO(result.stdout))
 
@@ -51,14 +57,29 @@ def test_critical_batch_sizes():
 
 def test_the_gap_split():
     found = table("split_gap", "split").query("budget == 'same_updates'").set_index(["optimizer", "smoothing"])
-    labels = {"SGD": ("sgd", "none"), "SGD, Mixup": ("sgd", "mixup")}
-    labels |= {"K-FAC": ("kfac", "none"), "K-FAC, Mixup": ("kfac", "mixup")}
-    for label, key in labels.items():
+    for label, key in METHODS.items():
         row = found.loc[key] * 1
         for cell, part in zip(rows_of("split_gap")[label], ("gap", "few_updates", "less_noise"), strict=True):
             columns = [part, f"{part}_low", f"{part}_high"]
             assert numbers(cell) == pytest.approx([100 * row[column] for column in columns], abs=0.0501)
         assert row["gap"] == pytest.approx(row["few_updates"] + row["less_noise"], abs=1e-12)
+
+
+def test_the_slides():
+    found, gaps = table("hpml2019"), table("hpml2019", "gap").set_index(["optimizer", "smoothing"])
+    rows = rows_of("hpml2019")
+    for row in found.to_dict("records"):
+        label = f"{'SGD' if row['optimizer'] == 'sgd' else 'K-FAC'} {row['batch_size']}"
+        cells = rows[label + ", Mixup" * (row["smoothing"] == "mixup")]
+        values = [row[name] for name in ("learning_rate", "mixup_alpha", "damping")]
+        assert cells[:3] == ["" if isnan(value) else f"{value:.3g}" for value in values]
+        assert float(cells[3]) == pytest.approx(100 * row["val_accuracy"], abs=0.0501)
+        columns = ("test_accuracy", "test_low", "test_high")
+        assert numbers(cells[4]) == pytest.approx([100 * row[name] for name in columns], abs=0.0501)
+        assert int(cells[5]) == row["n"]
+    for label, key in METHODS.items():
+        columns = ("gap", "gap_low", "gap_high")
+        assert numbers(rows[label][0]) == pytest.approx([100 * gaps.at[key, name] for name in columns], abs=0.0501)
 
 
 @pytest.mark.slow
