@@ -143,7 +143,7 @@ def test_table_prints_every_kind_and_what_is_missing(monkeypatch, capsys, folder
 
 
 BAD_TABLES = {
-    "kind": (["size"], "is not one of 'gap', 'split', 'targets', 'critical', 'health'"),
+    "kind": (["size"], "is not one of 'published', 'gap', 'split', 'targets', 'critical', 'health'"),
     "accuracy": (["targets", "--accuracy", "93"], "must be a fraction above 0 and at most 1, but got 93"),
     "loss": (
         ["gap", "--loss", "0.1"],
