@@ -22,6 +22,7 @@ MAY_NAME = {
     "analysis/tables/targets.py": {"sgd"},  # what the claims compare K-FAC with
     "analysis/tables/health.py": {"kfac", "sgd"},  # whether K-FAC could have been SGD
     "analysis/figures/mixup.py": {"mixup"},  # its own figures
+    "lbstudy/console/plan.py": {"noise"},  # the command
     "lbstudy/console/cli.py": {"noise"},  # the gradient's noise
     "lbstudy/study/old.py": {"adamw", "kfac", "lars", "mixup", "noise", "sgd"},  # of studies of older versions
 }
