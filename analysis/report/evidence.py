@@ -169,7 +169,7 @@ BEST = (
     "better one may lie outside."
 )
 PUBLISHED = (
-    "Configurations from the literature, trained with the seeds of the best ones (`lbstudy confirm --published`); what "
+    "Configurations from the literature, trained with the seeds of the best ones (lbstudy confirm --published); what "
     "the literature leaves open is the sampler's. Tuning adds: test accuracy of the cell's best configuration minus "
     "this one's, paired by seed. Brackets hold 95 % intervals; accuracies are fractions."
 )
