@@ -27,6 +27,7 @@ from lbstudy.analysis.report.sentences import (
     points,
     ratio_words,
     share_sentence,
+    smoothed,
     worded,
 )
 from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
@@ -202,16 +203,14 @@ def fewer_steps(study: StudySpec, confirmed: pd.DataFrame, times: dict[Target, p
 def _beside_steps(
     study: StudySpec, kfac: Cell, sgd: Cell, times: dict[Target, pd.DataFrame], confirmed: pd.DataFrame
 ) -> Iterator[Comparison]:
-    """What a reader must know beside the claim: the same with each smoothing, to where training ends, and what K-FAC's
-    fewer steps are worth in accuracy."""
-    cells = study.list_cells()
-    for one in cells:
-        other = one.but(optimizer="sgd")
-        if one.smoothing != kfac.smoothing and one == kfac.but(smoothing=one.smoothing) and other in cells:
-            for target, found in times.items():
-                if target.stage != "half" and {one.name, other.name} <= {*found["cell"]}:
-                    words = _steps(study, one, other, target, found).sentence
-                    yield Comparison(None, words.replace(STAGES["end"], ", where SGD ended without smoothing,"))
+    """What a reader must know beside the claim: the same with each other smoothing, to where training ends, and what
+    K-FAC's fewer steps are worth in accuracy."""
+    stages = STAGES | {"end": f", where SGD ended {smoothed(study.label(sgd.smoothing))},"}
+    for smoothing in dict.fromkeys(cell.smoothing for cell in study.list_cells()):
+        one, other = (cell.but(smoothing=smoothing) for cell in (kfac, sgd))
+        for target, found in times.items():
+            if smoothing != kfac.smoothing and target.stage != "half" and {one.name, other.name} <= {*found["cell"]}:
+                yield Comparison(None, _steps(study, one, other, target, found, stages).sentence)
     if tuned_for_steps(study):
         return
     lead = stats.paired_difference(accuracy_by_repeat(confirmed, kfac.name), accuracy_by_repeat(confirmed, sgd.name))
@@ -251,13 +250,15 @@ STAGES = {
 }  # fmt: skip
 
 
-def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame) -> Comparison:
+def _steps(
+    study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.DataFrame, stages: dict[str, str] = STAGES
+) -> Comparison:
     where = f"At batch {kfac.batch_size}" + (f" with {study.label(kfac.smoothing)}" if kfac.smoothing != "none" else "")
     both = [times[times["cell"] == cell.name].set_index("repeat") for cell in (kfac, sgd)]
     own, other = (runs["epochs"].astype(float) for runs in both)
     if own.empty or other.empty:
         return Comparison("cannot tell", f"No confirmed run of {(kfac if own.empty else sgd).name} has ended.")
-    goal = f"{target}{STAGES[target.stage]}"
+    goal = f"{target}{stages[target.stage]}"
     reached = [int(np.isfinite(runs).sum()) for runs in (own, other)]
     if reached == [len(own), len(other)]:
         # of epochs, which at one batch size have the same number of steps
@@ -280,20 +281,17 @@ def _steps(study: StudySpec, kfac: Cell, sgd: Cell, target: Target, times: pd.Da
 
 
 def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
-    """A large batch generalises worse. `gaps`: `gaps.gap_table`."""
-    comparisons = []
+    """A large batch generalises worse. `gaps`: `gaps.gap_table`. Gaps with a smoothing are told beside the claim."""
+    comparisons, beside = [], []
     for row in at_largest_batch(gaps):
+        warning = lost(confirmed, _cells(study, row, [row["smoothing"]]))
+        sentence = gap_sentence(worded(row, study)) + warning
         if row["smoothing"] == "none":
-            warning = lost(confirmed, _cells(study, row, ["none"]))
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
-            sentence = gap_sentence(worded(row, study)) + warning
             comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
-    beside = [
-        Comparison(None, gap_sentence(worded(row, study)) + lost(confirmed, _cells(study, row, [row["smoothing"]])))
-        for row in at_largest_batch(gaps)
-        if row["smoothing"] != "none" and not isnan(row["gap"])
-    ]
+        elif not isnan(row["gap"]):
+            beside.append(Comparison(None, sentence))
     return Claim(
         "generalisation",
         "A large batch generalises worse.",

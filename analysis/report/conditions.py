@@ -115,9 +115,7 @@ def describe_fixed(
     }
     if confirming:
         last = f"{_environment(confirming)}, begun {confirming.get('started')}"
-        fixed["confirmed with"] = ". ".join(
-            [last, *filter(None, [_versions_before(confirming).get("versions before")])]
-        )
+        fixed["confirmed with"] = ". ".join([last, *_versions_before(confirming)])
     factors = {key: ", ".join(map(value_text, values)) for key, values in study.factors.items()}
     return {"factors": "; ".join(f"{key}: {values}" for key, values in factors.items())} | fixed if factors else fixed
 
@@ -160,7 +158,7 @@ def _describe(study: StudySpec, confirmed: pd.DataFrame, environment: dict[str, 
     if environment:
         fixed |= {
             "versions": f"Python {environment.get('python')}; {_words(environment.get('packages', {}))}",
-            **_versions_before(environment),
+            **({"versions before": ". ".join(told)} if (told := _versions_before(environment)) else {}),
             "commit": str(environment.get("commit") or "not known"),
             "machine of the driver": ", ".join(str(machine[name]) for name in ("host", "system") if machine.get(name))
             + f", {machine.get('cpus')} CPUs",
@@ -173,11 +171,9 @@ def _environment(found: dict[str, Any]) -> str:
     return f"Python {found.get('python')}; {_words(found.get('packages') or {})}; commit {found.get('commit')}"
 
 
-def _versions_before(environment: dict[str, Any]) -> dict[str, str]:
+def _versions_before(environment: dict[str, Any]) -> list[str]:
     """What drivers before the last one had that had other versions."""
-    earlier = environment.get("earlier", [])
-    told = [f"{e['started']}: {_environment(e)}" for e in earlier]
-    return {"versions before": ". ".join(told)} if told else {}
+    return [f"{earlier['started']}: {_environment(earlier)}" for earlier in environment.get("earlier", [])]
 
 
 def _words(settings: Any) -> str:

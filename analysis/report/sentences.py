@@ -22,6 +22,11 @@ def worded(row: dict[str, Any], study: StudySpec) -> dict[str, Any]:
     return row | {name: study.label(row[name]) for name in ("optimizer", "smoothing")}
 
 
+def smoothed(label: str) -> str:
+    """With or without a smoothing, by what sentences call it."""
+    return "without smoothing" if label == "no smoothing" else f"with {label}"
+
+
 def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> str:
     """The cell that validation prefers at the largest batch size, and its test accuracy; `of`: which variant it is."""
     metric = study.tuning.metric
@@ -35,10 +40,9 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> 
     if study.tuning.goal:
         unit = metric.partition("_")[0]
         what = f"{study.tuning.goal} " + ("not reached" if isinf(row[metric]) else f"after {row[metric]:.4g} {unit}")
-    smoothing = f"with {study.label(row['smoothing'])}"
     who = study.label(row["optimizer"]) + (f" ({of})" if of else "")
     sentence = (
-        f"At batch {row['batch_size']} tuning did best {smoothing.replace('with no', 'without')} under {who}: "
+        f"At batch {row['batch_size']} tuning did best {smoothed(study.label(row['smoothing']))} under {who}: "
         f"{what} in one trial"
     )
     if "test_accuracy" not in configs or isnan(row["test_accuracy"]):
@@ -54,8 +58,8 @@ def selected_sentence(study: StudySpec, configs: pd.DataFrame, of: str = "") -> 
 
 def gap_sentence(row: dict[str, Any]) -> str:
     """What a larger batch costs, from a row of the gap table."""
-    smoothing = "without smoothing" if row["smoothing"] == "no smoothing" else f"with {row['smoothing']}"
-    way = f"From batch {row['small_batch']} to {row['large_batch']}, {row['optimizer']} {smoothing}"
+    who = f"{row['optimizer']} {smoothed(row['smoothing'])}"
+    way = f"From batch {row['small_batch']} to {row['large_batch']}, {who}"
     if isnan(row["gap"]):
         return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
     verb = "lost" if row["gap"] >= 0 else "gained"
@@ -110,8 +114,7 @@ def share_sentence(row: dict[str, Any]) -> str:
 
 def critical_sentence(row: dict[str, Any]) -> str:
     """How far an optimizer's steps to a target fall with the batch size, from a row of `critical.critical_table`."""
-    smoothing = "without smoothing" if row["smoothing"] == "no smoothing" else f"with {row['smoothing']}"
-    who, limits = f"{row['optimizer']} {smoothing}", _limits(row, "b_crit")
+    who, limits = f"{row['optimizer']} {smoothed(row['smoothing'])}", _limits(row, "b_crit")
     if isnan(row["b_crit"]) and isnan(row["perfect_until"]):
         return f"{who}: no critical batch size is known ({row['note']})."
     if isnan(row["b_crit"]):

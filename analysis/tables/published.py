@@ -11,9 +11,9 @@ from lbstudy.analysis.tables.best import accuracy_by_repeat, with_factors
 from lbstudy.records.folder import StudyFolder
 
 SAME = "it is the best one"
-TYPES: dict[str, Any] = {
-    "optimizer": str, "batch_size": int, "smoothing": str, "val_accuracy": float,
-    "test_accuracy": float, "test_accuracy_low": float, "test_accuracy_high": float, "n": int,
+CELL: dict[str, Any] = {"optimizer": str, "batch_size": int, "smoothing": str}
+FOUND: dict[str, Any] = {
+    "val_accuracy": float, "test_accuracy": float, "test_accuracy_low": float, "test_accuracy_high": float, "n": int,
     "tuning_adds": float, "tuning_adds_low": float, "tuning_adds_high": float, "note": str,
 }  # fmt: skip
 
@@ -46,7 +46,5 @@ def published_table(folder: StudyFolder) -> pd.DataFrame:
                     "note": "",
                 }
             rows.append(row)
-    types = {name: kind for name, kind in TYPES.items() if name != "val_accuracy"}
-    before = list(types)[:3]
-    columns = with_factors([*before, *tuned, "val_accuracy", *(name for name in types if name not in before)], study)
-    return pd.DataFrame(rows, columns=columns).astype(TYPES | dict.fromkeys(tuned, float))
+    types = CELL | dict.fromkeys(tuned, float) | FOUND
+    return pd.DataFrame(rows, columns=with_factors(types, study)).astype(types)

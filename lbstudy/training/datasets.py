@@ -148,7 +148,8 @@ def load_all(
     specs = {source(part.dataset): part.dataset for part in study.variants()}
     found = {name: read(spec, track).settled(spec.residency) for name, spec in specs.items()}
     for dataset in found.values():
-        dataset.look(track if dataset.mapped else None)  # what fits into memory takes no time to speak of
+        if dataset.mapped:  # to look at what fits into memory takes no time to speak of
+            dataset.look(track)
     return found
 
 
