@@ -3,13 +3,15 @@
 train()      images per second of LeNet-5, VGG9 and ResNet-18 at small and large batch: SGD in fp32 and bf16, K-FAC with
              its statistics and inverses at every step and at every 10 and 100, against the loop by hand of `throughput`
 smoothings   each, with SGD, against none
+graphs       `train()` without CUDA graphs, against with them, which it has from a run's second epoch on
 compile      SGD with `compile: true`, against without
 processes    several that train LeNet-5 at batch 128 on the GPU at the same time, all together, against one alone
 landscape    images per second of forward passes at points of a line
 K-FAC        where a step's time goes: benchmarks/kfac.py, in a process of its own
 
-Synthetic 3x32x32 images with crop and flip, as `throughput` has them. A measurement takes what is left of an epoch, or
-`--seconds`; what eight minutes leave no time for is left out, and said. fp32 is without TF32, see docs/study-file.md.
+Synthetic 3x32x32 images with crop and flip, as `throughput` has them. A measurement is of a run's second epoch, which
+has all images or as many as take `--seconds`; what eight minutes leave no time for is left out, and said. fp32 is
+without TF32, see docs/study-file.md.
 
     uv run python benchmarks/gpu.py            # needs torch, torchvision and the packages of `dependencies`; no Ray
     uv run python benchmarks/gpu.py --smoke    # that it works, on the CPU
@@ -22,11 +24,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
@@ -46,8 +50,8 @@ MINUTES = 7.5
 INTERVALS = {"kfac (10, 100)": {"factor_interval": 10, "inverse_interval": 100}, "kfac (1, 1)": {}}
 POINTS = 5
 
-Rates = dict[tuple[str, int], float | None]
-"""Images per second of a network at a batch size; None where it could not be measured."""
+Rates = dict[tuple[str, int, str], float | None]
+"""Images per second of a network at a batch size in a precision; None where it could not be measured."""
 
 
 class Bench:
@@ -78,11 +82,18 @@ class Bench:
         hyper = keys.pop("hyper", {})
 
         def of(steps: int) -> float:
-            return train(self.run(model, batch, steps, hyper=dict(hyper), **keys), self.images).last.images_per_second
+            run = self.run(model, batch, 2 * steps, hyper=dict(hyper), **keys)
+            return train(run, self.fewer(steps * batch)).last.images_per_second
 
         whole = len(self.images.train) // batch
         warm = of(min(3, whole))
         return of(min(whole, max(3, round(self.options.seconds * warm / batch))))
+
+    def fewer(self, samples: int) -> data.ImageData:
+        """The images, but so many of them for training."""
+        images = self.images.train
+        assert images.rows is not None
+        return replace(self.images, train=replace(images, labels=images.labels[:samples], rows=images.rows[:samples]))
 
     def by_hand(self, model: str, batch: int, precision: str) -> float:
         """Images per second of the loop by hand."""
@@ -125,18 +136,17 @@ def compare(
 
 
 def measure_networks(bench: Bench) -> Rates:
-    """`train()` with SGD and K-FAC, and the loop by hand; gives SGD's rates in fp32."""
+    """`train()` with SGD and K-FAC, and the loop by hand; gives SGD's rates."""
     rates: Rates = {}
     for model, batch in product(bench.options.model, bench.options.batch):
         label = f"{model} at {batch}"
         for precision in ("fp32", "bf16"):
             hand = compare(bench, f"{label}, {precision}: by hand", partial(bench.by_hand, model, batch, precision))
             ours = partial(bench.rate, model, batch, precision=precision)
-            rate = compare(bench, f"{label}, {precision}: sgd", ours, hand, "by hand")
-            rates.setdefault((model, batch), rate)
+            rates[model, batch, precision] = compare(bench, f"{label}, {precision}: sgd", ours, hand, "by hand")
         for name, intervals in INTERVALS.items():
             ours = partial(bench.rate, model, batch, optimizer="kfac", hyper=intervals)
-            compare(bench, f"{label}, fp32: {name}", ours, rates[model, batch], "sgd")
+            compare(bench, f"{label}, fp32: {name}", ours, rates[model, batch, "fp32"], "sgd")
     return rates
 
 
@@ -146,7 +156,16 @@ def measure_smoothings(bench: Bench, rates: Rates) -> None:
     for name in smoothing.names():
         if name != smoothing.NONE:
             label = f"{model} at {batch}, fp32: sgd with {name}"
-            compare(bench, label, partial(bench.rate, model, batch, smooth=name), rates[model, batch], "none")
+            compare(bench, label, partial(bench.rate, model, batch, smooth=name), rates[model, batch, "fp32"], "none")
+
+
+def measure_graphs(bench: Bench, rates: Rates) -> None:
+    """Passes whose kernels the host starts one by one."""
+    for model, batch, precision in product(bench.options.model, bench.options.batch, ("fp32", "bf16")):
+        label = f"{model} at {batch}, {precision}: sgd, no graphs"
+        with mock.patch("lbstudy.training.graphs.DEVICES", ()):
+            ours = partial(bench.rate, model, batch, precision=precision)
+            compare(bench, label, ours, rates[model, batch, precision], "graphs")
 
 
 def measure_compiled(bench: Bench, rates: Rates) -> None:
@@ -154,7 +173,7 @@ def measure_compiled(bench: Bench, rates: Rates) -> None:
     for model in bench.options.model:
         batch = bench.options.batch[0]
         label = f"{model} at {batch}, fp32: sgd, compiled"
-        compare(bench, label, partial(bench.rate, model, batch, compile=True), rates[model, batch], "sgd, eager")
+        compare(bench, label, partial(bench.rate, model, batch, compile=True), rates[model, batch, "fp32"], "graphs")
 
 
 def train_beside_others(rank: int, options: argparse.Namespace, together: Any, rates: Any) -> None:
@@ -162,7 +181,7 @@ def train_beside_others(rank: int, options: argparse.Namespace, together: Any, r
     torch.set_num_threads(options.threads)
     bench = Bench(options)
     steps = len(bench.images.train) // options.batch[0]
-    run = bench.run(options.model[0], options.batch[0], steps)
+    run = bench.run(options.model[0], options.batch[0], 2 * steps)
     train(run, bench.images)
     together.wait()
     rates.put(train(run, bench.images).last.images_per_second)
@@ -234,6 +253,7 @@ def main() -> None:
     measuring.begin(options)
     bench = Bench(options)
     rates = measure_networks(bench)
+    measure_graphs(bench, rates)
     measure_smoothings(bench, rates)
     measure_landscape(bench)
     measure_processes(bench)

@@ -28,6 +28,7 @@ from lbstudy.parallel.randomness import derive_seed
 from lbstudy.parallel.workers import Workers
 from lbstudy.study.run import RunSpec
 from lbstudy.training.data import EpochImages, ImageData, Images, worker_slice
+from lbstudy.training.graphs import replaying
 from lbstudy.training.loop import DTYPES, Loop, MiniBatch, autocast, clip_gradient, cut, format_of, placed
 from lbstudy.training.pursuit import Pursuit
 
@@ -195,12 +196,16 @@ def train(
             **pursuit.state_dict(),
         )
 
-        def snapshot(epoch: int = epoch, step: int = step, best: Best | None = best, kept: Any = kept) -> Snapshot:
+        def snapshot(
+            loop: Loop = loop, epoch: int = epoch, step: int = step, best: Best | None = best, kept: Any = kept
+        ) -> Snapshot:  # fmt: skip
             state = {"epoch": epoch, "step": step, "best": best, "pursuit": pursuit.state_dict(), **loop.state_dict()}
             return state | {"evaluated": state["model"] if kept is None else kept}
 
         if on_epoch(report, snapshot) or report.is_last(run, total_epochs):
             break
+        if epoch == first_epoch + 1:
+            loop = replaying(loop, data.shape)
     if kept is not None:
         model.load_state_dict(kept)
     return Outcome(model, report, report.diverged, fingerprint(model), best)

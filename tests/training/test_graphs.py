@@ -1,0 +1,209 @@
+"""Replayed passes change no bit of any run.
+
+Where there is no GPU the capture is played by `Remembered`, which keeps its inputs, outputs and gradients where a graph
+would keep them: in memory of its own, which the next pass writes over.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lbstudy.methods import models, optimizers, smoothing
+from lbstudy.study.run import RunSpec
+from lbstudy.training import data, datasets, graphs
+from lbstudy.training.loop import Loop
+from lbstudy.training.train import Snapshot, train
+from tests.training.test_battery import LARGEST, covering, run_of, through_a_file
+from tests.training.test_train import digits
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+SAMPLES = 60  # of which 48 train: two mini-batches of 20 in an epoch, and one of 8
+DROPPING = "torchvision:mobilenet_v3_small"
+
+
+class Remembered(nn.Module):
+    """A network's passes as a graph has them."""
+
+    def __init__(self, network: nn.Module, images: Tensor):
+        super().__init__()
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        inputs, outputs, gradients = images.clone(), list[Tensor](), [torch.zeros_like(p) for p in parameters]
+
+        class Pass(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, images: Tensor, *parameters: Tensor) -> Tensor:
+                inputs.copy_(images)
+                with torch.enable_grad():
+                    ctx.logits = network(inputs)
+                outputs[:] = outputs or [torch.empty_like(ctx.logits, requires_grad=False)]
+                return outputs[0].copy_(ctx.logits.detach()).detach()
+
+            @staticmethod
+            def backward(ctx: Any, gradient: Tensor) -> Any:
+                found = torch.autograd.grad(ctx.logits, parameters, gradient, allow_unused=True)
+                for kept, new in zip(gradients, found, strict=True):
+                    if new is not None:
+                        kept.copy_(new)
+                return None, *(
+                    None if new is None else kept.detach() for kept, new in zip(gradients, found, strict=True)
+                )
+
+        self._pass = lambda images: Pass.apply(images, *parameters)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._pass(images)
+
+
+class Counted(nn.Module):
+    """A captured network that counts."""
+
+    def __init__(self, replay: nn.Module):
+        super().__init__()
+        self.replay, self.replays = replay, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.replays += 1
+        return self.replay(images)
+
+
+@pytest.fixture(autouse=True)
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
+    """Everything that was captured, which counts its replays."""
+    found = list[Counted]()
+    capture: Callable[[nn.Module, Tensor], nn.Module] = graphs.capture if GPU else Remembered
+
+    def counted(network: nn.Module, images: Tensor) -> nn.Module:
+        found.append(Counted(capture(network, images)))
+        return found[-1]
+
+    monkeypatch.setattr(graphs, "capture", counted)
+    monkeypatch.setattr(graphs, "DEVICES", (DEVICE.type,))
+    return found
+
+
+def of(optimizer: str, name: str, hyper: dict[str, Any] | None = None, **keys: Any) -> RunSpec:
+    """Three epochs of three steps."""
+    run = run_of(optimizer, name, **{"model": "resnet8", "precision": "fp32", "budget": {"epochs": 3}, **keys})
+    return run.model_copy(update={"hyper": run.hyper | (hyper or {})})
+
+
+def images_of(run: RunSpec) -> data.ImageData:
+    _, there = digits(SAMPLES)
+    return there if not GPU else data.place(fewer(run), run.dataset, 0, DEVICE)
+
+
+def fewer(run: RunSpec) -> datasets.Dataset:
+    whole = datasets.load(run.dataset)
+    return datasets.Dataset(
+        whole.train_images[:SAMPLES], whole.train_labels[:SAMPLES], whole.test_images, whole.test_labels, whole.classes
+    )
+
+
+def fingerprints(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of a run with replayed passes, of its continuation after the second epoch, and of the same run without."""
+    there, snapshots = images_of(run), list[Snapshot]()
+    replayed = train(run, there, on_epoch=lambda report, snapshot: bool(snapshots.append(through_a_file(snapshot()))))
+    resumed = train(run, there, resume=snapshots[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "DEVICES", ())
+        return [replayed.fingerprint, resumed.fingerprint, train(run, there).fingerprint]
+
+
+FORMS = {
+    "lenet5": of("sgd", "none", model="lenet5"),
+    "clipping": of("sgd", "none", {"gradient_clip": 0.1}),
+    "bf16": of("sgd", LARGEST[0], precision="bf16", model="lenet5"),
+    "ghost batches": of("kfac", "mixup+noise", {"factor_interval": 2}, batch_norm={"ghost": 4}),
+    "drawn labels": of("kfac", "mixup", {"factor_interval": 2}, settings={"kfac": {"fisher": "monte_carlo"}}),
+    "adaptive SAM": of("sgd", "sam", settings={"sam": {"adaptive": True}}),
+    "dropout": of("sgd", "none", model=DROPPING),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_replayed_run_is_the_same_in_other_forms(
+    form: str, captured: list[Counted], monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    assert len(set(fingerprints(FORMS[form], monkeypatch))) == 1
+    assert captured[0].replays > 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [(o, name) for place, o in enumerate(optimizers.names()) for name in (smoothing.NONE, *covering(place))],
+)
+def test_a_replayed_run_is_the_same(
+    optimizer: str, name: str, captured: list[Counted], monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    run = of(optimizer, name, {"factor_interval": 2} if optimizer == "kfac" else None)
+    assert len(set(fingerprints(run, monkeypatch))) == 1
+    assert len(captured) == 1
+
+
+def test_what_is_replayed(captured: list[Counted]):
+    """Whole mini-batches after the first epoch, and the pass that shows whether it may; not evaluations."""
+    run = of("sgd", "none")
+    train(run, images_of(run))
+    assert [passes.replays for passes in captured] == [1 + 2 * 2]
+
+
+def test_a_pass_that_is_listened_to_is_not_replayed(captured: list[Counted]):
+    """Of the six steps of two epochs K-FAC looks at every other, and two are short; the first of the epochs is the
+    fourth of the run."""
+    run = of("kfac", "none", {"factor_interval": 2})
+    train(run, images_of(run))
+    replayed = sum(step % 2 == 1 and step % 3 != 2 for step in range(3, 9))
+    assert [passes.replays for passes in captured] == [1 + replayed]
+
+
+NOT = {
+    "a network of the user's": of("sgd", "none", model="tests.networks:small"),
+    "an optimizer of the user's": of("sgd", "none").model_copy(
+        update={"optimizer": "torch.optim:RMSprop", "hyper": {"learning_rate": 0.01}}
+    ),
+    "several passes": of("sgd", "none", micro_batch_size=10),
+    "several copies": of("sgd", "noise", settings={"noise": {"copies": 2}}),
+    "compiled": of("sgd", "none", compile=True),
+}
+
+
+def loop_of(run: RunSpec) -> tuple[Loop, data.ImageData]:
+    there = images_of(run)
+    model = models.build(run.model.name, there.shape, there.classes, run.ghost, run.model.settings)
+    return Loop.of(run, model.to(DEVICE), 3), there
+
+
+@pytest.mark.parametrize("case", NOT)
+def test_what_is_not_captured(case: str, captured: list[Counted]):
+    loop, there = loop_of(NOT[case])
+    assert graphs.replaying(loop, there.shape) is loop
+    assert captured == []
+
+
+def test_without_room_there_is_none(monkeypatch: pytest.MonkeyPatch):
+    def refuse(network: nn.Module, images: Tensor) -> nn.Module:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(graphs, "capture", refuse)
+    loop, there = loop_of(of("sgd", "none"))
+    assert graphs.replaying(loop, there.shape) is loop
+
+
+def test_a_replay_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    """As that of a network would that decides by the numbers it sees."""
+
+    class Stuck(nn.Module):
+        def __init__(self, network: nn.Module, images: Tensor):
+            super().__init__()
+            self.network, self.images = network, images
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(self.images)
+
+    monkeypatch.setattr(graphs, "capture", Stuck)
+    loop, there = loop_of(of("sgd", "none"))
+    assert graphs.replaying(loop, there.shape) is loop
