@@ -8,6 +8,7 @@ which there is either room for them or not.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -32,17 +33,17 @@ def replaying(loop: Loop, shape: models.Shape) -> Loop:
     same; else the loop as it is.
 
     It can where a worker is alone, a step is one pass (what several add up to would lie in the graph's own memory), and
-    the network and what looks at its passes and gradients are lbstudy's, torchvision's or timm's: a graph is blind to
-    what a method of the user's may do in Python at every pass.
+    the methods are lbstudy's, or the network torchvision's: a graph is blind to what others may do in Python at every
+    pass.
 
     Args:
         loop: of a run, with everything a step needs in its memory.
         shape: channels, height and width of an image.
     """
     run, device = loop.run, next(loop.model.parameters()).device
-    of_users = models.of_users(run.model.name) or ":" in run.optimizer + run.smoothing
+    of_others = ":" in run.model.name.removeprefix("torchvision:") + run.optimizer + run.smoothing
     passes = sum(map(len, loop.forward_passes(run.batch_size)))
-    if device.type not in DEVICES or of_users or run.compile or loop.workers.size > 1 or passes > 1:
+    if device.type not in DEVICES or of_others or run.compile or loop.workers.size > 1 or passes > 1:
         return loop
     images = torch.zeros(run.batch_size, *shape, device=device, dtype=DTYPES[run.precision])
     images = images.contiguous(memory_format=format_of(loop.model))
@@ -110,6 +111,8 @@ def capture(network: nn.Module, images: Tensor) -> nn.Module:
     Raises:
         torch.OutOfMemoryError: there is no room for a graph and, beside it, for passes without.
     """
+    # torch warns of backward passes that begin on the capture's stream and end on another; it orders them rightly
+    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match", UserWarning)
     before = torch.cuda.memory_allocated(images.device)
     graphed = torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
     assert isinstance(graphed, nn.Module)

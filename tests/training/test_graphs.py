@@ -162,6 +162,7 @@ def test_a_pass_that_is_listened_to_is_not_replayed(captured: list[Counted]):
 
 NOT = {
     "a network of the user's": of("sgd", "none", model="tests.networks:small"),
+    "a network of timm's": of("sgd", "none", model="timm:test_resnet"),
     "an optimizer of the user's": of("sgd", "none").model_copy(
         update={"optimizer": "torch.optim:RMSprop", "hyper": {"learning_rate": 0.01}}
     ),
