@@ -29,6 +29,7 @@ from lbstudy.training.dataset import Dataset
 from lbstudy.training.datasets import Datasets, of_run
 
 if TYPE_CHECKING:
+    import ray
     import torch
     from torch import nn
 
@@ -260,7 +261,6 @@ def compute(
     import ray
 
     from lbstudy.methods.user_code import active
-    from lbstudy.tuning.groups import holders, list_groups, list_jobs, own_job
     from lbstudy.tuning.resources import with_gpus
     from lbstudy.tuning.tuner import cluster_nodes
 
@@ -269,58 +269,84 @@ def compute(
         num_cpus=resources.cpus_per_worker, num_gpus=float(resources.gpus_per_worker), max_retries=3
     )
     images = {name: ray.put(dataset) for name, dataset in data.items()}
-    code = ray.put(active())
-    states: dict[tuple[str, str], ray.ObjectRef] = {}
+    code, states = ray.put(active()), _States(folder.confirmation)
+    waiting: dict[ray.ObjectRef, Task] = {}
+    for task in tasks:
+        try:
+            of_states = [states.get(*state) for state in task.states]
+        except StudyError as error:  # the others need not suffer from it
+            failed(task, str(error))
+            continue
+        of_task = of_run(images, RunSpec.model_validate(task.run).dataset)
+        waiting[remote.remote(task.kind, task.run, task.settings, task.part, of_task, code, *of_states)] = task
+    for task, answer in _as_they_come(waiting, resources.timeout_minutes, notice):
+        try:
+            files = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            failed(task, str(error).strip().splitlines()[-1])
+            continue
+        target = folder.path / task.result
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            storage.write(target.parent / name if name else target, content)
+        done(task)
 
-    def state(run: TrialRecord, name: str) -> ray.ObjectRef:
+
+class _States:
+    """States of confirmed runs, each in Ray's object store once, however many tasks want it."""
+
+    def __init__(self, confirmation: StudyFolder):
+        self._confirmation = confirmation
+        self._there: dict[tuple[str, str], ray.ObjectRef] = {}
+
+    def get(self, run: TrialRecord, name: str) -> ray.ObjectRef:
+        """The state of this name.
+
+        Raises:
+            StudyError: it is missing or damaged.
+        """
+        import ray
+
         key = (_name(run), name)
-        if key not in states:
-            place = folder.confirmation.trial_folder(run)
+        if key not in self._there:
+            place = self._confirmation.trial_folder(run)
             try:
-                found = folder.confirmation.read_state(run, name)
+                found = self._confirmation.read_state(run, name)
             except Damaged as error:
                 raise StudyError(f"{error} is damaged; `lbstudy confirm` trains this run again") from error
             if found is None:
                 raise StudyError(f"{place / name}.pt is missing; without {place}, `lbstudy confirm` trains it again")
-            states[key] = ray.put(found[1])
-        return states[key]
+            self._there[key] = ray.put(found[1])
+        return self._there[key]
 
-    def start(task: Task) -> ray.ObjectRef:
-        of_task = of_run(images, RunSpec.model_validate(task.run).dataset)
-        of_states = (state(*s) for s in task.states)
-        return remote.remote(task.kind, task.run, task.settings, task.part, of_task, code, *of_states)
 
-    waiting: dict[ray.ObjectRef, Task] = {}
-    for task in tasks:
-        try:
-            waiting[start(task)] = task
-        except StudyError as error:  # the others need not suffer from it
-            failed(task, str(error))
-    last, bound = time.monotonic(), 60 * resources.timeout_minutes
+def _as_they_come(
+    waiting: dict[ray.ObjectRef, Task], minutes: float, notice: Callable[[str], None]
+) -> Iterator[tuple[Task, ray.ObjectRef]]:
+    """The tasks and their answers, as these come.
+
+    Raises:
+        StudyError: for so many minutes there was none.
+    """
+    import ray
+
+    from lbstudy.tuning.groups import holders, list_groups, list_jobs, own_job
+
+    last = time.monotonic()
     while waiting:
-        left = max(0.0, last + bound - time.monotonic())
+        left = max(0.0, last + 60 * minutes - time.monotonic())
         finished = ray.wait(list(waiting), num_returns=1, timeout=min(left, REMIND_SECONDS))[0]
         if finished:
             last = time.monotonic()
         else:
-            minutes = (time.monotonic() - last) / 60
             others = holders(["CPU", "GPU"], list_groups(), list_jobs(), own_job())
-            words = f"no result for {minutes:.0f} min" + (f": {'; '.join(others)}" if others else "")
+            waited = (time.monotonic() - last) / 60
+            words = f"no result for {waited:.0f} min" + (f": {'; '.join(others)}" if others else "")
             if left <= REMIND_SECONDS:
                 raise StudyError(f"{words}; given up (resources.timeout_minutes); what is there stays")
-            notice(f"{words}; for up to {resources.timeout_minutes:g} min (resources.timeout_minutes)")
+            notice(f"{words}; for up to {minutes:g} min (resources.timeout_minutes)")
         for answer in finished:
-            task = waiting.pop(answer)
-            try:
-                files = ray.get(answer)
-            except ray.exceptions.RayError as error:
-                failed(task, str(error).strip().splitlines()[-1])
-                continue
-            target = folder.path / task.result
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                storage.write(target.parent / name if name else target, content)
-            done(task)
+            yield waiting.pop(answer), answer
 
 
 def _compute(
