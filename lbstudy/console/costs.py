@@ -105,7 +105,7 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
         )
     out.print(
         f"in this: {measured.starting:.0f} s until the lanes are up, {measured.between:.2g} s before each trial, and "
-        "what a first epoch takes more, once in each lane",
+        f"what a first epoch takes more, once in each {'trial' if device == 'GPU' else 'lane'}",
         highlight=False,
     )
     if study.tuning.pruner != "none":

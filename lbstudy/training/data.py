@@ -80,6 +80,7 @@ class ImageData:
     mean: Tensor  # C, in units of a pixel (0 to 255), float64
     std: Tensor
     crop_size: int | None = None  # what a network gets of an image: so many pixels square; None: all
+    gpu_share: float = 1.0  # of the device's memory that belongs to whoever trains with these
     _normalising: dict[torch.dtype, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     @property
@@ -172,6 +173,7 @@ def place(
         mean=torch.from_numpy(mean).to(device),
         std=torch.from_numpy(np.maximum(std, 1e-6)).to(device),
         crop_size=spec.crop_size,
+        gpu_share=share,
     )
 
 

@@ -2,20 +2,21 @@
 
 A step of a small network is as long as the host takes to start its kernels one by one. What is replayed is the same
 kernels on the same memory, so a run's numbers do not change by a bit. Memory is what it costs: a graph keeps the
-activations of a pass, beside those of the passes that are not replayed. Hence a run's first epoch is without, after
-which there is either room for them or not.
+activations of a pass, beside those of the passes that are not replayed. A run's first epoch is without, and shows how
+much that is.
 """
 
 from __future__ import annotations
 
+import gc
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lbstudy.methods import models
+from lbstudy.training.data import ImageData
 from lbstudy.training.loop import DTYPES, Loop, autocast, format_of, seed_generator
 
 DEVICES = ("cuda",)
@@ -28,30 +29,60 @@ class Shown(NamedTuple):
     gradients: list[Tensor]  # of each parameter that is trained; without numbers where it takes no part
 
 
-def replaying(loop: Loop, shape: models.Shape) -> Loop:
+def replaying(loop: Loop, data: ImageData) -> Loop:
     """The loop with a network that replays its passes over whole mini-batches, where that can be done and gives the
     same; else the loop as it is.
 
-    It can where a worker is alone, a step is one pass (what several add up to would lie in the graph's own memory), and
-    the methods are lbstudy's, or the network torchvision's: a graph is blind to what others may do in Python at every
-    pass.
-
     Args:
-        loop: of a run, with everything a step needs in its memory.
-        shape: channels, height and width of an image.
+        loop: of a run that has trained for an epoch on this device, the most memory of which is known.
+        data: what it is trained on.
     """
-    run, device = loop.run, next(loop.model.parameters()).device
+    if data.device.type not in DEVICES or not can_replay(loop, len(data.train)):
+        return loop
+    run = loop.run
+    images = torch.zeros(run.batch_size, *data.shape, device=data.device, dtype=DTYPES[run.precision])
+    images = images.contiguous(memory_format=format_of(loop.model))
+    network = None
+    if has_room(data.device, data.gpu_share):
+        with suppress(RuntimeError):  # raised after all for want of room, or by what cannot be captured
+            network = Replaying(loop.model, images, run.precision)
+            if network.gives_the_same():
+                return loop._replace(network=network)
+    del network
+    release(data.device)
+    return loop
+
+
+def can_replay(loop: Loop, samples: int) -> bool:
+    """Whether there are passes to replay, and it is safe.
+
+    A worker must be alone, and a step one pass: what several add up to would lie in the graph's own memory. Methods
+    must be lbstudy's, or the network torchvision's, for a graph is blind to what others may do in Python at every pass.
+    And K-FAC must not look at every pass.
+    """
+    run = loop.run
     of_others = ":" in run.model.name.removeprefix("torchvision:") + run.optimizer + run.smoothing
     passes = sum(map(len, loop.forward_passes(run.batch_size)))
-    if device.type not in DEVICES or of_others or run.compile or loop.workers.size > 1 or passes > 1:
-        return loop
-    images = torch.zeros(run.batch_size, *shape, device=device, dtype=DTYPES[run.precision])
-    images = images.contiguous(memory_format=format_of(loop.model))
-    try:
-        network = Replaying(loop.model, images, run.precision)
-        return loop._replace(network=network) if network.gives_the_same() else loop
-    except RuntimeError:  # no room for it, or the network does what cannot be captured
-        return loop
+    watched = loop.optimizer.param_groups[0].get("factor_interval") == 1
+    whole = run.batch_size <= samples
+    return whole and passes == 1 and loop.workers.size == 1 and not (of_others or run.compile or watched)
+
+
+def has_room(device: torch.device, share: float) -> bool:
+    """Whether the most that steps and evaluations have taken so far fits once more beside itself, into a share of a
+    GPU's memory."""
+    release(device)
+    needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return 2 * needed <= min(free, share * total - torch.cuda.memory_reserved(device))
+
+
+def release(device: torch.device) -> None:
+    """Give back what graphs that nobody uses have held, and what the passes of before have."""
+    gc.collect()  # in older versions of torch a captured network is in a cycle of references
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()  # one for each stream that was ever captured on
+        torch.cuda.empty_cache()
 
 
 class Replaying(nn.Module):
@@ -108,15 +139,11 @@ class _Pass(nn.Module):
 def capture(network: nn.Module, images: Tensor) -> nn.Module:
     """The network, with its forward and backward passes over such images captured.
 
-    Raises:
-        torch.OutOfMemoryError: there is no room for a graph and, beside it, for passes without.
+    From then on torch's warning of backward passes that begin on the capture's stream and end on another is not shown
+    in this process; it orders them rightly.
     """
-    # torch warns of backward passes that begin on the capture's stream and end on another; it orders them rightly
     warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match", UserWarning)
-    before = torch.cuda.memory_allocated(images.device)
-    graphed = torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
+    with torch.cuda.device(images.device):
+        graphed = torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
     assert isinstance(graphed, nn.Module)
-    torch.cuda.empty_cache()  # what the capture tried first on a stream of its own
-    if torch.cuda.mem_get_info(images.device)[0] < torch.cuda.memory_allocated(images.device) - before:
-        raise torch.OutOfMemoryError
     return graphed

@@ -151,6 +151,9 @@ def train(
         norm_sum = torch.zeros((), dtype=torch.float64, device=device)
         samples = steps = 0
         before, paused, within = pursuit.run_seconds or 0.0, 0.0, list[dict[str, float]]()
+        if epoch == first_epoch + 2:
+            loop = replaying(loop, data)
+            paused = time.perf_counter() - began
         planned = starts[: total_steps - step]
         for start in images.in_turn(planned, partial(_share, loop, len(data.train))):
             batch = MiniBatch(step, start, min(run.batch_size, len(data.train) - start), images)
@@ -204,8 +207,6 @@ def train(
 
         if on_epoch(report, snapshot) or report.is_last(run, total_epochs):
             break
-        if epoch == first_epoch + 1:
-            loop = replaying(loop, data.shape)
     if kept is not None:
         model.load_state_dict(kept)
     return Outcome(model, report, report.diverged, fingerprint(model), best)

@@ -122,7 +122,7 @@ def _simulate(
             pruner.on_trial_add(None, known(lane.trial))
             lane.now += measured.between
             cost = measured.costs[name]
-            if cost.measured not in lane.met:
+            if cost.measured not in lane.met or cost.device_memory:  # on GPUs passes are replayed after first epochs
                 lane.met.add(cost.measured)
                 lane.now += cost.first - cost.epoch
         lane.now += lane.trial.go_on() * price[lane.trial.cell]

@@ -382,7 +382,7 @@ def _serve(config: dict[str, Any]) -> None:
     import torch
 
     from lbstudy.methods import user_code
-    from lbstudy.training import data, datasets
+    from lbstudy.training import data, datasets, graphs
 
     user_code.activate(ray.get(config["code"][0]))
     mailbox, device = config["mailbox"], ray.train.torch.get_device()
@@ -410,10 +410,8 @@ def _serve(config: dict[str, Any]) -> None:
             ray.get(mailbox.post.remote(job.key, {"outcome": "failed", "error": trace}))
             if ray.train.get_context().get_world_size() > 1:
                 raise  # the others may be waiting in a collective operation: only a new group is sound
-        gc.collect()
+        graphs.release(device)
         gc.freeze()  # imports have left so many objects that collecting them would take longer than a short trial
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:

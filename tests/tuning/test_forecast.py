@@ -12,8 +12,10 @@ from tests.conftest import tiny_study
 STARTING, BETWEEN, FIRST, EPOCH, CONFIRMED = 30.0, 0.5, 5.0, 2.0, 3.0
 
 
-def made_up(study: StudySpec, epochs: float = 10, lanes: int = 1, confirmed: bool = False) -> Forecast:
-    costs = {cell.name: Cost(cell.name, FIRST, EPOCH, CONFIRMED, 100.0, 0) for cell in study.list_cells()}
+def made_up(
+    study: StudySpec, epochs: float = 10, lanes: int = 1, confirmed: bool = False, device_memory: int = 0
+) -> Forecast:
+    costs = {cell.name: Cost(cell.name, FIRST, EPOCH, CONFIRMED, 100.0, device_memory) for cell in study.list_cells()}
     measured = Measured(costs, {}, STARTING, BETWEEN, 0, "1 x cpu", 0.0)
     return forecast(study, measured, dict.fromkeys(costs, epochs), lanes, confirmed)
 
@@ -30,6 +32,11 @@ def test_without_a_pruner_one_lane_takes_the_sum(confirmed: bool):
     assert found.wall == pytest.approx(STARTING + 12 * BETWEEN + 4 * (FIRST - EPOCH) + runs)
     assert found.runs == pytest.approx(runs)
     assert set(found.shares.values()) == {1.0}
+
+
+def test_on_gpus_every_trial_has_a_first_epoch():
+    found = made_up(plain(trials=3), device_memory=1 << 30)
+    assert found.wall == pytest.approx(STARTING + 12 * (BETWEEN + FIRST - EPOCH + 10 * EPOCH))
 
 
 @pytest.mark.parametrize("lanes", [2, 5, 12, 20])
