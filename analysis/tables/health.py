@@ -19,6 +19,7 @@ import pandas as pd
 
 from lbstudy.analysis import load, stats
 from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
+from lbstudy.analysis.tables.published import SAME, published_table
 from lbstudy.analysis.tables.targets import speed_ratio, tuned_target, winners_times
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import Cell, StudySpec
@@ -57,7 +58,7 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
     best = best_trials(study, trials).set_index("cell")
     curves, goal = best_curves(folder, best, confirmed), tuned_target(study)
     times = winners_times(confirmed, load.confirmed_epochs(folder), goal) if goal else None
-    rows = []
+    published, rows = published_table(folder), []
     for part, cell in [(variant, cell) for variant in study.variants() for cell in variant.list_cells()]:
         series = curves[curves["cell"] == cell.name]
         findings = {
@@ -72,6 +73,9 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
             "learning": learning(series, folder.classes()),
             "over-fitting": over_fitting(series),
         }
+        of_others = published[(published[[*cell.values]] == pd.Series(cell.values)).all(axis=1)]
+        if times is None and len(of_others := of_others[of_others["note"] != SAME]):
+            findings["published"] = against_published(of_others)
         if cell.optimizer == "kfac":
             findings["against SGD"] = special_case(part, cell, best, confirmed, times)
         key = {"cell": cell.name, **dict(cell.factors)}
@@ -240,6 +244,21 @@ def over_fitting(curves: pd.DataFrame) -> Finding:
         return Finding("warning", f"Over-fitting: {risen}, while the training loss falls.")
     why = ", but the training loss does not fall meanwhile" if np.median(rises) > OVERFIT_RISE else ""
     return Finding("ok", f"No over-fitting: {risen}{why}.")
+
+
+def against_published(rows: pd.DataFrame) -> Finding:
+    """Whether tuning has found something as good as what the literature says; rows of `published_table`, of one cell,
+    but the cell's best configuration."""
+    strongest = rows.sort_values("tuning_adds").iloc[0]
+    value, low, high = (100 * float(strongest[f"tuning_adds{end}"]) for end in ("", "_low", "_high"))
+    points = f"The best configuration against the literature's: {value:+.2f} points of test accuracy"
+    if isnan(low):
+        return Finding("cannot tell", f"{points}; one seed has no interval.")
+    points += f" [{low:.2f}, {high:.2f}], n = {int(strongest['n'])}."
+    if high >= 0:
+        return Finding("ok", points)
+    choice = "Tuning, or its pruner, has chosen the worse one, and what is said of this cell is said of that choice."
+    return Finding("warning", f"{points} {choice}")
 
 
 def special_case(

@@ -199,6 +199,26 @@ def test_how_many_classes_there_are_is_known_where_all_data_agree(tmp_path: Path
     assert folder.classes() is None
 
 
+@pytest.mark.parametrize(
+    ("adds", "verdict", "words"),
+    [
+        ([(0.02, 0.01, 0.03)], "ok", "literature's: +2.00 points of test accuracy [1.00, 3.00], n = 3."),
+        ([(0.02, -0.01, 0.05)], "ok", "[-1.00, 5.00]"),
+        (
+            [(0.02, 0.01, 0.03), (-0.04, -0.06, -0.01)],
+            "warning",
+            "-4.00 points of test accuracy [-6.00, -1.00], n = 3. Tuning, or its pruner, has chosen the worse",
+        ),
+        ([(-0.04, float("nan"), float("nan"))], "cannot tell", "one seed has no interval"),
+    ],
+)
+def test_tuning_against_the_literature(adds: list[tuple[float, float, float]], verdict: str, words: str):
+    columns = ["tuning_adds", "tuning_adds_low", "tuning_adds_high"]
+    found = health.against_published(pd.DataFrame(adds, columns=columns).assign(n=3))
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
 def test_table_of_a_study(tmp_path: Path):
     folder = confirmed_study(tmp_path / "s", STUDY, {"sgd-b32-none": [0.9, 0.91]})
     falling = [{"val_loss": 1 - 0.05 * i, "val_accuracy": 0.05 * i, "clean_train_loss": 1.0} for i in range(12)]
