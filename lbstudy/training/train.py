@@ -110,7 +110,7 @@ def train(
     on_epoch: OnEpoch = lambda report, snapshot: False,
     resume: Snapshot | None = None,
 ) -> Outcome:
-    """Train a network as the run says, on the device that holds the data.
+    """Train a network as the run says, on the device that holds the data; on a GPU its peaks of memory begin anew.
 
     Args:
         run: the run.
@@ -123,6 +123,8 @@ def train(
     """
     configure.require(run)
     device = data.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(derive_seed(run.seed, "initialisation"))
     model = models.build(run.model.name, data.shape, data.classes, run.ghost, run.model.settings)
     model = placed(model, data.shape, device, run.precision)

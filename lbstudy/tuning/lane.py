@@ -426,8 +426,6 @@ def _train(job: Job, run: RunSpec, data: ImageData, mailbox: Any) -> None:
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     machine = {"device": f"{workers} x {kind}", "workers": workers}
     posted, saved, hurry = 0, time.monotonic(), False
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
     def post(report: dict[str, Any]) -> None:
         nonlocal posted, hurry
