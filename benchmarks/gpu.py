@@ -78,16 +78,14 @@ class Bench:
         )  # fmt: skip
 
     def rate(self, model: str, batch: int, **keys: Any) -> float:
-        """Images per second of `train()`: of a few steps, which warm up, and of as many as there is time for."""
+        """Images per second of `train()`."""
         hyper = keys.pop("hyper", {})
 
         def of(steps: int) -> float:
             run = self.run(model, batch, 2 * steps, hyper=dict(hyper), **keys)
             return train(run, self.fewer(steps * batch)).last.images_per_second
 
-        whole = len(self.images.train) // batch
-        warm = of(min(3, whole))
-        return of(min(whole, max(3, round(self.options.seconds * warm / batch))))
+        return self.warmed(of, batch)
 
     def fewer(self, samples: int) -> data.ImageData:
         """The images, but so many of them for training."""
@@ -106,6 +104,11 @@ class Bench:
 
             return batch * steps / time_plain_loop(run, self.images, batches).wall
 
+        return self.warmed(of, batch)
+
+    def warmed(self, of: Callable[[int], float], batch: int) -> float:
+        """A rate that depends on the steps it is measured over: of a few, which warm up, and of as many as there is
+        time for."""
         whole = len(self.images.train) // batch
         warm = of(min(3, whole))
         return of(min(whole, max(3, round(self.options.seconds * warm / batch))))

@@ -58,7 +58,8 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
     best = best_trials(study, trials).set_index("cell")
     curves, goal = best_curves(folder, best, confirmed), tuned_target(study)
     times = winners_times(confirmed, load.confirmed_epochs(folder), goal) if goal else None
-    published, rows = published_table(folder), []
+    published = published_table(folder)
+    others, rows = published[published["note"] != SAME], []
     for part, cell in [(variant, cell) for variant in study.variants() for cell in variant.list_cells()]:
         series = curves[curves["cell"] == cell.name]
         findings = {
@@ -73,9 +74,9 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
             "learning": learning(series, folder.classes()),
             "over-fitting": over_fitting(series),
         }
-        of_others = published[(published[[*cell.values]] == pd.Series(cell.values)).all(axis=1)]
-        if times is None and len(of_others := of_others[of_others["note"] != SAME]):
-            findings["published"] = against_published(of_others)
+        of_cell = others[(others[[*cell.values]] == pd.Series(cell.values)).all(axis=1)]
+        if times is None and len(of_cell):
+            findings["published"] = against_published(of_cell)
         if cell.optimizer == "kfac":
             findings["against SGD"] = special_case(part, cell, best, confirmed, times)
         key = {"cell": cell.name, **dict(cell.factors)}

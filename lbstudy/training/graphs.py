@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from contextlib import AbstractContextManager, suppress
-from typing import Any, NamedTuple
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -22,34 +21,26 @@ from lbstudy.training.loop import DTYPES, Loop, autocast, format_of, seed_genera
 DEVICES = ("cuda",)
 
 
-class Shown(NamedTuple):
-    """What a pass comes to."""
-
-    logits: Tensor
-    gradients: list[Tensor]  # of each parameter that is trained; without numbers where it takes no part
-
-
 def replaying(loop: Loop, data: ImageData) -> Loop:
     """The loop with a network that replays its passes over whole mini-batches, where that can be done and gives the
     same; else the loop as it is.
 
     Args:
-        loop: of a run that has trained for an epoch on this device, the most memory of which is known.
+        loop: of a run that has trained for an epoch, whose peak of memory the device's statistics hold.
         data: what it is trained on.
     """
-    if data.device.type not in DEVICES or not can_replay(loop, len(data.train)):
+    run, device = loop.run, data.device
+    if device.type not in DEVICES or not can_replay(loop, len(data.train)) or not has_room(device, data.gpu_share):
         return loop
-    run = loop.run
-    images = torch.zeros(run.batch_size, *data.shape, device=data.device, dtype=DTYPES[run.precision])
+    images = torch.zeros(run.batch_size, *data.shape, device=device, dtype=DTYPES[run.precision])
     images = images.contiguous(memory_format=format_of(loop.model))
     network = None
-    if has_room(data.device, data.gpu_share):
-        with suppress(RuntimeError):  # raised after all for want of room, or by what cannot be captured
-            network = Replaying(loop.model, images, run.precision)
-            if network.gives_the_same():
-                return loop._replace(network=network)
-    del network
-    release(data.device)
+    with suppress(RuntimeError):  # raised after all for want of room, or by what cannot be captured
+        network = Replaying(loop.model, images, run.precision)
+        if network.gives_the_same():
+            return loop._replace(network=network)
+    del network, images
+    release(device)
     return loop
 
 
@@ -108,19 +99,16 @@ class Replaying(nn.Module):
     def gives_the_same(self) -> bool:
         """Whether a replayed pass over images that the capture has not seen is the network's own, to the bit."""
         images = torch.rand_like(self._images)
-        own, replayed = (self._shown(network, images) for network in (self.network, self))
-        return torch.equal(own.logits, replayed.logits) and all(map(torch.equal, own.gradients, replayed.gradients))
+        return all(map(torch.equal, self._shown(self.network, images), self._shown(self, images)))
 
-    def _shown(self, network: nn.Module, images: Tensor) -> Shown:
+    def _shown(self, network: nn.Module, images: Tensor) -> list[Tensor]:
+        """What a pass comes to: logits, and each parameter's gradient, without numbers where it takes no part."""
         seed_generator(images.device, 0)
-        with self._autocast():
+        with autocast(self._precision, images.device):
             logits = network(images)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        found = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True)
-        return Shown(logits.clone(), [images.new_empty(0) if g is None else g.clone() for g in found])
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self._precision, self._images.device)
+        gradients = torch.autograd.grad(logits.square().sum(), trained, allow_unused=True)
+        return [images.new_empty(0) if tensor is None else tensor.clone() for tensor in (logits, *gradients)]
 
 
 class _Pass(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lbstudy.methods import models, optimizers, smoothing
 from lbstudy.study.run import RunSpec
-from lbstudy.training import data, datasets, graphs
+from lbstudy.training import graphs
+from lbstudy.training.data import ImageData
 from lbstudy.training.loop import Loop
 from lbstudy.training.train import Snapshot, train
 from tests.training.test_battery import LARGEST, covering, run_of, through_a_file
@@ -94,21 +95,13 @@ def of(optimizer: str, name: str, hyper: dict[str, Any] | None = None, **keys: A
     return run.model_copy(update={"hyper": run.hyper | (hyper or {})})
 
 
-def images_of(run: RunSpec) -> data.ImageData:
-    _, there = digits(SAMPLES)
-    return there if not GPU else data.place(fewer(run), run.dataset, 0, DEVICE)
-
-
-def fewer(run: RunSpec) -> datasets.Dataset:
-    whole = datasets.load(run.dataset)
-    return datasets.Dataset(
-        whole.train_images[:SAMPLES], whole.train_labels[:SAMPLES], whole.test_images, whole.test_labels, whole.classes
-    )
+def images() -> ImageData:
+    return digits(SAMPLES, DEVICE)[1]
 
 
 def fingerprints(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of a run with replayed passes, of its continuation after the first epoch, and of the same run without."""
-    there, snapshots = images_of(run), list[Snapshot]()
+    there, snapshots = images(), list[Snapshot]()
     replayed = train(run, there, on_epoch=lambda report, snapshot: bool(snapshots.append(through_a_file(snapshot()))))
     resumed = train(run, there, resume=snapshots[0])
     with monkeypatch.context() as patch:
@@ -150,7 +143,7 @@ def test_a_replayed_run_is_the_same(
 def test_what_is_replayed(captured: list[Counted]):
     """Whole mini-batches after the first epoch, and the pass that shows whether it may; not evaluations."""
     run = of("sgd", "none")
-    train(run, images_of(run))
+    train(run, images())
     assert [passes.replays for passes in captured] == [1 + 2 * 2]
 
 
@@ -158,7 +151,7 @@ def test_a_pass_that_is_listened_to_is_not_replayed(captured: list[Counted]):
     """Of the six steps of two epochs K-FAC looks at every other, and two are short; the first of the epochs is the
     fourth of the run."""
     run = of("kfac", "none", {"factor_interval": 2})
-    train(run, images_of(run))
+    train(run, images())
     replayed = sum(step % 2 == 1 and step % 3 != 2 for step in range(3, 9))
     assert [passes.replays for passes in captured] == [1 + replayed]
 
@@ -177,8 +170,8 @@ NOT = {
 }
 
 
-def loop_of(run: RunSpec) -> tuple[Loop, data.ImageData]:
-    there = images_of(run)
+def loop_of(run: RunSpec) -> tuple[Loop, ImageData]:
+    there = images()
     model = models.build(run.model.name, there.shape, there.classes, run.ghost, run.model.settings)
     return Loop.of(run, model.to(DEVICE), 3), there
 

@@ -22,14 +22,16 @@ SMOOTHINGS = ["none", "mixup", "noise", "mixup+noise"]
 MODELS = {"lenet5": "sync", "vgg9-sync": "sync", "vgg9-ghost": {"ghost": 8}}
 
 
-def digits(samples: int | None = None, **keys: object) -> tuple[DatasetSpec, ImageData]:
-    """The digits, or fewer of them, on the CPU."""
+def digits(
+    samples: int | None = None, device: torch.device | str = "cpu", **keys: object
+) -> tuple[DatasetSpec, ImageData]:
+    """The digits, or fewer of them."""
     spec = DatasetSpec(name="digits", validation_size=0.2, **keys)
     full = load(spec)
     part = Dataset(
         full.train_images[:samples], full.train_labels[:samples], full.test_images, full.test_labels, full.classes
     )
-    return spec, place(part, spec, 0)
+    return spec, place(part, spec, 0, device)
 
 
 def make_run(dataset: DatasetSpec, **keys: object) -> RunSpec:
