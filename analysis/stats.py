@@ -30,6 +30,12 @@ EQUAL = 1e-9
 """Values that differ by less than this part of their size are equal: what rounding leaves of a difference is none."""
 
 
+def written(value: float, digits: int) -> str:
+    """A number to so many significant digits, as people write it: 1300, where Python's `g` has 1.3e+03."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:.0f}" if 10**digits <= abs(rounded) < 1e15 else f"{value:.{digits}g}"
+
+
 class Mean(NamedTuple):
     """A mean of `n` values, their standard deviation (n - 1 in the denominator), and the interval of the mean."""
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from lbstudy.analysis.stats import written
 from lbstudy.analysis.tables.best import workers_of
-from lbstudy.analysis.tables.cost import Spent, in_words, lost_in_words
+from lbstudy.analysis.tables.cost import Spent, hours, in_words, lost_in_words
 from lbstudy.study.factors import labels, value_text
 from lbstudy.study.spec import StudySpec
 
@@ -30,8 +31,8 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     ]
     if len(sizes) > 1 and any(part.budget.epochs for part in study.variants()):
         caveats.append(
-            f"The budget is in epochs, so batch {sizes[-1]} takes {sizes[-1] / sizes[0]:.3g} times fewer steps than "
-            f"batch {sizes[0]}: a gap holds both the batch size and the number of steps"
+            f"The budget is in epochs, so batch {sizes[-1]} takes {written(sizes[-1] / sizes[0], 3)} times fewer steps "
+            f"than batch {sizes[0]}: a gap holds both the batch size and the number of steps"
             + (", which its split tells apart." if any(part.splits for part in study.variants()) else ".")
         )
     resolvable = 100 * gap_table["resolvable"].dropna()
@@ -81,7 +82,8 @@ def describe_cost(spent: Spent) -> str:
     parts = [f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items() if count]
     if not parts:
         return "Nothing has run yet."
-    parts += [f"{seconds / 3600:.2g} {kind} hours" for kind, seconds in spent.devices.items()]
+    if spent.devices:
+        parts.append(hours(spent.devices))
     again = f" L{lost_in_words(spent)[1:]}." if spent.lost or spent.moves else ""
     return f"{', '.join(parts)}, {in_words(spent.images)} images seen.{again}"
 

@@ -144,7 +144,7 @@ def _limits(row: dict[str, Any], name: str) -> str:
 
 def _size(value: float) -> str:
     """A batch size or number of steps, to three digits, or to four from a thousand on."""
-    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.4g}'):.0f}"
+    return stats.written(value, 3 if value < 1000 else 4)
 
 
 def _gap(row: dict[str, Any]) -> str:
@@ -158,8 +158,8 @@ def _share(row: dict[str, Any], notion: str) -> str:
 
 def ratio_words(ratio: stats.Mean) -> str:
     """A ratio with its interval, as "0.5 times [0.4, 0.6]"."""
-    interval = "" if isnan(ratio.low) else f" [{ratio.low:.2g}, {ratio.high:.2g}]"
-    return f"{ratio.value:.2g} times{interval}"
+    value, low, high = (stats.written(number, 2) for number in (ratio.value, ratio.low, ratio.high))
+    return f"{value} times" + ("" if isnan(ratio.low) else f" [{low}, {high}]")
 
 
 def count(n: int) -> str:

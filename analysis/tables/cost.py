@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from lbstudy.analysis import load
+from lbstudy.analysis.stats import written
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.records.lock import is_held
 from lbstudy.study.spec import Resources, StudySpec
@@ -208,7 +209,7 @@ def sentences(now: Standing) -> list[str]:
 
 def hours(devices: Mapping[str, float]) -> str:
     """Device time: `1.5 CPU hours`."""
-    return ", ".join(f"{seconds / 3600:.3g} {kind} hours" for kind, seconds in devices.items())
+    return ", ".join(f"{written(seconds / 3600, 3)} {kind} hours" for kind, seconds in devices.items())
 
 
 def lost_in_words(spent: Spent) -> str:

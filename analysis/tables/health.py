@@ -323,7 +323,8 @@ def _slower(study: StudySpec, cell: Cell, other: Cell, best: pd.DataFrame, times
             "cannot tell", "Two confirmed seeds of both that reach the target would tell whether K-FAC loses."
         )
     ratio = speed_ratio(own["epochs"], sgd["epochs"], own["epochs_low"], sgd["epochs_low"])
-    steps = f"{ratio.value:.2g} times SGD's steps to the target [{ratio.low:.2g}, {ratio.high:.2g}], n = {ratio.n}"
+    value, low, high = (stats.written(number, 2) for number in (ratio.value, ratio.low, ratio.high))
+    steps = f"{value} times SGD's steps to the target [{low}, {high}], n = {ratio.n}"
     if ratio.low <= 1:
         return Finding("ok", f"K-FAC against SGD: {steps}.")
     return _behind(steps, apart_from_sgd(study, cell, other, best))

@@ -60,6 +60,7 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
     """
     import pandas as pd
 
+    from lbstudy.analysis.stats import written
     from lbstudy.analysis.tables.cost import duration
     from lbstudy.tuning import doctor, measure
     from lbstudy.tuning.confirm import repeated
@@ -100,7 +101,7 @@ def print_measured(plan: Plan, measured: Measured, price: float | None, seeds: i
         money = "" if price is None else f", {hours * price:,.2f} at {price:g} an hour"
         out.print(
             f"{what}, {duration(cost.runs)} of training: about {duration(cost.wall)} on {in_lanes(lanes)}, "
-            f"{hours:.3g} {device} hours{money}",
+            f"{written(hours, 3)} {device} hours{money}",
             highlight=False,
         )
     out.print(

@@ -253,3 +253,23 @@ def test_an_interval_of_runs_of_which_some_hardly_learn_holds_the_mean(n: int, l
     assert all(0 < i.low < i.high < 1 for i in found)
     t = [stats.mean(sample) for sample in both]
     assert np.mean([i.low < 0 or i.high > 1 for i in t]) > 0.5  # which is no interval of an accuracy
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "expected"),
+    [
+        (271.6, 2, "270"),
+        (99.6, 2, "100"),
+        (12.34, 2, "12"),
+        (0.0456, 2, "0.046"),
+        (1.3e-5, 2, "1.3e-05"),
+        (1284.0, 3, "1280"),
+        (-1284.0, 3, "-1280"),
+        (4e17, 3, "4e+17"),
+        (0, 3, "0"),
+        (inf, 2, "inf"),
+        (float("nan"), 2, "nan"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value, digits, expected):
+    assert stats.written(value, digits) == expected
