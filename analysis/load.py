@@ -25,6 +25,7 @@ CONFIRMED_METRICS = [
     *METRICS, "images", "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy",
 ]  # fmt: skip
 KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]  # with further factors before the number, if any
+AT_BEST = ["best_epoch", "test_at_best_epoch"]
 CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]
 OUTCOME = ["status", "epochs"]
 
@@ -153,13 +154,21 @@ def confirmed(folder: Snapshot) -> pd.DataFrame:
 
     `trial` is the tuning trial whose configuration it repeats and `rank` that trial's rank in its cell now, 0 for the
     best, missing where it has not completed. `repeat` numbers the seeds, which are the same in every cell. Test and
-    clean training metrics are those after the last epoch. `train_on` says which samples were trained on.
+    clean training metrics are those after the last epoch. `train_on` says which samples were trained on. `best_epoch`
+    is that after which the validation metric was best, the first of equals, and `test_at_best_epoch` the test accuracy
+    then: what early stopping would have reached. They are NaN of a run that trained on the validation samples, or has
+    not completed.
     """
+    at_best = _at_best_epoch(confirmed_epochs(folder), folder.study().tuning.metric)
     rows = [
-        key | {"train_on": run.run.get("train_on")} | _outcome(run, CONFIRMED_METRICS)
+        key
+        | {"train_on": run.run.get("train_on")}
+        | _outcome(run, CONFIRMED_METRICS)
+        | (at_best.get((run.cell, run.number), {}) if run.status == "completed" and _is_validated(run) else {})
         for run, key in _confirmed_runs(folder)
     ]
-    frame = frame_of(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
+    numbers = [*CONFIRMED_METRICS, *AT_BEST]
+    frame = frame_of(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *numbers, "seconds"], numbers)
     frame.attrs["left_out"] = [address(folder, path) for path in records(folder.confirmation).damaged]
     return frame
 
@@ -181,6 +190,29 @@ def confirmed_epochs(folder: Snapshot) -> pd.DataFrame:
     frame = frame_of(rows, [*CONFIRMED_KEY, "epoch", *CONFIRMED_METRICS, "seconds"], CONFIRMED_METRICS)
     frame.attrs["left_out"] = left_out
     return frame
+
+
+def _is_validated(run: TrialRecord) -> bool:
+    """Whether the validation samples were not trained on."""
+    return run.run.get("train_on") != "all"
+
+
+def _at_best_epoch(epochs: pd.DataFrame, metric: str) -> dict[tuple[str, int], dict[str, float]]:
+    """`AT_BEST` of each run, by its cell and number.
+
+    Args:
+        epochs: from `confirmed_epochs`.
+        metric: what the study was tuned for; where it is no metric of an epoch, accuracy tells.
+    """
+    sign, metric = (-1, metric) if metric == "val_loss" else (1, "val_accuracy")
+    known = epochs.dropna(subset=[metric, "test_accuracy"])
+    best_first = known.assign(key=sign * known[metric]).sort_values(["key", "epoch"], ascending=[False, True])
+    best = best_first.groupby(["cell", "number"]).head(1)
+    values = zip(best["epoch"].astype(float), best["test_accuracy"], strict=True)
+    return {
+        (cell, number): dict(zip(AT_BEST, found, strict=True))
+        for cell, number, found in zip(best["cell"], best["number"], values, strict=True)
+    }
 
 
 def evaluations(epochs: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:

@@ -280,6 +280,9 @@ def _steps(
     return Comparison("supported" if reached[0] / len(own) > reached[1] / len(other) else "contradicted", sentence)
 
 
+WHEN_STOPPED = "More seeds would not change that: which batch size does better depends on when training is stopped."
+
+
 def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
     """A large batch generalises worse. `gaps`: `gaps.gap_table`. Gaps with a smoothing are told beside the claim."""
     comparisons, beside = [], []
@@ -289,6 +292,9 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
         if row["smoothing"] == "none":
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
             need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
+            stopped = decide(row["gap_at_best_epoch_low"], row["gap_at_best_epoch_high"], 0, above="supported")
+            if {verdict, stopped} == {"supported", "contradicted"}:
+                verdict, need = "cannot tell", WHEN_STOPPED
             comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
         elif not isnan(row["gap"]):
             beside.append(Comparison(None, sentence))
@@ -296,7 +302,8 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
         "generalisation",
         "A large batch generalises worse.",
         "Test accuracy without smoothing at the smallest batch size minus that at the largest, each configuration "
-        "tuned; paired by seed, its 95 % interval against 0.",
+        "tuned; paired by seed, its 95 % interval against 0. After the last epoch; where each run’s best validation "
+        "epoch says the opposite, neither decides.",
         [*(comparisons or [_no_gap(study)]), *beside],
         "Keskar et al. (ICLR 2017) and Naganuma and Yokota (2019) say so. Shallue et al. (JMLR 2019), who tuned anew "
         "at every batch size, found no evidence that it must; they trace disagreement to tuning and to budgets.",

@@ -174,7 +174,8 @@ PUBLISHED = (
     "this one's, paired by seed. Brackets hold 95 % intervals; accuracies are fractions."
 )
 GAP = (
-    "Gap: test accuracy at the small batch minus that at the large batch, paired by seed. Closed: the share of the gap "
+    "Gap: test accuracy at the small batch minus that at the large batch after the last epoch, paired by seed; at best "
+    "epoch: with each run read where its validation was best. Closed: the share of the gap "
     "without smoothing that the smoothed large batch wins back from the plain small batch. Narrowed: the same, both "
     "batch sizes smoothed. Resolvable: the smallest true gap that so many seeds show four times in five. Gap to "
     "none: what the smoothed large batch is below the plain small one. "

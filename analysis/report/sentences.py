@@ -62,19 +62,38 @@ def gap_sentence(row: dict[str, Any]) -> str:
     way = f"From batch {row['small_batch']} to {row['large_batch']}, {who}"
     if isnan(row["gap"]):
         return f"{way}: no gap is known ({row['note'] or 'no common seeds'})."
-    verb = "lost" if row["gap"] >= 0 else "gained"
+    verb, ends = _lost(row["gap"], row["gap_low"], row["gap_high"])
     size = points(abs(row["gap"]))
     if isnan(row["gap_low"]):
         why = "with one seed, which has" if row["n"] == 1 else f"at each of {row['n']} seeds, which have"
         return f"{way} {verb} {size} points of test accuracy {why} no interval."
     if row["gap_low"] <= -1 and row["gap_high"] >= 1:  # no accuracies differ by more
         return f"{way} {verb} {size} points of test accuracy ({count(row['n'])}), with an interval that holds any gap."
-    ends = sorted([row["gap_low"], row["gap_high"]] if row["gap"] >= 0 else [-row["gap_high"], -row["gap_low"]])
-    sentence = f"{way} {verb} {size} points of test accuracy [{', '.join(map(points, ends))}] ({count(row['n'])})"
+    sentence = f"{way} {verb} {size} points of test accuracy [{ends}] ({count(row['n'])})"
     if row["gap_low"] <= 0 <= row["gap_high"]:
         shown = f"a gap of {points(row['resolvable'])} points" if row["resolvable"] < 1 else "no gap"
         sentence += f", which cannot be told from nothing: {shown} would be found four times in five"
-    return f"{sentence}."
+    return f"{sentence}{_at_best_epoch(row)}."
+
+
+def _at_best_epoch(row: dict[str, Any]) -> str:
+    """What the gap is where each run is read at its best epoch, if that decides another thing than the last epoch."""
+    stopped, low, high = (row[f"gap_at_best_epoch{end}"] for end in ("", "_low", "_high"))
+    if isnan(low) or _side(low, high) == _side(row["gap_low"], row["gap_high"]):
+        return ""
+    verb, ends = _lost(stopped, low, high)
+    return f"; read where its validation was best, it {verb} {points(abs(stopped))} [{ends}]"
+
+
+def _lost(gap: float, low: float, high: float) -> tuple[str, str]:
+    """Whether a gap is a loss, and its interval as one of what was lost or gained."""
+    ends = (low, high) if gap >= 0 else (-high, -low)
+    return "lost" if gap >= 0 else "gained", ", ".join(map(points, ends))
+
+
+def _side(low: float, high: float) -> int:
+    """The side of zero that an interval lies on: 1, -1, or 0 where it holds zero."""
+    return int(low > 0) - int(high < 0)
 
 
 def gaps_sentence(rows: list[dict[str, Any]], study: StudySpec) -> str:

@@ -133,10 +133,16 @@ def winners(confirmed: pd.DataFrame) -> pd.DataFrame:
     return confirmed[confirmed["rank"].to_numpy(float, na_value=nan) == 0]
 
 
-def accuracy_by_repeat(confirmed: pd.DataFrame, cell: str) -> pd.Series:
-    """Test accuracies of a cell's best configuration, by repeat: those of the confirmed runs that completed."""
+def accuracy_by_repeat(confirmed: pd.DataFrame, cell: str, metric: str = "test_accuracy") -> pd.Series:
+    """Test accuracies of a cell's best configuration, by repeat: those of the confirmed runs that completed.
+
+    Args:
+        confirmed: `load.confirmed` of the study's folder.
+        cell: its name.
+        metric: `test_accuracy`, after the last epoch, or `test_at_best_epoch`.
+    """
     runs = winners(confirmed[(confirmed["cell"] == cell) & (confirmed["status"] == "completed")])
-    return pd.Series(runs["test_accuracy"].to_numpy(float), index=pd.Index(runs["repeat"], name="repeat")).dropna()
+    return pd.Series(runs[metric].to_numpy(float), index=pd.Index(runs["repeat"], name="repeat")).dropna()
 
 
 def failed_runs(accuracies: pd.Series) -> int:

@@ -1,8 +1,8 @@
 """The gap table: small against large batch per optimizer and smoothing, and how much of the gap each smoothing closes.
 
-Accuracies are test accuracies of the confirmed runs of each cell's best configuration. Runs of one repeat share their
-seed in all cells, so everything is computed from differences within repeats. Two questions are easily confused, and
-answered apart (SB, LB: mean accuracy at the small and the large batch):
+Accuracies are test accuracies of the confirmed runs of each cell's best configuration, after the last epoch. Runs of
+one repeat share their seed in all cells, so everything is computed from differences within repeats. Two questions are
+easily confused, and answered apart (SB, LB: mean accuracy at the small and the large batch):
 
 * `closed`: how much of what plain large-batch training loses does this smoothing win back?
   1 - (SB(none) - LB(smoothing)) / (SB(none) - LB(none)).
@@ -29,6 +29,7 @@ from lbstudy.study.split import part_of
 COLUMNS: dict[str, Any] = {
     "optimizer": object, "smoothing": object, "small_batch": "Int64", "large_batch": "Int64", "n": "Int64",
     "small_accuracy": float, "large_accuracy": float, "gap": float, "gap_low": float, "gap_high": float,
+    "gap_at_best_epoch": float, "gap_at_best_epoch_low": float, "gap_at_best_epoch_high": float,
     "resolvable": float, "gap_to_none": float, "gap_to_none_low": float, "gap_to_none_high": float,
     "closed": float, "closed_low": float, "closed_high": float, "closed_n": "Int64",
     "narrowed": float, "narrowed_low": float, "narrowed_high": float, "narrowed_n": "Int64", "note": object,
@@ -40,11 +41,13 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
     those that share all of their further factors.
 
     Columns: `gap`, small minus large batch under the row's own smoothing, with its 95 % interval over the `n` repeats
-    that both cells completed (the two accuracies are means over the same repeats); `resolvable`, the smallest true gap
-    that so many repeats are likely to show; `gap_to_none`, the small batch *without* smoothing minus the row's large
-    batch; `closed` and `narrowed` (module docstring), as fractions with Fieller intervals, each over the repeats common
-    to its cells, `closed_n` and `narrowed_n`. A share is only given where the interval of the gap without smoothing
-    lies above zero; `note` says what is missing and why, and beside which shares a weak gap stands.
+    that both cells completed (the two accuracies are means over the same repeats); `gap_at_best_epoch`, the same where
+    each run is read at its best validation epoch, as if it had been stopped there: a small batch makes more updates in
+    the same epochs, and over-fits sooner; `resolvable`, the smallest true gap that so many repeats are likely to show;
+    `gap_to_none`, the small batch *without* smoothing minus the row's large batch; `closed` and `narrowed` (module
+    docstring), as fractions with Fieller intervals, each over the repeats common to its cells, `closed_n` and
+    `narrowed_n`. A share is only given where the interval of the gap without smoothing lies above zero; `note` says
+    what is missing and why, and beside which shares a weak gap stands.
 
     Args:
         study: the study.
@@ -86,6 +89,7 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
     sb, lb, plain_sb, plain_lb = (
         accuracies.get(cell.name, nothing) for cell in (small, large, plain_small, plain_large)
     )
+    stopped = (accuracy_by_repeat(confirmed, cell.name, "test_at_best_epoch") for cell in (small, large))
     common = sb.index.intersection(lb.index)
     gap, to_none = stats.paired_difference(sb, lb), stats.paired_difference(plain_sb, lb)
     row: dict[str, object] = {
@@ -95,6 +99,7 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
         "small_accuracy": (sb.loc[common] if len(common) else sb).mean(),
         "large_accuracy": (lb.loc[common] if len(common) else lb).mean(),
         **_with_interval("gap", gap),
+        **_with_interval("gap_at_best_epoch", stats.paired_difference(*stopped)),
     }  # fmt: skip
     notes = [absence(cell, accuracies, confirmed) for cell in (small, large)]
     if large.smoothing == "none":

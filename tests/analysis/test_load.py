@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from lbstudy.analysis.tables import best, cost, health, targets
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
 from tests.analysis.report.test_page import CELLS, whole_study
+from tests.confirmed_runs import add_run, study_of
+from tests.conftest import TINY_STUDY
 
 LOST_RECORD = "confirm/trials/sgd-b32-none/0001/trial.json"
 LOST_EPOCHS = "confirm/trials/sgd-b128-none/0002/epochs.jsonl"
@@ -132,3 +135,31 @@ def test_trials_without_series_make_a_page(tmp_path: Path):
     pictures = {picture.name: picture for picture in page.collect(folder).pictures}
     assert pictures["learning_curves"].reason == "no run was confirmed and no trial has completed"
     assert pictures["best_learning_rates"].svg
+
+
+CURVE = [
+    {"val_accuracy": 0.5, "val_loss": 1.0, "test_accuracy": 0.51},
+    {"val_accuracy": 0.7, "val_loss": 0.9, "test_accuracy": 0.68},
+    {"val_accuracy": 0.7, "val_loss": 0.8, "test_accuracy": 0.69},
+    {"val_accuracy": 0.6, "val_loss": 1.2, "test_accuracy": 0.61},
+]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("val_accuracy", (2, 0.68)), ("val_loss", (3, 0.69)), ("epochs_to_target", (2, 0.68))],  # of equals the first
+)
+def test_a_run_is_read_where_its_validation_was_best_too(tmp_path: Path, metric: str, expected: tuple[int, float]):
+    tuning = TINY_STUDY["tuning"] | {"metric": metric}
+    tuning |= {"target": {"val_accuracy": 0.6}} if metric.endswith("target") else {}
+    folder = StudyFolder.create(tmp_path / "s", study_of(["sgd"], [32], ["none"], tuning=tuning))
+    add_run(folder, "sgd-b32-none", CURVE)
+    for number, (status, train_on) in enumerate(
+        [("completed", "split"), ("completed", "all"), ("diverged", "split"), ("completed", "split")]
+    ):
+        add_run(folder, "sgd-b32-none", CURVE, number, status, trial=0, run={"train_on": train_on})
+    *_, last = folder.confirmation.each()
+    (folder.confirmation.trial_folder(last) / "epochs.jsonl").unlink()
+    first, *others = load.confirmed(folder)[["best_epoch", "test_at_best_epoch"]].itertuples(index=False)
+    assert tuple(first) == expected
+    assert all(isnan(value) for other in others for value in other)

@@ -282,6 +282,32 @@ def test_a_diverged_run_decides_nothing(tmp_path: Path):
     assert "confirmed runs failed: 1 of sgd-b512-mixup diverged" in claim.comparisons[0].sentence
 
 
+@pytest.mark.parametrize(
+    ("at_best", "verdict", "said"),
+    [
+        (SMALL, "contradicted", ""),
+        ([a - 0.2 for a in SMALL], "cannot tell", "; read where its validation was best, it lost 10.00 ["),
+        ([0.9, 0.7, 0.9, 0.72, 0.85], "contradicted", "; read where its validation was best, it gained 0.60 [−"),
+    ],
+    ids=["the same", "the opposite", "nothing"],
+)
+def test_a_gap_that_turns_where_training_is_stopped_decides_nothing(
+    tmp_path: Path, at_best: list[float], verdict: str, said: str
+):
+    """At the end the large batch gains ten points."""
+    folder = confirmed_study(tmp_path, SGD, {})
+    for repeat, (small, large, best) in enumerate(zip(PLAIN, SMALL, at_best, strict=True)):
+        for name, accuracies in (("sgd-b32-none", [small, small]), ("sgd-b512-none", [best, large])):
+            curve = [{"val_accuracy": v, "test_accuracy": a} for v, a in zip([0.9, 0.8], accuracies, strict=True)]
+            add_run(folder, name, curve, repeat, trial=0)
+    confirmed = load.confirmed(folder)
+    (comparison,) = claims.generalises_worse(SGD, confirmed, gaps.gap_table(SGD, confirmed)).comparisons
+    assert comparison.verdict == verdict
+    assert comparison.sentence.endswith("]." if said else "(n = 5).")
+    assert said in comparison.sentence
+    assert (comparison.need == claims.WHEN_STOPPED) == (verdict == "cannot tell")
+
+
 def test_a_run_that_hardly_learnt_decides_nothing(tmp_path: Path):
     large = [0.10, 0.812, 0.818, 0.801, 0.809]
     confirmed = confirmed_frame(tmp_path, SGD, {"sgd-b32-none": SMALL, "sgd-b512-none": large})

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lbstudy.analysis import stats
+from lbstudy.analysis import load, stats
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps
-from tests.confirmed_runs import confirmed_frame, study_of
+from tests.confirmed_runs import add_run, confirmed_frame, confirmed_study, study_of
 
 STUDY = study_of(["sgd", "kfac"], [32, 128, 512], ["none", "mixup"])
 SMALL = [0.90, 0.91, 0.89]
@@ -50,6 +50,22 @@ def test_gap_with_its_paired_interval(closing):
     assert 0.01 / 3**0.5 * 5 < row["resolvable"] < 0.01 / 3**0.5 * 6  # t(2) asks for 5.65 standard errors
     assert isnan(row["closed"])
     assert row["note"] == ""
+
+
+def test_gap_where_each_run_is_read_at_its_best_epoch(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {})
+    curves = {"sgd-b32-none": [0.92, 0.80], "sgd-b128-none": [0.70, 0.85]}  # the small batch over-fits
+    for name, accuracies in curves.items():
+        for repeat, off in enumerate([0, 0.01, 0.03]):
+            curve = [
+                {"val_accuracy": a, "test_accuracy": a - (off if name == "sgd-b32-none" else 0)} for a in accuracies
+            ]
+            add_run(folder, name, curve, repeat, trial=0)
+    row = gaps.gap_table(STUDY, load.confirmed(folder)).query("optimizer == 'sgd'").iloc[0]
+    interval = scipy_stats.ttest_1samp([0.07, 0.06, 0.04], 0).confidence_interval(0.95)
+    found = [row[f"gap_at_best_epoch{end}"] for end in ("", "_low", "_high")]
+    assert found == pytest.approx([0.17 / 3, *interval])
+    assert row["gap"] == pytest.approx(-0.05 - 0.04 / 3)
 
 
 def test_share_closed_and_narrowed(closing):
