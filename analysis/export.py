@@ -14,6 +14,7 @@ from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
+from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec
 
 DICTIONARY = "columns.md"
@@ -53,6 +54,8 @@ COLUMNS = {
     "clean_train_accuracy": "share of the training images, as they are, classified correctly, 0 to 1",
     "test_loss": "mean cross-entropy on the test set, nats",
     "test_accuracy": "share of the test set classified correctly, 0 to 1",
+    "best_epoch": "epoch after which the validation metric was best, the first of equals; of runs that completed",
+    "test_at_best_epoch": "test_accuracy after that epoch: what early stopping would have reached",
     "learning_rate": "rate of the epoch's last step",
     "gradient_norm": "Euclidean norm of the gradient before clipping, mean over the epoch's steps",
     "fallbacks": "K-FAC: inversions, since the run began, of what was not positive definite at first",
@@ -77,6 +80,9 @@ def export(folder: StudyFolder, to: StoragePath) -> list[StoragePath]:
 
     Returns:
         The files, the dictionary last.
+
+    Raises:
+        StudyError: the folder cannot be written.
     """
     study, found = folder.study(), tables(folder)
     contents: dict[str, bytes] = {}
@@ -85,9 +91,12 @@ def export(folder: StudyFolder, to: StoragePath) -> list[StoragePath]:
         frame.to_parquet(out, index=False)
         contents |= {f"{name}.parquet": out.getvalue(), f"{name}.csv": frame.to_csv(index=False).encode()}
     contents[DICTIONARY] = dictionary(study, found).encode()
-    storage.make_folder(to)
-    for file, content in contents.items():
-        storage.write(to / file, content)
+    try:
+        storage.make_folder(to)
+        for file, content in contents.items():
+            storage.write(to / file, content)
+    except OSError as error:
+        raise StudyError(f"{to}: cannot be written: {error.strerror or error}") from error
     return [to / file for file in contents]
 
 

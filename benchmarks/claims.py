@@ -58,7 +58,7 @@ def runs_frame(study: StudySpec, values: dict[Cell, np.ndarray], name: str) -> p
         "cell": [cell.name for cell in cells], "optimizer": [cell.optimizer for cell in cells],
         "batch_size": [cell.batch_size for cell in cells], "smoothing": [cell.smoothing for cell in cells],
         "number": repeats, "repeat": repeats, "trial": 0, "rank": pd.array([0] * len(cells), "Int64"),
-        "status": "completed", "train_on": "split", name: np.concatenate(list(values.values())),
+        "published": False, "status": "completed", "train_on": "split", name: np.concatenate(list(values.values())),
     }  # fmt: skip
     text = ["cell", "optimizer", "smoothing", "status", "train_on"]
     return pd.DataFrame(columns).astype(dict.fromkeys(text, object))  # which compare twice as fast as strings

@@ -30,6 +30,7 @@ from lbstudy.analysis.report.sentences import (
     smoothed,
     worded,
 )
+from lbstudy.analysis.tables import published
 from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.analysis.tables.minima import MEASURES
 from lbstudy.analysis.tables.targets import (
@@ -213,6 +214,7 @@ def _beside_steps(
                 yield Comparison(None, _steps(study, one, other, target, found, stages).sentence)
     if tuned_for_steps(study):
         return
+    yield from outdone(confirmed, (kfac.name, sgd.name))
     lead = stats.paired_difference(accuracy_by_repeat(confirmed, kfac.name), accuracy_by_repeat(confirmed, sgd.name))
     if not isnan(lead.low):
         yield Comparison(
@@ -296,6 +298,7 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
             if {verdict, stopped} == {"supported", "contradicted"}:
                 verdict, need = "cannot tell", WHEN_STOPPED
             comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
+            beside += outdone(confirmed, _cells(study, row, ["none"]))
         elif not isnan(row["gap"]):
             beside.append(Comparison(None, sentence))
     return Claim(
@@ -449,6 +452,22 @@ def lost(confirmed: pd.DataFrame, cells: Iterable[str]) -> str:
             failed
         )
     return f" This decides nothing, since confirmed runs failed: {', '.join(found)}." if found else ""
+
+
+def outdone(confirmed: pd.DataFrame, cells: Iterable[str]) -> list[Comparison]:
+    """A sentence for each of these cells whose published configuration did better than the one that was chosen."""
+    found = []
+    for cell in cells:
+        if lead := published.outdone(confirmed, cell):
+            found.append(
+                Comparison(
+                    None,
+                    f"Tuning has not found {cell}’s best: a published configuration, which it did not choose, reached "
+                    f"{points(lead.value)} points [{points(lead.low)}, {points(lead.high)}] more test accuracy "
+                    f"({count(lead.n)}).",
+                )
+            )
+    return found
 
 
 def _ratio(first: pd.Series, second: pd.Series) -> stats.Mean:

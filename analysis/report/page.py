@@ -159,6 +159,7 @@ def collect(folder: StudyFolder) -> Report:
         lead=lead(study, gap_table, configs),
         questions=questions,
         missing=health.list_missing(study, trials, confirmed)
+        + health.list_absent(study)
         + load.list_damaged(trials, confirmed, epochs)
         + [sentences.capitalise(part) + "." for part in minima_table.list_left_out(minima, sharpness, lines)],
         health=evidence.health_marks(findings),

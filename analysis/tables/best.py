@@ -228,12 +228,13 @@ def for_reading(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
             return "-"
         if not isinstance(value, float):
             return str(value)
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.{digits}g}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else stats.written(value, digits)
 
     shown = table.map(text).astype(object)
     for name in [c for c in shown if f"{c}_low" in shown and f"{c}_high" in shown]:
         low, high = shown.pop(f"{name}_low"), shown.pop(f"{name}_high")
-        shown[name] = shown[name].where(low == "-", shown[name] + " [" + low + ", " + high + "]")
+        bare = (low == "-") | (shown[name] == "-")  # an interval alone is none
+        shown[name] = shown[name].where(bare, shown[name] + " [" + low + ", " + high + "]")
     for name in [c for c in shown if f"{c}_sd" in shown]:
         sd = shown.pop(f"{name}_sd")
         shown[name] = shown[name].where(sd == "-", shown[name] + " ± " + sd)

@@ -11,6 +11,7 @@ Convergence and over-fitting are judged on the confirmed runs of a cell's best c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil, inf, isinf, isnan, sqrt
 from typing import Literal, NamedTuple
 
@@ -67,7 +68,7 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
             "divergence": divergence(count_statuses(trials, cell.name), count_statuses(winners(confirmed), cell.name)),
             "edge": edge(part, cell, best),
             **(
-                {"convergence": convergence(series, study.tuning.metric)}
+                {"pruning": pruning(study, cell, trials, best), "convergence": convergence(series, study.tuning.metric)}
                 if times is None
                 else {"target": reaches_target(study, cell, best, times)}
             ),
@@ -143,6 +144,26 @@ def edge(study: StudySpec, cell: Cell, best: pd.DataFrame) -> Finding:
     if at_end:
         return Finding("warning", f"The best value may lie outside the range: {', '.join(at_end)}.")
     return Finding("ok", "The best values lie inside their ranges.")
+
+
+def pruning(study: StudySpec, cell: Cell, trials: pd.DataFrame, best: pd.DataFrame) -> Finding:
+    """Whether a pruned trial was ahead of the one that was chosen, which is the best of those that completed."""
+    if cell.name not in best.index:
+        return Finding("cannot tell", "No trial has completed.")
+    metric, sign = study.tuning.metric, 1 if study.tuning.direction == "maximize" else -1
+    chosen = best.loc[cell.name]
+    pruned = trials[(trials["cell"] == cell.name) & (trials["status"] == "pruned")]
+    ahead = pruned[sign * (pruned[metric] - chosen[metric]) > 0]
+    if ahead.empty:
+        return Finding("ok", f"None of {len(pruned)} pruned trials was ahead of the one that was chosen.")
+    first = ahead.loc[(sign * ahead[metric]).idxmax()]
+    which = ", a published one among them," if ahead["published"].any() else ""
+    return Finding(
+        "warning",
+        f"{len(ahead)} of {len(pruned)} pruned trials{which} had been ahead of the one that was chosen: {metric} "
+        f"{first[metric]:.4g} at epoch {first['epochs']} against {chosen[metric]:.4g} at epoch {chosen['epochs']}. "
+        "Whether one would have ended better, or over-fitted, a longer grace period or no pruner would tell.",
+    )
 
 
 def convergence(curves: pd.DataFrame, metric: str) -> Finding:
@@ -384,10 +405,30 @@ def list_missing(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     most = max(begun.values(), default=0)
     fewer = [f"{name} has {count} of {most} confirmed runs; `lbstudy confirm` goes on." for name, count in begun.items()
              if 0 < count < most]  # fmt: skip
-    missing += fewer
+    missing += [*fewer, *_fewer_published(trials, confirmed, most)]
     if completed and max(completed) == 1:
         missing.append("One seed a cell: there are no intervals, and no difference can be told from noise.")
     missing += [_lost_runs(count_statuses(runs, cell.name), cell.name) for cell in cells]
+    return [sentence for sentence in missing if sentence]
+
+
+def _fewer_published(trials: pd.DataFrame, confirmed: pd.DataFrame, most: int) -> Iterator[str]:
+    """Published configurations that have fewer confirmed runs than the best ones, once others have been confirmed."""
+    runs = confirmed[confirmed["published"].astype(bool)]
+    if len(winners(runs)) == len(runs):
+        return
+    for cell, trial in trials.loc[trials["published"].astype(bool), ["cell", "number"]].itertuples(index=False):
+        own = runs[(runs["cell"] == cell) & (runs["trial"] == trial)]
+        if len(own) < most and winners(own).empty:
+            yield (
+                f"A published configuration of {cell} has {len(own)} of {most} confirmed runs; "
+                "`lbstudy confirm --published` goes on."
+            )
+
+
+def list_absent(study: StudySpec) -> list[str]:
+    """Which of the sources' questions a study does not ask, in sentences."""
+    cells, missing = study.list_cells(), list[str]()
     if len({cell.batch_size for cell in cells}) == 1:
         missing.append("One batch size: there is no gap between small and large batches.")
     smoothings = {cell.smoothing for cell in cells}
@@ -397,7 +438,7 @@ def list_missing(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
         missing.append("No smoothing: nothing closes the gap.")
     if "kfac" not in {cell.optimizer for cell in cells}:
         missing.append("No K-FAC: nothing can be said about second-order optimisation.")
-    return [sentence for sentence in missing if sentence]
+    return missing
 
 
 def _lost_runs(counts: dict[str, int], cell: str) -> str:

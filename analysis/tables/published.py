@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis import load, stats
-from lbstudy.analysis.tables.best import accuracy_by_repeat, with_factors
+from lbstudy.analysis.tables.best import accuracy_by_repeat, winners, with_factors
 from lbstudy.records.folder import StudyFolder
 
 SAME = "it is the best one"
@@ -16,6 +16,27 @@ FOUND: dict[str, Any] = {
     "val_accuracy": float, "test_accuracy": float, "test_accuracy_low": float, "test_accuracy_high": float, "n": int,
     "tuning_adds": float, "tuning_adds_low": float, "tuning_adds_high": float, "note": str,
 }  # fmt: skip
+
+
+def outdone(confirmed: pd.DataFrame, cell: str) -> stats.Mean | None:
+    """By how much the strongest published configuration of a cell surely beats the one that tuning chose, in test
+    accuracy, paired by seed; None where none does.
+
+    Args:
+        confirmed: `load.confirmed` of the study's folder.
+        cell: its name.
+    """
+    runs = confirmed[(confirmed["cell"] == cell) & (confirmed["status"] == "completed")]
+    runs = runs[runs["published"].astype(bool)]
+    rivals = runs[~runs.index.isin(winners(runs).index)]
+    if rivals.empty:
+        return None
+    chosen = accuracy_by_repeat(confirmed, cell)
+    leads = [
+        stats.paired_difference(found.set_index("repeat")["test_accuracy"].astype(float), chosen)
+        for _, found in rivals.groupby("trial")
+    ]
+    return max((lead for lead in leads if lead.low > 0), key=lambda lead: lead.value, default=None)
 
 
 def published_table(folder: StudyFolder) -> pd.DataFrame:

@@ -36,15 +36,18 @@ def begin(folder: Path, place: Place | None) -> list[Path]:
     """Write a study to begin with into a folder, and the files of a place; returns their paths.
 
     Raises:
-        StudyError: one of them is there already; nothing is written.
+        StudyError: one of them is there already, and nothing is written; or the folder cannot be written.
     """
     sources = {FIRST_STUDY: Path(__file__).with_name("first_study.yaml"), SCHEMA: _shipped(f"search_spaces/{SCHEMA}")}
     sources |= {name: _shipped(name) for name in (FILES[place] if place else [])}
     if there := [str(folder / name) for name in sources if (folder / name).exists()]:
         raise StudyError(f"{', '.join(there)}: already there, and not overwritten; choose another folder")
-    for name, source in sources.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / name)
+    try:
+        for name, source in sources.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+    except OSError as error:
+        raise StudyError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return [folder / name for name in sources]
 
 

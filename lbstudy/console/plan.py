@@ -97,7 +97,7 @@ def print_plan(study: StudySpec, source: StudyFile) -> Datasets:
     except StudyError as error:
         lanes = f"not on this machine: {error}"
     out.print(f"resources: {resources.workers} worker{'s' * (resources.workers != 1)} a trial, {each} each; {lanes}")
-    varied = {key.removeprefix("fixed.") for key in study.factors}
+    varied = {key.removeprefix("fixed.") for key in study.factors} | set(study.search)  # ranges are in the table
     used = study.methods
     settings = {f"{m}.{k}": v for m, entry in study.fixed.settings.items() if m in used for k, v in entry.items()}
     fixed = study.fixed.numbers | {key: show(value) for key, value in settings.items() if value not in (None, [])}

@@ -161,7 +161,8 @@ def table(
             print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}", names=names)
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
-    _tell(health.list_missing(spec, trials, confirmed) + load.list_damaged(trials, confirmed, epochs))
+    absent = health.list_absent(spec) if kind is TableKind.gap else []
+    _tell(health.list_missing(spec, trials, confirmed) + absent + load.list_damaged(trials, confirmed, epochs))
 
 
 @results.command()
@@ -209,12 +210,14 @@ def figures(
 @results.command()
 def report(study: Folder) -> None:
     """Write the study's report, one self-contained page: the answer, the evidence, and what is missing."""
+    from lbstudy.analysis import load
     from lbstudy.analysis.report import page as report
 
-    folder = StudyFolder.open(study)
+    folder = load.Snapshot(StudyFolder.open(study))
     with err.status("drawing the figures"):
         path = report.write(folder)
     print(path)
+    _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
 
 
 @results.command()

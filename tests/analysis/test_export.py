@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from lbstudy.analysis import export, load
 from lbstudy.console.cli import app
 from lbstudy.records.folder import StudyFolder
+from lbstudy.study.file import StudyError
 from tests.analysis.report.test_page import study_of, whole_study
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
@@ -86,3 +87,10 @@ def test_exported_again_it_replaces(tmp_path):
     first = {path.name: path.read_bytes() for path in export.export(folder, tmp_path / "a")}
     again = {path.name: path.read_bytes() for path in export.export(folder, tmp_path / "a")}
     assert first == again
+
+
+def test_a_file_where_the_folder_is_to_be_is_one_error(tmp_path):
+    folder = whole_study(tmp_path / "s", study_of(["sgd"], [32], ["none"]))
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="file: cannot be written: "):
+        export.export(folder, tmp_path / "file")

@@ -49,3 +49,9 @@ def test_every_cluster_file_of_the_source_tree_is_written_for_some_place():
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "clusters").rglob("*") if path.is_file()}
     assert shipped | {"cluster.yaml"} == {name for names in FILES.values() for name in names}
     assert all((ROOT / f"docs/cluster/{place.value}.md").is_file() for place in Place)
+
+
+def test_a_file_where_the_folder_is_to_be_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="file: cannot be written: "):
+        begin(tmp_path / "file", None)

@@ -308,6 +308,23 @@ def test_a_gap_that_turns_where_training_is_stopped_decides_nothing(
     assert (comparison.need == claims.WHEN_STOPPED) == (verdict == "cannot tell")
 
 
+@pytest.mark.parametrize(("ahead", "said"), [(0.03, True), (0.001, False)])
+def test_a_published_configuration_that_did_better_stands_beside_the_claim(tmp_path: Path, ahead: float, said: bool):
+    folder = confirmed_study(tmp_path, SGD, {"sgd-b32-none": SMALL, "sgd-b512-none": PLAIN})
+    for repeat, accuracy in enumerate(PLAIN):
+        other = accuracy + ahead + 0.002 * (repeat - 2)
+        add_run(
+            folder, "sgd-b512-none", [{"test_accuracy": other}], 10 + repeat, trial=1, repeat=repeat, published=True
+        )
+    confirmed = load.confirmed(folder)
+    first, *others = claims.generalises_worse(SGD, confirmed, gaps.gap_table(SGD, confirmed)).comparisons
+    interval = scipy_stats.ttest_1samp(100 * (ahead + 0.002 * np.arange(-2, 3)), 0).confidence_interval()
+    reached = f"reached 3.00 points [{interval.low:.2f}, {interval.high:.2f}] more test accuracy (n = 5)"
+    assert [reached in other.sentence for other in others] == [True] * said
+    assert (first.verdict, {other.verdict for other in others}) == ("supported", {None} if said else set())
+    assert "sgd-b512-none" in "".join(other.sentence for other in others) or not said
+
+
 def test_a_run_that_hardly_learnt_decides_nothing(tmp_path: Path):
     large = [0.10, 0.812, 0.818, 0.801, 0.809]
     confirmed = confirmed_frame(tmp_path, SGD, {"sgd-b32-none": SMALL, "sgd-b512-none": large})

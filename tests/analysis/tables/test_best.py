@@ -211,6 +211,11 @@ def test_an_interval_is_read_beside_its_estimate():
     assert tables.for_reading(table).to_dict("list") == {"gap": ["0.5 [0.125, 1]", "0.25"], "low": ["1", "2"]}
 
 
+def test_large_numbers_are_written_out_and_an_interval_alone_is_none():
+    table = pd.DataFrame({"steps": [1437.2, nan], "steps_low": [1185.4, 128.0], "steps_high": [17640.5, inf]})
+    assert tables.for_reading(table, digits=3)["steps"].tolist() == ["1440 [1190, 17600]", "-"]
+
+
 @pytest.mark.parametrize("style", ESCAPED)
 def test_a_table_without_rows_has_its_columns(style: str):
     assert "gap" in tables.render(pd.DataFrame(columns=["gap", "n"]), style) or style == "json"  # type: ignore[arg-type]

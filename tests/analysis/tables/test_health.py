@@ -13,9 +13,10 @@ from lbstudy.analysis.tables import health
 from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import StudySpec
 from tests.confirmed_runs import PARAMS, add_run, confirmed_study, study_of
+from tests.conftest import TINY_STUDY
 
 STUDY = study_of(["sgd", "kfac"], [32, 128], ["none"])
-CHECKS = ["budget", "divergence", "edge", "convergence", "learning", "over-fitting"]
+CHECKS = ["budget", "divergence", "edge", "pruning", "convergence", "learning", "over-fitting"]
 
 
 def counts(**given: int) -> dict[str, int]:
@@ -53,6 +54,37 @@ def test_divergence(trials, confirmed, verdict: str, words: str):
     found = health.divergence(trials, confirmed)
     assert found.verdict == verdict
     assert words in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "verdict", "words"),
+    [
+        (
+            "val_accuracy",
+            [0.6, 0.64, 0.7],
+            "warning",
+            "2 of 3 pruned trials, a published one among them, had been ahead",
+        ),
+        ("val_accuracy", [0.5, 0.6, 0.62], "ok", "None of 3 pruned trials"),
+        ("val_loss", [0.6, 0.64, 0.7], "warning", "val_loss 0.6 at epoch 2 against 0.62 at epoch 4"),
+    ],
+)
+def test_a_pruned_trial_that_was_ahead(tmp_path: Path, metric: str, values: list[float], verdict: str, words: str):
+    study = study_of(["sgd"], [32], ["none"], tuning=TINY_STUDY["tuning"] | {"metric": metric})
+    folder = StudyFolder.create(tmp_path / "s", study)
+    for number, value in enumerate(values):
+        add_run(folder, "sgd-b32-none", [{metric: value}] * 2, number, "pruned", published=number == 1)
+    assert pruning(folder).verdict == "cannot tell"
+    add_run(folder, "sgd-b32-none", [{metric: 0.62}] * 4, 3)
+    found = pruning(folder)
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
+def pruning(folder: StudyFolder) -> health.Finding:
+    study, trials = folder.study(), load.trials(folder)
+    (cell,) = study.list_cells()
+    return health.pruning(study, cell, trials, tables.best_trials(study, trials).set_index("cell"))
 
 
 def test_convergence_of_a_line_and_of_a_plateau():
@@ -226,7 +258,7 @@ def test_table_of_a_study(tmp_path: Path):
     add_run(folder, "sgd-b128-none", [{"val_accuracy": 0.95}], number=1, params={"learning_rate": 9e5})
     folder.keep_data({"digits": {"classes": 10}})
     table = health.health_table(folder)
-    assert len(table) == 4 * 6 + 2
+    assert len(table) == 4 * 7 + 2
     found = {(row.cell, row.check): row for row in table.itertuples()}
     assert found["sgd-b32-none", "convergence"].verdict == "warning"
     assert "n = 1" in found["sgd-b32-none", "convergence"].sentence  # the other two have one epoch
@@ -304,7 +336,9 @@ def test_curves_are_those_of_the_best_trial_where_nothing_is_confirmed(tmp_path:
 
 
 def missing(folder: StudyFolder) -> str:
-    return " ".join(health.list_missing(folder.study(), load.trials(folder), load.confirmed(folder)))
+    study = folder.study()
+    found = health.list_missing(study, load.trials(folder), load.confirmed(folder))
+    return " ".join([*found, *health.list_absent(study)])
 
 
 def test_nothing_is_missing(tmp_path: Path):
@@ -330,13 +364,24 @@ def test_what_is_missing_is_said(tmp_path: Path):
     assert "No smoothing" in missing(folder)
 
 
+def test_published_configurations_with_fewer_runs_are_missing(tmp_path: Path):
+    folder = confirmed_study(tmp_path / "s", STUDY, {cell.name: [0.9, 0.91] for cell in STUDY.list_cells()})
+    for cell in ("sgd-b32-none", "sgd-b128-none"):
+        add_run(folder, cell, [{"val_accuracy": 0.1}], 1, "pruned", published=True)
+    assert "published configuration" not in missing(folder)  # nobody asked for them
+    add_run(folder, "sgd-b128-none", [{"test_accuracy": 0.9}], 5, trial=1, repeat=0, published=True)
+    said = missing(folder)
+    assert "A published configuration of sgd-b32-none has 0 of 2 confirmed runs; `lbstudy confirm --published`" in said
+    assert "A published configuration of sgd-b128-none has 1 of 2 confirmed runs" in said
+
+
 def test_a_cell_whose_trials_all_diverged(tmp_path: Path):
     folder = StudyFolder.create(tmp_path / "s", study_of(["sgd"], [32], ["none"]))
     for number in range(4):
         add_run(folder, "sgd-b32-none", [{"val_loss": np.nan}], number=number, status="diverged")
     assert "sgd-b32-none has no result: of 4 trials none completed, 0 were pruned and 4 diverged." in missing(folder)
     table = health.health_table(folder).set_index("check")
-    assert table["verdict"].to_dict() == dict(zip(CHECKS, ["ok", "warning", *["cannot tell"] * 4], strict=True))
+    assert table["verdict"].to_dict() == dict(zip(CHECKS, ["ok", "warning", *["cannot tell"] * 5], strict=True))
 
 
 def test_an_empty_study_renders(tmp_path: Path):
