@@ -156,7 +156,7 @@ def pruning(study: StudySpec, cell: Cell, trials: pd.DataFrame, best: pd.DataFra
     ahead = pruned[sign * (pruned[metric] - chosen[metric]) > 0]
     if ahead.empty:
         return Finding("ok", f"None of {len(pruned)} pruned trials was ahead of the one that was chosen.")
-    first = ahead.loc[(sign * ahead[metric]).idxmax()]
+    first = ahead.sort_values(metric, ascending=sign < 0).iloc[0]
     which = ", a published one among them," if ahead["published"].any() else ""
     return Finding(
         "warning",
