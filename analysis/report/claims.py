@@ -289,7 +289,8 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
     """A large batch generalises worse. `gaps`: `gaps.gap_table`. Gaps with a smoothing are told beside the claim."""
     comparisons, beside = [], []
     for row in at_largest_batch(gaps):
-        warning = lost(confirmed, _cells(study, row, [row["smoothing"]]))
+        cells = _cells(study, row, [row["smoothing"]])
+        warning = lost(confirmed, cells)
         sentence = gap_sentence(worded(row, study)) + warning
         if row["smoothing"] == "none":
             verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
@@ -298,9 +299,9 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
             if {verdict, stopped} == {"supported", "contradicted"}:
                 verdict, need = "cannot tell", WHEN_STOPPED
             comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
-            beside += outdone(confirmed, _cells(study, row, ["none"]))
+            beside += outdone(confirmed, cells)
         elif not isnan(row["gap"]):
-            beside.append(Comparison(None, sentence))
+            beside += [Comparison(None, sentence), *outdone(confirmed, cells)]
     return Claim(
         "generalisation",
         "A large batch generalises worse.",
