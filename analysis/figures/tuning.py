@@ -381,7 +381,7 @@ def draw_tuning_curves(info: TuningCurves) -> Figure:
     encoding = Encoding.of(info.study)
     counts = info.points.groupby("cell")["k"].max()
     goal, unit = info.study.tuning.goal, _unit(info.study)
-    lost = "diverged trials count with accuracy 0"
+    lost = "diverged trials count with accuracy 0, pruned ones with what they had, published ones not at all"
     if goal:
         lost = "those that did not reach it count with the whole budget, and a cell without any that did has no curve"
     what = f"fewest {unit} to {goal}" if goal else "best validation accuracy"
