@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import replace
 from math import nan
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -138,28 +139,50 @@ def test_a_whole_study(tmp_path: Path):
     assert "data digits; augmentation: crop" in page.text.replace("\n", " ")  # what was fixed
 
 
+def without_figures(patch: pytest.MonkeyPatch) -> None:
+    """They take seconds."""
+    nothing = figures.Drawing("learning_curves", "Accuracy & loss", None, "not <here>", "learning_curves")
+    patch.setattr(figures, "draw_all", lambda folder, **at_most: [nothing])
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without figures, which take seconds."""
-    nothing = figures.Drawing("learning_curves", "Accuracy & loss", None, "not <here>", "learning_curves")
-    monkeypatch.setattr(figures, "draw_all", lambda folder, **at_most: [nothing])
+    """Without figures."""
+    without_figures(monkeypatch)
 
 
-def test_the_verdicts_of_a_whole_study(quick: None, tmp_path: Path):
-    found = {claim.name: claim.verdict for claim in report.collect(whole_study(tmp_path / "s")).questions}
+class Whole(NamedTuple):
+    """A whole study and its page, without figures, for tests that only look."""
+
+    study: StudySpec
+    found: report.Report
+    page: Page
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    with pytest.MonkeyPatch.context() as patch:
+        without_figures(patch)
+        folder = whole_study(tmp_path_factory.mktemp("whole") / "s")
+        found = report.collect(folder)
+        report.write(folder, report=found)
+        return Whole(folder.study(), found, Page((folder.path / "report.html").read_text(encoding="utf-8")))
+
+
+def test_the_verdicts_of_a_whole_study(whole: Whole):
+    found = {claim.name: claim.verdict for claim in whole.found.questions}
     assert found["steps"] == "supported"
     assert found["generalisation"] == "supported"
     assert found["minima"] == "cannot tell"
 
 
-def test_the_first_screen_has_verdicts_with_signs_and_three_sentences_at_most(quick: None, tmp_path: Path):
-    folder = whole_study(tmp_path / "s")
-    text = page_of(folder).markup
+def test_the_first_screen_has_verdicts_with_signs_and_three_sentences_at_most(whole: Whole):
+    text = whole.page.markup
     first_screen = text[text.index("<body>") : text.index('<section id="questions">')]
     strip = re.search(r'<ul class="strip">(.*?)</ul>', first_screen, re.DOTALL)
     assert strip
     signs = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
-    judged = [question for question in report.collect(folder).questions if question.verdict]
+    judged = [question for question in whole.found.questions if question.verdict]
     assert len(judged) == strip[1].count("<li>") == 4
     for question in judged:
         card = re.search(rf'<a class="([^"]*)" href="#claim-{question.name}">(.*?)</a>', strip[1], re.DOTALL)
@@ -172,10 +195,10 @@ def test_the_first_screen_has_verdicts_with_signs_and_three_sentences_at_most(qu
     assert "8 trials, 24 confirmed runs" in first_screen
 
 
-def test_rules_tables_and_conditions_are_folded_away(quick: None, tmp_path: Path):
-    text = page_of(whole_study(tmp_path / "s")).markup
+def test_rules_tables_and_conditions_are_folded_away(whole: Whole):
+    text = whole.page.markup
     folded = "".join(re.findall(r"<details(?: id=\S+)?>(.*?)</details>", text, re.DOTALL))
-    for question in report.collect(StudyFolder.open(str(tmp_path / "s"))).questions:
+    for question in whole.found.questions:
         assert str(report.prose(question.rule)) in folded
     assert '<div id="best">' in folded
     assert "<dt>model</dt>" in folded
@@ -199,26 +222,23 @@ def test_an_open_claim_says_what_it_would_take(quick: None, tmp_path: Path):
     assert "More seeds would hardly decide it" in page_of(folder).text
 
 
-def test_best_values_are_drawn_in_their_ranges(quick: None, tmp_path: Path):
-    folder = whole_study(tmp_path / "s")
-    (best, *_) = report.collect(folder).tables
-    study = folder.study()
+def test_best_values_are_drawn_in_their_ranges(whole: Whole):
+    (best, *_), study = whole.found.tables, whole.study
     cell = study.list_cells()[0]
     place = best.places[0, "learning_rate"]
     searched = study.ranges(cell)["learning_rate"]
     assert place.position == pytest.approx(searched.position(PARAMS["learning_rate"]))
     assert place.edge == (searched.edge(PARAMS["learning_rate"]) is not None)
-    drawn = re.findall(r'class="range(?: edge)?".*?M([\d.]+) 0V10', page_of(folder).markup)
+    drawn = re.findall(r'class="range(?: edge)?".*?M([\d.]+) 0V10', whole.page.markup)
     assert len(drawn) == len(best.places)
     assert float(drawn[0]) == pytest.approx(1 + 60 * place.position, abs=0.06)
 
 
-def test_health_is_a_line_of_marks(quick: None, tmp_path: Path):
-    folder = whole_study(tmp_path / "s")
-    marks = {mark.check: mark for mark in report.collect(folder).health}
+def test_health_is_a_line_of_marks(whole: Whole):
+    marks = {mark.check: mark for mark in whole.found.health}
     assert (marks["budget"].verdict, marks["budget"].cells, marks["budget"].of) == ("warning", 8, 8)
     assert marks["divergence"].verdict == "ok"
-    assert "! budget 8 of 8" in page_of(folder).text
+    assert "! budget 8 of 8" in whole.page.text
 
 
 def test_a_page_leaves_out_figures_that_make_it_too_large_and_keeps_those_of_the_questions(monkeypatch):
@@ -232,13 +252,12 @@ def test_a_page_leaves_out_figures_that_make_it_too_large_and_keeps_those_of_the
     assert found[1].reason == "nothing"
 
 
-def test_another_question_is_one_entry(tmp_path: Path, quick: None):
-    folder = whole_study(tmp_path / "s")
+def test_another_question_is_one_entry(whole: Whole):
     drawing = Picture("odd", "odd", "An odd figure", Markup('<svg role="img"></svg>'), "")
     asked = Question(
         "odd", "Is it odd?", [Comparison(None, "It is <odd>.")], "By `counting`.", ["none", "odd"], ["best", "nowhere"]
     )
-    found = report.collect(folder)
+    found = whole.found
     text = report.render(replace(found, questions=[*found.questions, asked], pictures=[drawing]))
     article = text[text.index('<article id="claim-odd" class="question plain">') :]
     assert "It is &lt;odd&gt;." in article
@@ -389,7 +408,8 @@ def test_caveats_say_what_a_reader_must_know(tmp_path: Path):
 
 def test_a_gap_that_no_accuracies_can_have_is_not_called_the_smallest_to_be_seen():
     row = {"optimizer": "K-FAC", "smoothing": "Mixup", "small_batch": 32, "large_batch": 128, "n": 2,
-           "gap": 0.2, "gap_low": -0.5, "gap_high": 0.9}  # fmt: skip
+           "gap": 0.2, "gap_low": -0.5, "gap_high": 0.9,
+           "gap_at_best_epoch": 0.1, "gap_at_best_epoch_low": nan, "gap_at_best_epoch_high": nan}  # fmt: skip
     assert sentences.gap_sentence(row | {"resolvable": 0.05}) == (
         "From batch 32 to 128, K-FAC with Mixup lost 20.00 points of test accuracy [−50.00, 90.00] (n = 2), which cannot "
         "be told from nothing: a gap of 5.00 points would be found four times in five."
