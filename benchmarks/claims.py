@@ -144,7 +144,7 @@ def steps_case(speed: float, end: float = 1, failures: float = 0) -> Draw:
             loss[random.random(seeds) < failures] = 2.3
             losses[cell] = loss
         confirmed = runs_frame(BOTH, {cell: loss[:, -1] for cell, loss in losses.items()}, "clean_train_loss")
-        confirmed["test_accuracy"] = 0.9
+        confirmed[["test_accuracy", "test_at_best_epoch"]] = 0.9
         return claims.fewer_steps(BOTH, confirmed, times_to_sgd(confirmed, losses[sgd], losses))
 
     return draw

@@ -24,7 +24,7 @@ from lbstudy.analysis.report import power
 from lbstudy.analysis.report.sentences import (
     count,
     gap_sentence,
-    points,
+    in_points,
     ratio_words,
     share_sentence,
     smoothed,
@@ -215,12 +215,16 @@ def _beside_steps(
     if tuned_for_steps(study):
         return
     yield from outdone(confirmed, (kfac.name, sgd.name))
-    lead = stats.paired_difference(accuracy_by_repeat(confirmed, kfac.name), accuracy_by_repeat(confirmed, sgd.name))
+    lead, stopped = (
+        stats.paired_difference(*(accuracy_by_repeat(confirmed, cell.name, metric) for cell in (kfac, sgd)))
+        for metric in ("test_accuracy", "test_at_best_epoch")
+    )
     if not isnan(lead.low):
+        at_best = f"; read where validation was best, it is {in_points(stopped)}" if not isnan(stopped.low) else ""
         yield Comparison(
             None,
-            f"Both were tuned for accuracy at the end, neither to get there soon, and at the end K-FAC’s test accuracy "
-            f"less SGD’s is {points(lead.value)} points [{points(lead.low)}, {points(lead.high)}] ({count(lead.n)}).",
+            "Both were tuned for accuracy at the end, neither to get there soon, and at the end K-FAC’s test accuracy "
+            f"less SGD’s is {in_points(lead, ' points')} ({count(lead.n)}){at_best}.",
         )
 
 
@@ -464,8 +468,7 @@ def outdone(confirmed: pd.DataFrame, cells: Iterable[str]) -> list[Comparison]:
                 Comparison(
                     None,
                     f"Tuning has not found {cell}’s best: a published configuration, which it did not choose, reached "
-                    f"{points(lead.value)} points [{points(lead.low)}, {points(lead.high)}] more test accuracy "
-                    f"({count(lead.n)}).",
+                    f"{in_points(lead, ' points')} more test accuracy ({count(lead.n)}).",
                 )
             )
     return found

@@ -164,9 +164,9 @@ def split_tables(study: StudySpec, confirmed: pd.DataFrame, command: Callable[..
 
 BEST = (
     "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
-    "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have). Accuracies are "
-    "fractions. A tick is the best value in the range that was searched; edge: it lies within 5 % of an end, so that a "
-    "better one may lie outside."
+    "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have), after the last epoch, "
+    "and after the one of each run that was best by validation. Accuracies are fractions. A tick is the best value in "
+    "the range that was searched; edge: it lies within 5 % of an end, so that a better one may lie outside."
 )
 PUBLISHED = (
     "Configurations from the literature, trained with the seeds of the best ones (lbstudy confirm --published); what "

@@ -191,6 +191,11 @@ def points(share: float) -> str:
     return _signed(100 * share, ".2f")
 
 
+def in_points(difference: stats.Mean, unit: str = "") -> str:
+    """A difference of accuracies with its interval, as "1.20 points [0.40, 2.00]"."""
+    return f"{points(difference.value)}{unit} [{points(difference.low)}, {points(difference.high)}]"
+
+
 def percent(share: float) -> str:
     """An accuracy in percent."""
     return f"{100 * share:.2f}"

@@ -24,7 +24,7 @@ LOST = ["confirmed_diverged", "confirmed_unfinished"]
 ENDS = ["test_min", "test_max"]
 CONFIRMED: dict[str, Any] = {  # columns of the best configurations where runs have been confirmed
     "test_accuracy": float, "test_sd": float, "n": "Int64", "test_low": float, "test_high": float,
-    **dict.fromkeys(ENDS, float), **dict.fromkeys(LOST, "Int64"),
+    "test_at_best_epoch": float, **dict.fromkeys(ENDS, float), **dict.fromkeys(LOST, "Int64"),
 }  # fmt: skip
 
 FAILED_SHARE = 0.5
@@ -46,11 +46,11 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a better
     value may lie outside. In a study that was tuned for a target there is the best trial's time to it, infinite where
     it was missed, and whether it was `reached`; accuracy, loss and epochs are then those at which the trial ended. A
-    cell without a completed trial has counts but no values. Once runs have been confirmed
-    there is the best configuration's test accuracy too: mean, standard deviation, 95 % interval
-    (`stats.mean_accuracy`), least and largest of the `n` runs that completed, and how many diverged or have not ended
-    well. `workers` is there where runs were trained by different numbers of them. `attrs["damaged"]` says in sentences
-    which records do not count.
+    cell without a completed trial has counts but no values. Once runs have been confirmed there is the best
+    configuration's test accuracy too: mean, standard deviation, 95 % interval (`stats.mean_accuracy`), the mean at each
+    run's best validation epoch (`load.confirmed`), least and largest of the `n` runs that completed, and how many
+    diverged or have not ended well. `workers` is there where runs were trained by different numbers of them.
+    `attrs["damaged"]` says in sentences which records do not count.
     """
     folder = load.Snapshot.of(folder)
     study, trials, confirmed = folder.study(), load.trials(folder), load.confirmed(folder)
@@ -153,8 +153,8 @@ def failed_runs(accuracies: pd.Series) -> int:
 def _confirmed_result(confirmed: pd.DataFrame, cell: str) -> dict[str, object]:
     accuracies = accuracy_by_repeat(confirmed, cell)
     mean, counts = stats.mean_accuracy(accuracies), count_statuses(winners(confirmed), cell)
-    ends = accuracies.min(), accuracies.max()
-    return dict(zip(CONFIRMED, (*mean, *ends, counts["diverged"], counts["running"] + counts["failed"]), strict=True))
+    rest = accuracy_by_repeat(confirmed, cell, "test_at_best_epoch").mean(), accuracies.min(), accuracies.max()
+    return dict(zip(CONFIRMED, (*mean, *rest, counts["diverged"], counts["running"] + counts["failed"]), strict=True))
 
 
 def budget_sentence(study: StudySpec, configs: pd.DataFrame) -> str:
@@ -208,9 +208,9 @@ def lean(configs: pd.DataFrame) -> pd.DataFrame:
 
 def for_terminal(configs: pd.DataFrame) -> pd.DataFrame:
     """The best configurations, narrow enough for a terminal: three digits, the four counts in one column (`c/p/d/f`:
-    completed, pruned, diverged, failed), whose sum the trials are, test accuracy with its interval, and no column that
-    is empty or tells of lost runs where there are none."""
-    shown = for_reading(lean(configs).drop(columns="test_sd", errors="ignore"), digits=3)
+    completed, pruned, diverged, failed), whose sum the trials are, test accuracy after the last epoch with its
+    interval, and no column that is empty or tells of lost runs where there are none."""
+    shown = for_reading(lean(configs).drop(columns=["test_sd", "test_at_best_epoch"], errors="ignore"), digits=3)
     shown.insert(list(shown).index("trials"), "c/p/d/f", shown[COUNTS].agg("/".join, axis=1))
     shown = shown.drop(columns=["trials", *COUNTS])
     return shown.loc[:, [c for c in shown if c == "edge" or (shown[c] != "-").any()]]

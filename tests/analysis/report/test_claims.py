@@ -107,6 +107,24 @@ def test_steps(kfac: list[int], sgd: list[int], verdict: str, tmp_path: Path):
         assert ("no interval" in sentence) == (len(kfac) == 1)
 
 
+def test_what_fewer_steps_are_worth_is_read_at_the_best_epoch_too(tmp_path: Path):
+    folder = confirmed_study(tmp_path, BOTH, {})
+    ends = {
+        "kfac-b128-none": ([0.93, 0.95, 0.94], [0.80, 0.81, 0.83]),
+        "sgd-b128-none": ([0.91, 0.9, 0.92], [0.91, 0.9, 0.92]),
+    }
+    for cell, (best, last) in ends.items():
+        for repeat in range(3):
+            curve = [{"val_accuracy": 0.9, "clean_train_loss": 0.2, "test_accuracy": best[repeat]},
+                     {"val_accuracy": 0.8, "clean_train_loss": 0.1, "test_accuracy": last[repeat]}]  # fmt: skip
+            add_run(folder, cell, curve, repeat, trial=0)
+    confirmed, series = load.confirmed(folder), load.confirmed_epochs(folder)
+    goals = claims.goals(BOTH, confirmed, series)
+    claim = claims.fewer_steps(BOTH, confirmed, {g: targets.winners_times(confirmed, series, g) for g in goals})
+    assert "K-FAC’s test accuracy less SGD’s is −9.67 points [−" in claim.comparisons[-1].sentence
+    assert claim.comparisons[-1].sentence.endswith("; read where validation was best, it is 3.00 [−1.30, 7.30].")
+
+
 SOON = study_of(
     ["sgd", "kfac"], [32, 128], ["none"], evaluate_every=2,
     tuning={"trials": 4, "metric": "steps_to_target", "target": {"val_accuracy": 0.8}},
