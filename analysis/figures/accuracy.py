@@ -149,7 +149,8 @@ def _note(info: Accuracy, left_out: int) -> str:
         low, high = info.cells["n"].min(), info.cells["n"].max()
         seeds = f"{low}" if low == high else f"{low} to {high}"
         bars = ", bars: 95 % intervals of the mean" if info.cells["low"].notna().any() else ""
-        sentences = [f"Best configuration of each cell, mean of n = {seeds} seed{'' if high == 1 else 's'}{bars}."]
+        mean = f"mean of n = {seeds} seed{'' if high == 1 else 's'} after the last epoch"
+        sentences = [f"Best configuration of each cell, {mean}{bars}."]
     if info.lost:
         runs = f"{sum(count for count, _ in info.lost.values())} of {sum(of for _, of in info.lost.values())} runs"
         cells = f"{len(info.lost)} cells" if len(info.lost) > MOST_NAMED else ", ".join(info.lost)
