@@ -186,7 +186,8 @@ def missing(studies: Sequence[Compared]) -> Iterator[str]:
     for name, folder, study in studies:
         trials = load.trials(folder)
         confirmed = load.confirmed(folder)
-        for sentence in health.list_missing(study, trials, confirmed) + load.list_damaged(trials, confirmed):
+        damaged = load.list_damaged(trials, confirmed, load.confirmed_epochs(folder))
+        for sentence in health.list_missing(study, trials, confirmed) + damaged:
             yield f"{name}: {sentence}"
 
 

@@ -82,7 +82,8 @@ def _at_best_epoch(row: dict[str, Any]) -> str:
     if isnan(low) or _side(low, high) == _side(row["gap_low"], row["gap_high"]):
         return ""
     verb, ends = _lost(stopped, low, high)
-    return f"; read where its validation was best, it {verb} {points(abs(stopped))} [{ends}]"
+    known = "" if _side(low, high) else ", which cannot be told from nothing"
+    return f"; read where its validation was best, it {verb} {points(abs(stopped))} [{ends}]{known}"
 
 
 def _lost(gap: float, low: float, high: float) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     frame = pd.DataFrame(rows).astype(types | (CONFIRMED if len(confirmed) else {}))
     if "," not in workers_of(trials, confirmed):  # one number, or none known
         frame = frame.drop(columns="workers")
-    frame.attrs["damaged"] = load.list_damaged(trials, confirmed)
+    frame.attrs["damaged"] = load.list_damaged(trials, confirmed, load.confirmed_epochs(folder))
     return frame
 
 
@@ -153,7 +153,8 @@ def failed_runs(accuracies: pd.Series) -> int:
 def _confirmed_result(confirmed: pd.DataFrame, cell: str) -> dict[str, object]:
     accuracies = accuracy_by_repeat(confirmed, cell)
     mean, counts = stats.mean_accuracy(accuracies), count_statuses(winners(confirmed), cell)
-    rest = accuracy_by_repeat(confirmed, cell, "test_at_best_epoch").mean(), accuracies.min(), accuracies.max()
+    stopped = accuracy_by_repeat(confirmed, cell, "test_at_best_epoch")
+    rest = stopped.mean() if len(stopped) == mean.n else nan, accuracies.min(), accuracies.max()
     return dict(zip(CONFIRMED, (*mean, *rest, counts["diverged"], counts["running"] + counts["failed"]), strict=True))
 
 

@@ -42,8 +42,9 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
 
     Columns: `gap`, small minus large batch under the row's own smoothing, with its 95 % interval over the `n` repeats
     that both cells completed (the two accuracies are means over the same repeats); `gap_at_best_epoch`, the same where
-    each run is read at its best validation epoch, as if it had been stopped there: a small batch makes more updates in
-    the same epochs, and over-fits sooner; `resolvable`, the smallest true gap that so many repeats are likely to show;
+    each run is read at its best validation epoch, as if it had been stopped there, if that is known of all of them: a
+    small batch makes more updates in the same epochs, and over-fits sooner. The configurations are those that were
+    chosen by their last epochs; `resolvable`, the smallest true gap that so many repeats are likely to show;
     `gap_to_none`, the small batch *without* smoothing minus the row's large batch; `closed` and `narrowed` (module
     docstring), as fractions with Fieller intervals, each over the repeats common to its cells, `closed_n` and
     `narrowed_n`. A share is only given where the interval of the gap without smoothing lies above zero; `note` says
@@ -89,7 +90,9 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
     sb, lb, plain_sb, plain_lb = (
         accuracies.get(cell.name, nothing) for cell in (small, large, plain_small, plain_large)
     )
-    stopped = (accuracy_by_repeat(confirmed, cell.name, "test_at_best_epoch") for cell in (small, large))
+    stopped = stats.paired_difference(
+        *(accuracy_by_repeat(confirmed, cell.name, "test_at_best_epoch") for cell in (small, large))
+    )
     common = sb.index.intersection(lb.index)
     gap, to_none = stats.paired_difference(sb, lb), stats.paired_difference(plain_sb, lb)
     row: dict[str, object] = {
@@ -99,7 +102,7 @@ def _row(small: Cell, large: Cell, accuracies: dict[str, pd.Series], confirmed: 
         "small_accuracy": (sb.loc[common] if len(common) else sb).mean(),
         "large_accuracy": (lb.loc[common] if len(common) else lb).mean(),
         **_with_interval("gap", gap),
-        **_with_interval("gap_at_best_epoch", stats.paired_difference(*stopped)),
+        **(_with_interval("gap_at_best_epoch", stopped) if stopped.n == gap.n else {}),
     }  # fmt: skip
     notes = [absence(cell, accuracies, confirmed) for cell in (small, large)]
     if large.smoothing == "none":

@@ -147,7 +147,7 @@ def edge(study: StudySpec, cell: Cell, best: pd.DataFrame) -> Finding:
 
 
 def pruning(study: StudySpec, cell: Cell, trials: pd.DataFrame, best: pd.DataFrame) -> Finding:
-    """Whether a pruned trial was ahead of the one that was chosen, which is the best of those that completed."""
+    """Whether a pruned trial stood higher than the one that was chosen, the best of those that completed, ended."""
     if cell.name not in best.index:
         return Finding("cannot tell", "No trial has completed.")
     metric, sign = study.tuning.metric, 1 if study.tuning.direction == "maximize" else -1
@@ -155,14 +155,15 @@ def pruning(study: StudySpec, cell: Cell, trials: pd.DataFrame, best: pd.DataFra
     pruned = trials[(trials["cell"] == cell.name) & (trials["status"] == "pruned")]
     ahead = pruned[sign * (pruned[metric] - chosen[metric]) > 0]
     if ahead.empty:
-        return Finding("ok", f"None of {len(pruned)} pruned trials was ahead of the one that was chosen.")
+        return Finding("ok", f"None of {len(pruned)} pruned trials stood higher than the chosen one ended.")
     first = ahead.sort_values(metric, ascending=sign < 0).iloc[0]
-    which = ", a published one among them," if ahead["published"].any() else ""
+    which = ", a published one among them," if ahead["published"].astype(bool).any() else ""
     return Finding(
         "warning",
-        f"{len(ahead)} of {len(pruned)} pruned trials{which} had been ahead of the one that was chosen: {metric} "
-        f"{first[metric]:.4g} at epoch {first['epochs']} against {chosen[metric]:.4g} at epoch {chosen['epochs']}. "
-        "Whether one would have ended better, or over-fitted, a longer grace period or no pruner would tell.",
+        f"{len(ahead)} of {len(pruned)} pruned trials{which} stood higher when they were pruned than the chosen one "
+        f"ended: {metric} {first[metric]:.4g} at epoch {first['epochs']} against {chosen[metric]:.4g} at epoch "
+        f"{chosen['epochs']}. Whether one would have ended better, or over-fitted, a longer grace period or no pruner "
+        "would tell.",
     )
 
 
@@ -405,21 +406,23 @@ def list_missing(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
     most = max(begun.values(), default=0)
     fewer = [f"{name} has {count} of {most} confirmed runs; `lbstudy confirm` goes on." for name, count in begun.items()
              if 0 < count < most]  # fmt: skip
-    missing += [*fewer, *_fewer_published(trials, confirmed, most)]
+    missing += [*fewer, *_fewer_published(study, trials, confirmed, most)]
     if completed and max(completed) == 1:
         missing.append("One seed a cell: there are no intervals, and no difference can be told from noise.")
     missing += [_lost_runs(count_statuses(runs, cell.name), cell.name) for cell in cells]
     return [sentence for sentence in missing if sentence]
 
 
-def _fewer_published(trials: pd.DataFrame, confirmed: pd.DataFrame, most: int) -> Iterator[str]:
+def _fewer_published(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame, most: int) -> Iterator[str]:
     """Published configurations that have fewer confirmed runs than the best ones, once others have been confirmed."""
-    runs = confirmed[confirmed["published"].astype(bool)]
-    if len(winners(runs)) == len(runs):
+    runs, best = confirmed[confirmed["published"].astype(bool)], best_trials(study, trials)
+    top = confirmed.drop(runs.index)["rank"].max()  # `confirm --top` has these too
+    if not (runs["rank"].isna() | (runs["rank"] > (0 if pd.isna(top) else top))).any():
         return
+    chosen = set(zip(best["cell"], best["number"], strict=True))
     for cell, trial in trials.loc[trials["published"].astype(bool), ["cell", "number"]].itertuples(index=False):
         own = runs[(runs["cell"] == cell) & (runs["trial"] == trial)]
-        if len(own) < most and winners(own).empty:
+        if len(own) < most and (cell, trial) not in chosen:
             yield (
                 f"A published configuration of {cell} has {len(own)} of {most} confirmed runs; "
                 "`lbstudy confirm --published` goes on."

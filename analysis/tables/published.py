@@ -18,9 +18,10 @@ FOUND: dict[str, Any] = {
 }  # fmt: skip
 
 
-def outdone(confirmed: pd.DataFrame, cell: str) -> stats.Mean | None:
-    """By how much the strongest published configuration of a cell surely beats the one that tuning chose, in test
-    accuracy, paired by seed; None where none does.
+def outdone(confirmed: pd.DataFrame, cell: str) -> tuple[stats.Mean, stats.Mean] | None:
+    """By how much a published configuration of a cell beats the one that tuning chose, in test accuracy paired by seed:
+    after the last epoch, and at the best ones. None where no interval after the last epoch lies above zero; of several
+    the one that leads most, of which chance has its part.
 
     Args:
         confirmed: `load.confirmed` of the study's folder.
@@ -31,12 +32,14 @@ def outdone(confirmed: pd.DataFrame, cell: str) -> stats.Mean | None:
     rivals = runs[~runs.index.isin(winners(runs).index)]
     if rivals.empty:
         return None
-    chosen = accuracy_by_repeat(confirmed, cell)
-    leads = [
-        stats.paired_difference(found.set_index("repeat")["test_accuracy"].astype(float), chosen)
-        for _, found in rivals.groupby("trial")
-    ]
-    return max((lead for lead in leads if lead.low > 0), key=lambda lead: lead.value, default=None)
+    metrics = ("test_accuracy", "test_at_best_epoch")
+    chosen = [accuracy_by_repeat(confirmed, cell, metric) for metric in metrics]
+    leads = []
+    for _, found in rivals.groupby("trial"):
+        own = found.set_index("repeat")[[*metrics]].astype(float)
+        last, stopped = (stats.paired_difference(own[m].dropna(), c) for m, c in zip(metrics, chosen, strict=True))
+        leads += [(last, stopped)] * bool(last.low > 0)
+    return max(leads, key=lambda lead: lead[0].value, default=None)
 
 
 def published_table(folder: StudyFolder) -> pd.DataFrame:

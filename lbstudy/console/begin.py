@@ -40,9 +40,9 @@ def begin(folder: Path, place: Place | None) -> list[Path]:
     """
     sources = {FIRST_STUDY: Path(__file__).with_name("first_study.yaml"), SCHEMA: _shipped(f"search_spaces/{SCHEMA}")}
     sources |= {name: _shipped(name) for name in (FILES[place] if place else [])}
-    if there := [str(folder / name) for name in sources if (folder / name).exists()]:
-        raise StudyError(f"{', '.join(there)}: already there, and not overwritten; choose another folder")
     try:
+        if there := [str(folder / name) for name in sources if (folder / name).exists()]:
+            raise StudyError(f"{', '.join(there)}: already there, and not overwritten; choose another folder")
         for name, source in sources.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)

@@ -63,7 +63,7 @@ def test_divergence(trials, confirmed, verdict: str, words: str):
             "val_accuracy",
             [0.6, 0.64, 0.7],
             "warning",
-            "2 of 3 pruned trials, a published one among them, had been ahead",
+            "2 of 3 pruned trials, a published one among them, stood higher",
         ),
         ("val_accuracy", [0.5, 0.6, 0.62], "ok", "None of 3 pruned trials"),
         ("val_loss", [0.6, 0.64, 0.7], "warning", "val_loss 0.6 at epoch 2 against 0.62 at epoch 4"),
@@ -371,8 +371,21 @@ def test_published_configurations_with_fewer_runs_are_missing(tmp_path: Path):
     assert "published configuration" not in missing(folder)  # nobody asked for them
     add_run(folder, "sgd-b128-none", [{"test_accuracy": 0.9}], 5, trial=1, repeat=0, published=True)
     said = missing(folder)
+    assert "kfac" not in said
     assert "A published configuration of sgd-b32-none has 0 of 2 confirmed runs; `lbstudy confirm --published`" in said
     assert "A published configuration of sgd-b128-none has 1 of 2 confirmed runs" in said
+
+
+def test_a_published_configuration_among_the_best_of_each_cell_was_not_asked_for(tmp_path: Path):
+    """As `confirm --top 2` leaves them."""
+    folder = confirmed_study(tmp_path / "s", STUDY, {cell.name: [0.9, 0.91] for cell in STUDY.list_cells()})
+    for cell in STUDY.list_cells():
+        add_run(folder, cell.name, [{"val_accuracy": 0.8}], 1, published=cell.name == "sgd-b32-none")
+        add_run(folder, cell.name, [{"val_accuracy": 0.1}], 2, "pruned", published=True)
+        for repeat in (0, 1):
+            run = {"trial": 1, "repeat": repeat, "published": cell.name == "sgd-b32-none"}
+            add_run(folder, cell.name, [{"test_accuracy": 0.9}], 2 + repeat, **run)
+    assert "published configuration" not in missing(folder)
 
 
 def test_a_cell_whose_trials_all_diverged(tmp_path: Path):
