@@ -14,7 +14,7 @@ from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import writing
 from lbstudy.study.spec import StudySpec
 
 DICTIONARY = "columns.md"
@@ -91,12 +91,10 @@ def export(folder: StudyFolder, to: StoragePath) -> list[StoragePath]:
         frame.to_parquet(out, index=False)
         contents |= {f"{name}.parquet": out.getvalue(), f"{name}.csv": frame.to_csv(index=False).encode()}
     contents[DICTIONARY] = dictionary(study, found).encode()
-    try:
+    with writing(to):
         storage.make_folder(to)
         for file, content in contents.items():
             storage.write(to / file, content)
-    except OSError as error:
-        raise StudyError(f"{to}: cannot be written: {error.strerror or error}") from error
     return [to / file for file in contents]
 
 

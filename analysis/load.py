@@ -8,7 +8,7 @@ which is read once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import wraps
 from math import inf, nan
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -24,8 +24,8 @@ METRICS = ["val_accuracy", "val_loss", "train_loss", "step"]
 CONFIRMED_METRICS = [
     *METRICS, "images", "clean_train_loss", "clean_train_accuracy", "test_loss", "test_accuracy",
 ]  # fmt: skip
-KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]  # with further factors before the number, if any
 AT_BEST = ["best_epoch", "test_at_best_epoch"]
+KEY = ["cell", "optimizer", "batch_size", "smoothing", "number"]  # with further factors before the number, if any
 CONFIRMED_KEY = [*KEY, "trial", "repeat", "rank", "published"]
 OUTCOME = ["status", "epochs"]
 
@@ -160,13 +160,12 @@ def confirmed(folder: Snapshot) -> pd.DataFrame:
     not completed.
     """
     at_best = _at_best_epoch(confirmed_epochs(folder), folder.study().tuning.metric)
-    rows = [
-        key
-        | {"train_on": run.run.get("train_on")}
-        | _outcome(run, CONFIRMED_METRICS)
-        | (at_best.get((run.cell, run.number), {}) if run.status == "completed" and _is_validated(run) else {})
-        for run, key in _confirmed_runs(folder)
-    ]
+    rows = []
+    for run, key in _confirmed_runs(folder):
+        train_on = run.run.get("train_on")
+        validated = run.status == "completed" and train_on != "all"
+        read: dict[str, object] = at_best.get((run.cell, run.number), {}) if validated else {}
+        rows.append(key | {"train_on": train_on} | _outcome(run, CONFIRMED_METRICS) | read)
     numbers = [*CONFIRMED_METRICS, *AT_BEST]
     frame = frame_of(rows, [*CONFIRMED_KEY, "train_on", *OUTCOME, *numbers, "seconds"], numbers)
     frame.attrs["left_out"] = [address(folder, path) for path in records(folder.confirmation).damaged]
@@ -192,12 +191,7 @@ def confirmed_epochs(folder: Snapshot) -> pd.DataFrame:
     return frame
 
 
-def _is_validated(run: TrialRecord) -> bool:
-    """Whether the validation samples were not trained on."""
-    return run.run.get("train_on") != "all"
-
-
-def _at_best_epoch(epochs: pd.DataFrame, metric: str) -> dict[tuple[str, int], dict[str, float]]:
+def _at_best_epoch(epochs: pd.DataFrame, metric: str) -> dict[Hashable, Any]:
     """`AT_BEST` of each run, by its cell and number.
 
     Args:
@@ -207,12 +201,8 @@ def _at_best_epoch(epochs: pd.DataFrame, metric: str) -> dict[tuple[str, int], d
     sign, metric = (-1, metric) if metric == "val_loss" else (1, "val_accuracy")
     known = epochs.dropna(subset=[metric, "test_accuracy"])
     best_first = known.assign(key=sign * known[metric]).sort_values(["key", "epoch"], ascending=[False, True])
-    best = best_first.groupby(["cell", "number"]).head(1)
-    values = zip(best["epoch"].astype(float), best["test_accuracy"], strict=True)
-    return {
-        (cell, number): dict(zip(AT_BEST, found, strict=True))
-        for cell, number, found in zip(best["cell"], best["number"], values, strict=True)
-    }
+    best = best_first.drop_duplicates(["cell", "number"]).set_index(["cell", "number"])
+    return best[["epoch", "test_accuracy"]].set_axis(AT_BEST, axis="columns").to_dict("index")
 
 
 def evaluations(epochs: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:

@@ -12,7 +12,7 @@ delta method, says so when the gap is too uncertain to divide by.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import atanh, inf, isnan, nan, sqrt, tanh
+from math import atanh, inf, nan, sqrt, tanh
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -185,7 +185,12 @@ def rank_interval(value: float, n: int) -> tuple[float, float]:
 
 def excludes_zero(interval: Mean) -> bool:
     """Whether the interval lies on one side of zero; False where there is none."""
-    return not isnan(interval.low) and (interval.low > 0 or interval.high < 0)
+    return side(interval.low, interval.high) != 0
+
+
+def side(low: float, high: float) -> int:
+    """The side of zero that an interval lies on: 1, -1, or 0 where it holds zero or there is none."""
+    return int(low > 0) - int(high < 0)
 
 
 def _known(values: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:

@@ -39,7 +39,7 @@ from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath
 from lbstudy.study.factors import suffix
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import StudyError, writing
 from lbstudy.study.spec import StudySpec
 from lbstudy.study.split import without_budget
 from lbstudy.training import datasets
@@ -287,7 +287,7 @@ def write_all(
         StudyError: the folder cannot be written.
     """
     target = folder.path / "figures"
-    try:
+    with writing(target):
         target.mkdir(exist_ok=True)
         for drawing in draw_all(folder, reached):
             path: StoragePath | None = None
@@ -295,5 +295,3 @@ def write_all(
                 path = target / f"{drawing.name}.{file_format}"
                 style.write(drawing.figure, path)
             yield drawing, path
-    except OSError as error:
-        raise StudyError(f"{target}: cannot be written: {error.strerror or error}") from error

@@ -31,7 +31,7 @@ from lbstudy.analysis.report.sentences import (
     worded,
 )
 from lbstudy.analysis.tables import published
-from lbstudy.analysis.tables.best import accuracy_by_repeat, count_statuses, failed_runs, winners
+from lbstudy.analysis.tables.best import READINGS, accuracy_by_repeat, count_statuses, failed_runs, winners
 from lbstudy.analysis.tables.minima import MEASURES
 from lbstudy.analysis.tables.targets import (
     Target,
@@ -217,7 +217,7 @@ def _beside_steps(
     yield from outdone(confirmed, (kfac.name, sgd.name))
     lead, stopped = (
         stats.paired_difference(*(accuracy_by_repeat(confirmed, cell.name, metric) for cell in (kfac, sgd)))
-        for metric in ("test_accuracy", "test_at_best_epoch")
+        for metric in READINGS
     )
     if not isnan(lead.low):
         same = stopped.n == lead.n and not isnan(stopped.low)
@@ -295,11 +295,8 @@ WHEN_STOPPED = (
 
 def _turns(row: dict[str, Any]) -> bool:
     """Whether a gap is a loss after the last epoch and a gain at the best ones, or the other way round."""
-    ends = {
-        decide(row[f"{reading}_low"], row[f"{reading}_high"], 0, above="supported")
-        for reading in ("gap", "gap_at_best_epoch")
-    }
-    return ends == {"supported", "contradicted"}
+    last, best = (stats.side(row[f"{name}_low"], row[f"{name}_high"]) for name in ("gap", "gap_at_best_epoch"))
+    return last * best < 0
 
 
 def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFrame) -> Claim:
@@ -310,11 +307,15 @@ def generalises_worse(study: StudySpec, confirmed: pd.DataFrame, gaps: pd.DataFr
         warning = lost(confirmed, cells)
         sentence = gap_sentence(worded(row, study)) + warning
         if row["smoothing"] == "none":
-            verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
-            need = power.FAILING if warning else power.sentence([power.of_row(row, "gap")], 0)
-            if not warning and _turns(row):
-                verdict, need = "cannot tell", WHEN_STOPPED
-            comparisons.append(_about_accuracy(study, "cannot tell" if warning else verdict, sentence, need))
+            verdict: Verdict = "cannot tell"
+            if warning:
+                need = power.FAILING
+            elif _turns(row):
+                need = WHEN_STOPPED
+            else:
+                verdict = decide(row["gap_low"], row["gap_high"], 0, above="supported")
+                need = power.sentence([power.of_row(row, "gap")], 0)
+            comparisons.append(_about_accuracy(study, verdict, sentence, need))
             beside += outdone(confirmed, cells)
         elif not isnan(row["gap"]):
             beside += [Comparison(None, sentence), *outdone(confirmed, cells)]

@@ -23,7 +23,7 @@ from lbstudy.analysis.tables import gaps, health, targets
 from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.storage import StoragePath, locate, real_path
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import StudyError, writing
 from lbstudy.study.spec import StudySpec
 
 Kind = Literal["best", "gap", "targets", "claims"]
@@ -100,11 +100,10 @@ def write_figure(studies: Sequence[Compared], where: str) -> StoragePath:
     path = locate(where)
     try:
         found = [(name, study, load.confirmed(folder)) for name, folder, study in studies]
-        style.write(draw_compared(compared_info(found)), path)
+        with writing(where):
+            style.write(draw_compared(compared_info(found)), path)
     except style.NothingToDraw as nothing:
         raise StudyError(f"{where}: {nothing}") from nothing
-    except OSError as error:
-        raise StudyError(f"{where}: cannot be written: {error.strerror or error}") from error
     return path
 
 

@@ -34,7 +34,7 @@ from lbstudy.analysis.tables import minima as minima_table
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.provenance import utc_now
 from lbstudy.storage import StoragePath
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import writing
 
 NO_BREAK = "\u00a0"
 
@@ -281,8 +281,6 @@ def write(folder: StudyFolder, live: Live | None = None, report: Report | None =
     """
     page = folder.path / PAGE
     content = render(report or collect(folder), live).encode()
-    try:
+    with writing(page):
         storage.write(page, content)
-    except OSError as error:
-        raise StudyError(f"{page}: cannot be written: {error.strerror or error}") from error
     return page

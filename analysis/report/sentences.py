@@ -79,10 +79,10 @@ def gap_sentence(row: dict[str, Any]) -> str:
 def _at_best_epoch(row: dict[str, Any]) -> str:
     """What the gap is where each run is read at its best epoch, if that decides another thing than the last epoch."""
     stopped, low, high = (row[f"gap_at_best_epoch{end}"] for end in ("", "_low", "_high"))
-    if isnan(low) or _side(low, high) == _side(row["gap_low"], row["gap_high"]):
+    if isnan(low) or stats.side(low, high) == stats.side(row["gap_low"], row["gap_high"]):
         return ""
     verb, ends = _lost(stopped, low, high)
-    known = "" if _side(low, high) else ", which cannot be told from nothing"
+    known = "" if stats.side(low, high) else ", which cannot be told from nothing"
     return f"; read where its validation was best, it {verb} {points(abs(stopped))} [{ends}]{known}"
 
 
@@ -90,11 +90,6 @@ def _lost(gap: float, low: float, high: float) -> tuple[str, str]:
     """Whether a gap is a loss, and its interval as one of what was lost or gained."""
     ends = (low, high) if gap >= 0 else (-high, -low)
     return "lost" if gap >= 0 else "gained", ", ".join(map(points, ends))
-
-
-def _side(low: float, high: float) -> int:
-    """The side of zero that an interval lies on: 1, -1, or 0 where it holds zero."""
-    return int(low > 0) - int(high < 0)
 
 
 def gaps_sentence(rows: list[dict[str, Any]], study: StudySpec) -> str:

@@ -27,6 +27,9 @@ CONFIRMED: dict[str, Any] = {  # columns of the best configurations where runs h
     "test_at_best_epoch": float, **dict.fromkeys(ENDS, float), **dict.fromkeys(LOST, "Int64"),
 }  # fmt: skip
 
+READINGS = ("test_accuracy", "test_at_best_epoch")
+"""When a confirmed run's test accuracy is read: after its last epoch, and after its best one by validation."""
+
 FAILED_SHARE = 0.5
 """A run with less than this share of its cell's best test accuracy has failed: it has hardly learnt."""
 
@@ -139,7 +142,7 @@ def accuracy_by_repeat(confirmed: pd.DataFrame, cell: str, metric: str = "test_a
     Args:
         confirmed: `load.confirmed` of the study's folder.
         cell: its name.
-        metric: `test_accuracy`, after the last epoch, or `test_at_best_epoch`.
+        metric: one of READINGS.
     """
     runs = winners(confirmed[(confirmed["cell"] == cell) & (confirmed["status"] == "completed")])
     return pd.Series(runs[metric].to_numpy(float), index=pd.Index(runs["repeat"], name="repeat")).dropna()

@@ -41,14 +41,13 @@ def gap_table(study: StudySpec, confirmed: pd.DataFrame) -> pd.DataFrame:
     those that share all of their further factors.
 
     Columns: `gap`, small minus large batch under the row's own smoothing, with its 95 % interval over the `n` repeats
-    that both cells completed (the two accuracies are means over the same repeats); `gap_at_best_epoch`, the same where
-    each run is read at its best validation epoch, as if it had been stopped there, if that is known of all of them: a
-    small batch makes more updates in the same epochs, and over-fits sooner. The configurations are those that were
-    chosen by their last epochs; `resolvable`, the smallest true gap that so many repeats are likely to show;
-    `gap_to_none`, the small batch *without* smoothing minus the row's large batch; `closed` and `narrowed` (module
-    docstring), as fractions with Fieller intervals, each over the repeats common to its cells, `closed_n` and
-    `narrowed_n`. A share is only given where the interval of the gap without smoothing lies above zero; `note` says
-    what is missing and why, and beside which shares a weak gap stands.
+    that both cells completed (the two accuracies are means over the same repeats); `gap_at_best_epoch`, the same
+    configurations, chosen by their last epochs, with each run read at its best validation epoch, if that is known of
+    all of them: a small batch makes more updates in the same epochs, and over-fits sooner; `resolvable`, the smallest
+    true gap that so many repeats are likely to show; `gap_to_none`, the small batch *without* smoothing minus the row's
+    large batch; `closed` and `narrowed` (module docstring), as fractions with Fieller intervals, each over the repeats
+    common to its cells, `closed_n` and `narrowed_n`. A share is only given where the interval of the gap without
+    smoothing lies above zero; `note` says what is missing and why, and beside which shares a weak gap stands.
 
     Args:
         study: the study.

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lbstudy.analysis import load, stats
-from lbstudy.analysis.tables.best import accuracy_by_repeat, winners, with_factors
+from lbstudy.analysis.tables.best import READINGS, accuracy_by_repeat, winners, with_factors
 from lbstudy.records.folder import StudyFolder
 
 SAME = "it is the best one"
@@ -32,12 +32,11 @@ def outdone(confirmed: pd.DataFrame, cell: str) -> tuple[stats.Mean, stats.Mean]
     rivals = runs[~runs.index.isin(winners(runs).index)]
     if rivals.empty:
         return None
-    metrics = ("test_accuracy", "test_at_best_epoch")
-    chosen = [accuracy_by_repeat(confirmed, cell, metric) for metric in metrics]
+    chosen = [accuracy_by_repeat(confirmed, cell, metric) for metric in READINGS]
     leads = []
     for _, found in rivals.groupby("trial"):
-        own = found.set_index("repeat")[[*metrics]].astype(float)
-        last, stopped = (stats.paired_difference(own[m].dropna(), c) for m, c in zip(metrics, chosen, strict=True))
+        own = found.set_index("repeat")[[*READINGS]].astype(float)
+        last, stopped = (stats.paired_difference(own[m].dropna(), c) for m, c in zip(READINGS, chosen, strict=True))
         leads += [(last, stopped)] * bool(last.low > 0)
     return max(leads, key=lambda lead: lead[0].value, default=None)
 

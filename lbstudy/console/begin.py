@@ -6,7 +6,7 @@ import shutil
 from enum import StrEnum
 from pathlib import Path
 
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import StudyError, writing
 from lbstudy.study.load import PACKAGE
 
 FIRST_STUDY = "my_study.yaml"
@@ -40,14 +40,12 @@ def begin(folder: Path, place: Place | None) -> list[Path]:
     """
     sources = {FIRST_STUDY: Path(__file__).with_name("first_study.yaml"), SCHEMA: _shipped(f"search_spaces/{SCHEMA}")}
     sources |= {name: _shipped(name) for name in (FILES[place] if place else [])}
-    try:
+    with writing(folder):
         if there := [str(folder / name) for name in sources if (folder / name).exists()]:
             raise StudyError(f"{', '.join(there)}: already there, and not overwritten; choose another folder")
         for name, source in sources.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
-    except OSError as error:
-        raise StudyError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return [folder / name for name in sources]
 
 

@@ -217,7 +217,7 @@ def report(study: Folder) -> None:
     with err.status("drawing the figures"):
         path = report.write(folder)
     print(path)
-    _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
+    _tell_damaged(folder)
 
 
 @results.command()
@@ -232,7 +232,7 @@ def export(
     folder = load.Snapshot(StudyFolder.open(study))
     for path in write(folder, locate(to) if to else folder.path / "export"):
         print(path)
-    _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
+    _tell_damaged(folder)
 
 
 @results.command()
@@ -260,6 +260,13 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
     out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
         out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
+
+
+def _tell_damaged(folder: StudyFolder) -> None:
+    """Which records of a study do not count."""
+    from lbstudy.analysis import load
+
+    _tell(load.list_damaged(load.trials(folder), load.confirmed(folder), load.confirmed_epochs(folder)))
 
 
 def _tell(sentences: Iterable[str]) -> None:

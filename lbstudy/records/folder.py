@@ -25,7 +25,7 @@ from lbstudy.records.provenance import environment, following, other_versions
 from lbstudy.records.writes import Change, Writes, writes_for
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import StudyError, writing
 from lbstudy.study.load import read_study
 from lbstudy.study.objective import sort_key
 from lbstudy.study.run import Target
@@ -168,14 +168,12 @@ class StudyFolder:
             StudyError: the folder holds something else, or a study of which `study` is no extension, or cannot be
                 written.
         """
-        try:
+        with writing(path):
             if (path / "study.yaml").is_file():
                 cls(path).require_extension(study, code)
             elif path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
                 raise StudyError(f"{path} is not empty and holds no study; choose another --storage or --name")
             storage.require_writable(path)
-        except OSError as error:
-            raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     @classmethod
     def create(cls, path: StoragePath, study: StudySpec, code: Code = NO_CODE) -> StudyFolder:
@@ -186,15 +184,13 @@ class StudyFolder:
         """
         cls.check(path, study, code)
         folder = cls(path)
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             study = folder.with_found_target(study)
             storage.write(path / "study.yaml", _with_copy(study, code).to_yaml().encode())
             if code:
                 write_code(path, code)
             storage.write(path / "environment.json", json.dumps(following(folder.environment()), indent=2).encode())
-        except OSError as error:
-            raise StudyError(f"{path}: cannot be written: {error.strerror or error}") from error
         return folder
 
     @classmethod

@@ -29,7 +29,7 @@ from uuid import uuid4
 from lbstudy import storage
 from lbstudy.records.folder import LOCK
 from lbstudy.storage import StoragePath
-from lbstudy.study.file import StudyError
+from lbstudy.study.file import StudyError, writing
 
 TOUCH_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -183,11 +183,12 @@ class DriverLock:
             StudyError: another driver holds it; names its host, process and since when. Or the folder cannot be
                 written.
         """
-        try:
-            self._take()
-        except OSError as error:
-            self._remove_folders()
-            raise StudyError(f"{self._path.parent}: cannot be written: {error.strerror or error}") from error
+        with writing(self._path.parent):
+            try:
+                self._take()
+            except OSError:
+                self._remove_folders()
+                raise
         self._thread.start()
         return self
 

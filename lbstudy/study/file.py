@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from inspect import isclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -46,6 +46,19 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 class StudyError(Exception):
     """A study that cannot be run as it stands. The message is meant for the person who wrote it."""
+
+
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Write something there.
+
+    Raises:
+        StudyError: it cannot be written; says where, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(f"{place}: cannot be written: {error.strerror or error}") from error
 
 
 class NothingYet(StudyError):

@@ -84,9 +84,9 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def page_of(folder: StudyFolder) -> Page:
+def page_of(folder: StudyFolder, found: report.Report | None = None) -> Page:
     """The written page: well formed, one file, and every link in it leads somewhere."""
-    path = report.write(folder)
+    path = report.write(folder, report=found)
     assert path == folder.path / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.ids) == len(set(page.ids))
@@ -165,8 +165,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         without_figures(patch)
         folder = whole_study(tmp_path_factory.mktemp("whole") / "s")
         found = report.collect(folder)
-        report.write(folder, report=found)
-        return Whole(folder.study(), found, Page((folder.path / "report.html").read_text(encoding="utf-8")))
+        return Whole(folder.study(), found, page_of(folder, found))
 
 
 def test_the_verdicts_of_a_whole_study(whole: Whole):
