@@ -54,10 +54,10 @@ def places(study: StudySpec, configs: pd.DataFrame) -> dict[tuple[int, str], Pla
     """Where the best values lie in their ranges, by row and column of `tables.best_configs`."""
     found = {}
     for row, (cell, values) in enumerate(zip(study.list_cells(), configs.to_dict("records"), strict=True)):
+        at_end = {part.split(":")[0] for part in values["edge"].split()}
         for name, searched in study.ranges(cell).items():
             if not isnan(value := float(values[name])):
-                end = searched.edge(value)
-                found[row, name] = Place(searched.position(value), end is not None, str(searched))
+                found[row, name] = Place(searched.position(value), name in at_end, str(searched))
     return found
 
 
@@ -166,7 +166,8 @@ BEST = (
     "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
     "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have), after the last epoch, "
     "and after the one of each run that was best by validation. Accuracies are fractions. A tick is the best value in "
-    "the range that was searched; edge: it lies within 5 % of an end, so that a better one may lie outside."
+    "the range that was searched; edge: it lies within 5 % of an end and no trial well inside is as good within one "
+    "standard error of the validation accuracy, so that a better value may lie outside."
 )
 PUBLISHED = (
     "Configurations from the literature, trained with the seeds of the best ones (lbstudy confirm --published); what "

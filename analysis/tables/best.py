@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from math import inf, nan
+from math import inf, nan, sqrt
 from typing import Any, Literal
 
 import pandas as pd
@@ -17,7 +17,7 @@ from lbstudy.analysis import load, stats
 from lbstudy.records.folder import FINISHED, StudyFolder
 from lbstudy.records.lock import is_held
 from lbstudy.study.factors import labels
-from lbstudy.study.spec import StudySpec
+from lbstudy.study.spec import Cell, StudySpec
 
 COUNTS = list(FINISHED)
 LOST = ["confirmed_diverged", "confirmed_unfinished"]
@@ -33,6 +33,9 @@ READINGS = ("test_accuracy", "test_at_best_epoch")
 FAILED_SHARE = 0.5
 """A run with less than this share of its cell's best test accuracy has failed: it has hardly learnt."""
 
+LEVEL_SHARE = 0.25
+"""So far inside a range, as a share of it, must another trial be as good as the best one at its end: level ground."""
+
 Format = Literal["csv", "json", "markdown", "latex"]
 
 
@@ -46,8 +49,8 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
     """A row per cell: its best configuration and result, how its trials ended, and an edge flag. Here as in every table
     a column for each further factor of the cells, named by its key, follows the smoothing.
 
-    `edge` names each parameter whose best value lies within 5 % of an end of its range (`learning_rate:high`): a better
-    value may lie outside. In a study that was tuned for a target there is the best trial's time to it, infinite where
+    `edge` names each parameter whose best value lies at an end of its range (`learning_rate:high`): a better value may
+    lie outside (`edges`). In a study that was tuned for a target there is the best trial's time to it, infinite where
     it was missed, and whether it was `reached`; accuracy, loss and epochs are then those at which the trial ended. A
     cell without a completed trial has counts but no values. Once runs have been confirmed there is the best
     configuration's test accuracy too: mean, standard deviation, 95 % interval (`stats.mean_accuracy`), the mean at each
@@ -74,8 +77,7 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         counts = count_statuses(trials, cell.name)
         row["trials"] = counts["ended"]
         row |= {status: counts[status] for status in COUNTS}
-        edges = {name: study.ranges(cell)[name].edge(value) for name, value in params.items()}
-        row["edge"] = " ".join(f"{name}:{end}" for name, end in edges.items() if end)
+        row["edge"] = " ".join(f"{name}:{end}" for name, end in edges(folder, cell).items())
         row["workers"] = workers_of(trials, confirmed, cell.name)
         rows.append(row)
     numbers = [*tuned, *([study.tuning.metric] if study.tuning.target else []), "val_accuracy", "val_loss"]
@@ -85,6 +87,38 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
         frame = frame.drop(columns="workers")
     frame.attrs["damaged"] = load.list_damaged(trials, confirmed, load.confirmed_epochs(folder))
     return frame
+
+
+def edges(folder: StudyFolder, cell: Cell) -> dict[str, str]:
+    """The parameters of a cell whose best value lies at an end of its range, and which end.
+
+    Not where the range is level there: where a completed trial at least a quarter of the range further in has a
+    validation accuracy within one standard error of the best one. (The one-standard-error rule of Breiman et al.,
+    Classification and Regression Trees, 1984, section 3.4.3; the error is that of a share of so many images.) Nothing
+    then says that more is to be had outside. For other metrics, and where the number of images is not known, every
+    best value at an end counts.
+    """
+    study, trials = folder.study(), load.trials(folder)
+    ranked = load.ranked(study, trials[trials["cell"] == cell.name])
+    if ranked.empty:
+        return {}
+    as_good, found = ranked[ranked["val_accuracy"] >= _within_one_error(folder, ranked.iloc[0])], {}
+    for name, searched in study.ranges(cell).items():
+        values = ranked[f"params.{name}"].astype(float)
+        if end := searched.edge(best := float(values.iloc[0])):
+            inside = [abs(searched.position(value) - searched.position(best)) for value in values[as_good.index]]
+            if max(inside, default=0.0) < LEVEL_SHARE:
+                found[name] = end
+    return found
+
+
+def _within_one_error(folder: StudyFolder, best: pd.Series) -> float:
+    """The validation accuracy that lies one standard error below that of the best trial; infinite if none is known."""
+    study, images = folder.study(), folder.of_data("training images")
+    if study.tuning.metric != "val_accuracy" or images is None:
+        return inf
+    accuracy = float(best["val_accuracy"])
+    return accuracy - sqrt(accuracy * (1 - accuracy) / study.dataset.validation_samples(images))
 
 
 def progress(folder: StudyFolder) -> pd.DataFrame:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lbstudy.analysis import load, stats
-from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, winners
+from lbstudy.analysis.tables.best import accuracy_by_repeat, best_trials, count_statuses, edges, winners
 from lbstudy.analysis.tables.published import SAME, published_table
 from lbstudy.analysis.tables.targets import speed_ratio, tuned_target, winners_times
 from lbstudy.records.folder import StudyFolder
@@ -66,13 +66,13 @@ def health_table(folder: StudyFolder) -> pd.DataFrame:
         findings = {
             "budget": budget(study, count_statuses(trials, cell.name)),
             "divergence": divergence(count_statuses(trials, cell.name), count_statuses(winners(confirmed), cell.name)),
-            "edge": edge(part, cell, best),
+            "edge": edge(folder, part, cell, best),
             **(
                 {"pruning": pruning(study, cell, trials, best), "convergence": convergence(series, study.tuning.metric)}
                 if times is None
                 else {"target": reaches_target(study, cell, best, times)}
             ),
-            "learning": learning(series, folder.classes()),
+            "learning": learning(series, folder.of_data("classes")),
             "over-fitting": over_fitting(series),
         }
         of_cell = others[(others[[*cell.values]] == pd.Series(cell.values)).all(axis=1)]
@@ -132,17 +132,21 @@ def divergence(trials: dict[str, int], confirmed: dict[str, int]) -> Finding:
     return Finding("ok", f"{sentence}.")
 
 
-def edge(study: StudySpec, cell: Cell, best: pd.DataFrame) -> Finding:
-    """Whether a best value lies at an end of its range."""
+def edge(folder: StudyFolder, study: StudySpec, cell: Cell, best: pd.DataFrame) -> Finding:
+    """Whether a best value lies at an end of its range, and a better one may lie outside (`tables.best.edges`)."""
     if cell.name not in best.index:
         return Finding("cannot tell", "No trial has completed.")
     values = {name: float(best.at[cell.name, f"params.{name}"]) for name in study.ranges(cell)}  # type: ignore[arg-type]
-    ends = {name: study.ranges(cell)[name].edge(value) for name, value in values.items()}
-    at_end = [
-        f"{name} {values[name]:.4g} (the {end} end of {study.ranges(cell)[name]})" for name, end in ends.items() if end
-    ]
+    at_end = {
+        name: f"{name} {value:.4g} (the {end} end of {study.ranges(cell)[name]})"
+        for name, value in values.items()
+        if (end := study.ranges(cell)[name].edge(value))
+    }
+    if open_ended := [at_end[name] for name in edges(folder, cell)]:
+        return Finding("warning", f"The best value may lie outside the range: {', '.join(open_ended)}.")
     if at_end:
-        return Finding("warning", f"The best value may lie outside the range: {', '.join(at_end)}.")
+        level = "A trial well inside the range is as good, within one standard error of the validation accuracy"
+        return Finding("ok", f"{level}: {', '.join(at_end.values())}.")
     return Finding("ok", "The best values lie inside their ranges.")
 
 

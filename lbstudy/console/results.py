@@ -259,7 +259,10 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
     print_table(tables.for_terminal(configs), title=f"{study.name}: best configurations", names=names)
     out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
-        out.print("edge: the best value lies within 5 % of that end of its range; consider a wider one.")
+        out.print(
+            "edge: the best value lies within 5 % of that end of its range, and no trial well inside is as good; "
+            "consider a wider one."
+        )
 
 
 def _tell_damaged(folder: StudyFolder) -> None:

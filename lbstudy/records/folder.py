@@ -284,9 +284,9 @@ class StudyFolder:
         """Keep what the data are known again by; those of cells that were there before have been found equal."""
         storage.write(self.path / DATA, json.dumps(self._data_kept() | dict(found), indent=2).encode())
 
-    def classes(self) -> int | None:
-        """Of how many classes its data are; None where no driver has said so, or its cells differ in that."""
-        found = {entry.get("classes") for entry in self._data_kept().values()}
+    def of_data(self, fact: Literal["classes", "training images"]) -> int | None:
+        """A number that its data are known by; None where no driver has said it, or its cells differ in it."""
+        found = {entry.get(fact) for entry in self._data_kept().values()}
         return found.pop() if len(found) == 1 else None
 
     def _data_kept(self) -> dict[str, dict[str, Any]]:

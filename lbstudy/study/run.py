@@ -71,6 +71,11 @@ class DatasetSpec(Spec):
     )
     samples: int = Field(2048, gt=1, description="synthetic: number of training samples")
 
+    def validation_samples(self, training_images: int) -> int:
+        """How many of so many training images validate, whether or not they leave any."""
+        size = self.validation_size
+        return round(size * training_images) if size < 1 else int(size)
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:

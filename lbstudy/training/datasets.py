@@ -192,10 +192,10 @@ def validation_samples(spec: DatasetSpec, train_samples: int) -> int:
     Raises:
         StudyError: the validation set would leave no training sample.
     """
-    size = spec.validation_size
-    count = round(size * train_samples) if size < 1 else int(size)
+    count = spec.validation_samples(train_samples)
     if not 0 < count < train_samples:
-        reason = f"{size} asks for {count} of {train_samples} training samples; it must leave some on both sides"
+        asked = f"{spec.validation_size} asks for {count} of {train_samples} training samples"
+        reason = f"{asked}; it must leave some on both sides"
         raise KeyProblems(Problem(("dataset", "validation_size"), reason))
     return count
 

@@ -51,6 +51,29 @@ def test_best_is_the_best_completed_trial(folder: StudyFolder):
     assert best["edge"] == "learning_rate:high"
 
 
+def test_an_end_where_a_trial_well_inside_is_as_good_is_none(tmp_path: Path):
+    """One standard error of 0.9 on 287 images is 0.0177."""
+    runs = [
+        (0.04, 0.9),
+        (0.025, 0.881),
+        (0.02, 0.89),
+        (0.01, 0.883),
+    ]  # of a range from 1e-6 to 0.05: at its end, near it
+    study = study_of(["sgd"], [32], ["none"], search={"learning_rate": {"log_uniform": [1e-6, 0.05]}})
+    folder = StudyFolder.create(tmp_path / "s", study)
+
+    def edge(*further: tuple[float, float], images: int = 1437) -> str:
+        folder.keep_data({"digits": {"training images": images}})
+        for number, (rate, accuracy) in enumerate([*runs, *further], 1):
+            add_run(folder, "sgd-b32-none", [{"val_accuracy": accuracy}], number=number, params={"learning_rate": rate})
+        return str(tables.best_configs(folder)["edge"].iloc[0])
+
+    assert edge() == "learning_rate:high"
+    assert edge((1e-4, 0.882)) == "learning_rate:high"  # well inside, and worse
+    assert edge((1e-4, 0.883)) == ""
+    assert edge((1e-4, 0.883), images=5000) == "learning_rate:high"  # more images, a smaller error
+
+
 def test_cell_without_a_completed_trial_has_counts_but_no_values(folder: StudyFolder):
     configs = tables.best_configs(folder)
     diverged = configs[(configs["batch_size"] == 128) & (configs["smoothing"] == "none")].iloc[0]

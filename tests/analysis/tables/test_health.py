@@ -224,11 +224,11 @@ def test_a_run_that_ends_at_guessing_is_named(ends: list[float], classes: int | 
 
 def test_how_many_classes_there_are_is_known_where_all_data_agree(tmp_path: Path):
     folder = confirmed_study(tmp_path / "s", STUDY, {})
-    assert folder.classes() is None
+    assert folder.of_data("classes") is None
     folder.keep_data({"a": {"classes": 10}})
-    assert folder.classes() == 10
+    assert folder.of_data("classes") == 10
     folder.keep_data({"b": {"classes": 100}})
-    assert folder.classes() is None
+    assert folder.of_data("classes") is None
 
 
 @pytest.mark.parametrize(
