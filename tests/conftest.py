@@ -4,16 +4,34 @@ import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
 from lbstudy.study.spec import StudySpec
 
 torch.set_num_threads(1)  # as in a Ray worker with one CPU; sums over threads would change the last bits
+
+
+class ByFile(LoadFileScheduling):
+    """Which of the processes that share the tests runs which: a file in one, and all that needs Ray in one, so that
+    there is one Ray and one study that was run on it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(super()._split_scope(nodeid))
+        needs_ray = file.parts[:2] == ("tests", "tuning") or file.name in ("test_whole.py", "test_storage.py")
+        return "Ray" if needs_ray else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """The hook of xdist; it is asked for where there are several processes."""
+    return ByFile(config, log)
+
 
 TINY_STUDY = {
     "name": "tiny",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -36,13 +36,14 @@ def interruptible() -> Iterator[None]:
     if before[signal.SIGHUP] == signal.SIG_IGN:
         del before[signal.SIGHUP]  # as nohup has set it
     first: int | None = None
+    others = psutil.Process().children()  # this process may have had some of its own, which go on
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if first is not None and number == signal.SIGHUP:
             return  # a terminal that closes may send several
         if first is not None:
-            _kill_children()
+            _kill_children(others)
             os._exit(128 + number)
         first = number
         raise KeyboardInterrupt
@@ -55,7 +56,7 @@ def interruptible() -> Iterator[None]:
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
             raise
         first = first or signal.SIGTERM  # while Ray starts, a handler of its own is there, which raises SystemExit
-        _kill_children()
+        _kill_children(others)
         raise Interrupted(first) from error
     finally:
         if first is None:
@@ -63,8 +64,12 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _kill_children() -> None:
+def _kill_children(others: Sequence[psutil.Process]) -> None:
     """What Ray has started and, interrupted in its start or shut-down, would leave; parents before their children."""
-    for child in psutil.Process().children(recursive=True):
+    for started in psutil.Process().children():
+        if started in others:
+            continue
         with suppress(psutil.NoSuchProcess):
-            child.kill()
+            for process in [started, *started.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()

@@ -100,6 +100,23 @@ def test_handlers_are_as_before_where_no_signal_came():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_what_the_process_had_before_goes_on():
+    program = """
+import signal, subprocess
+from lbstudy.console.interrupt import Interrupted, interruptible
+earlier = subprocess.Popen(["sleep", "600"])
+try:
+    with interruptible():
+        later = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"])
+        signal.raise_signal(signal.SIGINT)
+except Interrupted:
+    print(later.wait(), earlier.poll())
+    earlier.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("-9 None\n", "")
+
+
 def test_the_command_to_go_on_with_names_the_cluster(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert again("lbstudy run s", None) == "lbstudy run s"

@@ -330,8 +330,9 @@ def unreachable() -> str:
     ("case", "command"),
     [
         *product(("no such bucket", "access denied"), ("run", "status")),
-        ("unreachable", "status"),
-        pytest.param("unreachable", "run", marks=pytest.mark.long),  # several tries of a second or two each
+        *(  # several tries of a second or two each
+            pytest.param("unreachable", command, marks=pytest.mark.long) for command in ("run", "status")
+        ),
     ],
 )
 def test_a_store_that_fails_is_one_error_and_exit_code_2(

@@ -170,6 +170,7 @@ def one() -> dict[str, Result]:
     return results(few() | others())
 
 
+@pytest.mark.long
 def test_workers_and_interruptions_change_nothing(one: dict[str, Result]):
     assert problems(one, run_workers(2, results, few() | others()), draws_itself=DROPPING_RUNS) == []
 

@@ -88,6 +88,7 @@ def test_runs_are_equal_to_the_bit(home: Path, changes: dict[str, Any]):
     assert result(run, mapped(), staged=True) == resident
 
 
+@pytest.mark.long
 def test_several_workers_are_equal_to_the_bit(home: Path):
     run = run_spec(smoothing="mixup", batch_size=31)
     resident = run_workers(2, result, run, datasets.load(SPEC), False)

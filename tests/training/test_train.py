@@ -90,6 +90,7 @@ def test_one_worker_and_two_agree_on_all_digits(model: str):
     assert_workers_agree(model_by_smoothing([model], None, 64), None)
 
 
+@pytest.mark.long
 def test_workers_share_ghost_batches_and_copies():
     dataset, _ = digits(300)
     noises = [{"ghost": 16}, {"copies": 3}, {"ghost": 32, "copies": 2, "scale": "filter"}, {"denoise": False}]

@@ -76,6 +76,7 @@ def across_workers(names: list[str]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(found_within(trained(runs()[name])[1]), dtype=torch.float64) for name in names}
 
 
+@pytest.mark.long
 def test_workers_agree_within_epochs():
     names = [name for name in runs() if name != "schedule-free"]
     one, two = across_workers(names), run_workers(2, across_workers, names)

@@ -257,6 +257,7 @@ class Laneless(tuner.TrialActor):
         return True
 
 
+@pytest.mark.long
 def test_worker_groups_that_cannot_come_up_end_the_study_with_the_cause(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

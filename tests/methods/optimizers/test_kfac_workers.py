@@ -71,17 +71,30 @@ def results(runs: dict[str, RunSpec], samples: int | None, cases: list[Case]) ->
 
 
 def assert_workers_agree(
-    runs: dict[str, RunSpec], samples: int | None, cases: list[Case], runs_of_four: dict[str, RunSpec]
+    runs: dict[str, RunSpec], samples: int | None, cases: list[Case], sizes: tuple[int, ...] = (2, 4)
 ) -> None:
     one = results(runs, samples, cases)
-    for size, some in ((2, runs), (4, runs_of_four)):
-        several = run_workers(size, results, some, samples, cases)
+    for size in sizes:
+        several = run_workers(size, results, runs, samples, cases)
         for name in several:
             torch.testing.assert_close(
                 several[name], one[name], rtol=0, atol=1e-9, msg=lambda m, n=name, s=size: f"{s} workers, {n}: {m}"
             )
 
 
+CASES: list[Case] = [
+    (None, "empirical", "pi"),
+    (5, "empirical", "eigen"),
+    (None, "monte_carlo", "pi"),
+    (5, "monte_carlo", "pi"),
+]
+
+
+def test_one_worker_and_two_give_a_small_network_the_same_parameters():
+    assert_workers_agree({}, 300, CASES, sizes=(2,))
+
+
+@pytest.mark.long
 def test_one_worker_and_several_give_the_same_parameters():
     runs = kfac_runs(300, "lenet5", 64)
     shared = kfac_runs(300, "lenet5", 64, noise={"copies": 3, "ghost": 16}, kfac={"fisher": "monte_carlo"})
@@ -93,19 +106,14 @@ def test_one_worker_and_several_give_the_same_parameters():
         digits(augment=["crop"])[0], optimizer="kfac", smoothing="mixup", precision="fp64", batch_size=32,
         budget={"steps": 40}, seed=4, hyper=hyper,
     )  # fmt: skip
-    cases = [
-        (None, "empirical", "pi"),
-        (5, "empirical", "eigen"),
-        (None, "monte_carlo", "pi"),
-        (5, "monte_carlo", "pi"),
-    ]
-    assert_workers_agree(runs, 300, cases, {"lenet5 mixup+noise {}": runs["lenet5 mixup+noise {}"]})
+    assert_workers_agree(runs, 300, CASES, sizes=(2,))
+    assert_workers_agree({"lenet5 mixup+noise {}": runs["lenet5 mixup+noise {}"]}, 300, CASES, sizes=(4,))
 
 
 @pytest.mark.slow
 def test_one_worker_and_several_agree_on_all_digits():
     runs = kfac_runs(None, "lenet5", 128)
-    assert_workers_agree(runs, None, [], runs)
+    assert_workers_agree(runs, None, [])
 
 
 @pytest.mark.slow
