@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -239,8 +240,10 @@ def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
         yield Problem(("cells", "batch_size"), reason)
 
 
+@cache
 def _digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, upsampled from 8x8 to 32x32 (bilinear); a stratified fifth tests."""
+    """scikit-learn's 1,797 handwritten digits, upsampled from 8x8 to 32x32 (bilinear); a stratified fifth tests. They
+    are made once in a process: nobody writes into the images of a dataset."""
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
