@@ -1,7 +1,7 @@
 """All benchmarks of this folder, one after the other, into one table in Markdown with machine and date.
 
 uv run python benchmarks/run.py --smoke                       # that they work: minutes
-uv run python benchmarks/run.py -o results.md                 # that they measure: hours of a free machine
+uv run python benchmarks/run.py --data ROOT -o results.md     # that they measure: hours of a free machine
 uv run python benchmarks/run.py step kfac -- --device cuda    # some of them, with arguments for each
 """
 
@@ -37,6 +37,11 @@ def names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_") and p != Path(__file__))
 
 
+def takes_data(name: str) -> bool:
+    """Whether a benchmark can be told where CIFAR-10 is."""
+    return '"--data"' in (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+
+
 def run(name: str, arguments: list[str]) -> Outcome:
     """Run one in a process of its own; what it says is shown as it comes."""
     command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
@@ -69,6 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; default: all")
     parser.add_argument("--smoke", action="store_true", help="see that they work: tiny, numbers of no use")
+    parser.add_argument("--data", metavar="ROOT", help="CIFAR-10 as an image tree, for those that train on images")
     parser.add_argument("-o", "--output", type=Path, help="file of the table; default: printed at the end")
     given = sys.argv[1:]
     place = given.index("--") if "--" in given else len(given)
@@ -78,7 +84,8 @@ def main() -> int:
     outcomes = []
     for name in options.benchmarks or names():
         print(f"== {name}", flush=True)
-        outcomes.append(run(name, [*(["--smoke"] if options.smoke else []), *others]))
+        data = ["--data", options.data] if options.data and takes_data(name) else []
+        outcomes.append(run(name, [*(["--smoke"] if options.smoke else []), *data, *others]))
     text = table(outcomes, options.smoke)
     if options.output:
         options.output.write_text(text, encoding="utf-8")

@@ -27,12 +27,16 @@ def test_a_gpu_is_measured_without_ray():
 def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Of three made-up benchmarks: one that prints results, one that prints otherwise, and one that fails."""
     show = "from benchmarks._measuring import show\n"
-    (tmp_path / "good.py").write_text(show + "print('heading')\nshow('a', 1234.5, 'ms', 'b')\nshow('c', 0.5, 's')\n")
-    (tmp_path / "own.py").write_text("import sys\nprint('so', sys.argv[1:])\n")
+    (tmp_path / "good.py").write_text(
+        show
+        + "import sys\nassert '--data' not in sys.argv\nprint('heading')\nshow('a', 1234.5, 'ms', 'b')\nshow('c', 0.5, 's')\n"
+    )
+    (tmp_path / "own.py").write_text("import sys\n# takes \"--data\"\nprint('so', sys.argv[1:])\n")
     (tmp_path / "bad.py").write_text(show + "show('d', 1.0, 's')\nraise SystemExit('not today')\n")
     (tmp_path / "_shared.py").write_text("raise SystemExit('no benchmark')\n")
     monkeypatch.setattr(run, "FOLDER", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "-o", str(tmp_path / "table.md"), "--", "--threads", "1"])
+    arguments = ["--smoke", "--data", "images", "-o", str(tmp_path / "table.md"), "--", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
     assert run.main() == 1
     first, *lines = (tmp_path / "table.md").read_text().splitlines()
     assert first.startswith(measuring.machine())
@@ -44,7 +48,7 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         "| good | c | 0.5 | s | |",
     ]
     assert "bad: exit code 1: not today" in lines
-    assert "    so ['--smoke', '--threads', '1']" in lines
+    assert "    so ['--smoke', '--data', 'images', '--threads', '1']" in lines
     assert "heading" in capsys.readouterr().out
 
 
