@@ -190,6 +190,7 @@ def test_workers_and_interruptions_change_nothing_for_any_two_smoothings():
     assert problems(results(runs), run_workers(3, results, runs)) == []
 
 
+@pytest.mark.long
 def test_micro_batches_change_nothing(one: dict[str, Result]):
     parts = {name: run.model_copy(update={"micro_batch_size": 8}) for name, run in few().items() if run.ghost}
     assert len(parts) > len(optimizers.names())

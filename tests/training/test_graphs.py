@@ -130,7 +130,12 @@ def test_a_replayed_run_is_the_same_in_other_forms(
 
 @pytest.mark.parametrize(
     ("optimizer", "name"),
-    [(o, name) for place, o in enumerate(optimizers.names()) for name in (smoothing.NONE, *covering(place))],
+    [(o, smoothing.NONE) for o in optimizers.names()]
+    + [
+        pytest.param(o, name, marks=pytest.mark.long)
+        for place, o in enumerate(optimizers.names())
+        for name in covering(place)
+    ],
 )
 def test_a_replayed_run_is_the_same(
     optimizer: str, name: str, captured: list[Counted], monkeypatch: pytest.MonkeyPatch

@@ -109,6 +109,7 @@ def test_micro_batches_change_nothing(model: str, batch_norm: object, smoothing:
     torch.testing.assert_close(result["parts"], result["whole"], rtol=0, atol=1e-9)
 
 
+@pytest.mark.long
 def test_statistics_are_those_of_the_evaluated_weights(monkeypatch: pytest.MonkeyPatch):
     dataset, data = digits(100, augment=["crop"])
     keys = {"model": "vgg9", "batch_norm": {"ghost": 8}, "batch_size": 32, "precision": "fp64", "seed": 5}
