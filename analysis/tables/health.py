@@ -145,8 +145,8 @@ def edge(folder: StudyFolder, study: StudySpec, cell: Cell, best: pd.DataFrame) 
     if open_ended := [at_end[name] for name in edges(folder, cell)]:
         return Finding("warning", f"The best value may lie outside the range: {', '.join(open_ended)}.")
     if at_end:
-        level = "A trial well inside the range is as good, within one standard error of the validation accuracy"
-        return Finding("ok", f"{level}: {', '.join(at_end.values())}.")
+        level = "a trial well inside the range is as good, within one standard error of the validation accuracy"
+        return Finding("ok", f"The best value lies at an end, but {level}: {', '.join(at_end.values())}.")
     return Finding("ok", "The best values lie inside their ranges.")
 
 

@@ -266,6 +266,12 @@ def test_table_of_a_study(tmp_path: Path):
     assert found["kfac-b32-none", "edge"].verdict == "ok"
     assert found["kfac-b32-none", "learning"].verdict == "ok"
     assert table["sentence"].str.endswith(".").all()
+    folder.keep_data({"digits": {"classes": 10, "training images": 100}})  # 20 validate: 0.9 is as good as 0.95
+    found = {(row.cell, row.check): row for row in health.health_table(folder).itertuples()}
+    level = found["sgd-b128-none", "edge"]
+    assert level.verdict == "ok"
+    assert "but a trial well inside the range is as good" in level.sentence
+    assert "learning_rate 9e+05 (the high end" in level.sentence
 
 
 def health_of(
