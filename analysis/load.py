@@ -15,7 +15,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pandas as pd
 
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import FINISHED, DataFact, StudyFolder, TrialRecord
 from lbstudy.storage import StoragePath
 from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec
@@ -49,6 +49,10 @@ class Snapshot(StudyFolder):
         """The study."""
         return _study(self)
 
+    def of_data(self, fact: DataFact) -> int | None:
+        """A number that its data are known by."""
+        return _of_data(self, fact)
+
     @property
     def confirmation(self) -> Snapshot:
         """The folder of the confirmed runs."""
@@ -73,6 +77,11 @@ def once(
 @once
 def _study(folder: Snapshot) -> StudySpec:
     return StudyFolder(folder.path).study()
+
+
+@once
+def _of_data(folder: Snapshot, fact: DataFact) -> int | None:
+    return StudyFolder(folder.path).of_data(fact)
 
 
 @once

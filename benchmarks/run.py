@@ -74,7 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; default: all")
     parser.add_argument("--smoke", action="store_true", help="see that they work: tiny, numbers of no use")
-    parser.add_argument("--data", metavar="ROOT", help="CIFAR-10 as an image tree, for those that train on images")
+    parser.add_argument("--data", metavar="ROOT", help="CIFAR-10 as an image tree, for those that train on it")
     parser.add_argument("-o", "--output", type=Path, help="file of the table; default: printed at the end")
     given = sys.argv[1:]
     place = given.index("--") if "--" in given else len(given)

@@ -28,6 +28,7 @@ class ByFile(LoadFileScheduling):
         return "Ray" if needs_ray else str(file)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """The hook of xdist; it is asked for where there are several processes."""
     return ByFile(config, log)

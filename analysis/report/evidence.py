@@ -166,8 +166,8 @@ BEST = (
     "Each cell's best completed trial, chosen by validation; then the test accuracy of the same configuration trained "
     "again with fresh seeds (n runs, 95 % interval of the mean, which equal runs do not have), after the last epoch, "
     "and after the one of each run that was best by validation. Accuracies are fractions. A tick is the best value in "
-    "the range that was searched; edge: it lies within 5 % of an end and no trial well inside is as good within one "
-    "standard error of the validation accuracy, so that a better value may lie outside."
+    "the range that was searched; edge: it lies within 5 % of an end that is not known to be level (no trial in the "
+    "middle half is known to be as good within one standard error), so that a better value may lie outside."
 )
 PUBLISHED = (
     "Configurations from the literature, trained with the seeds of the best ones (lbstudy confirm --published); what "

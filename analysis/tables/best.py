@@ -33,9 +33,6 @@ READINGS = ("test_accuracy", "test_at_best_epoch")
 FAILED_SHARE = 0.5
 """A run with less than this share of its cell's best test accuracy has failed: it has hardly learnt."""
 
-LEVEL_SHARE = 0.25
-"""So far inside a range, as a share of it, must another trial be as good as the best one at its end: level ground."""
-
 Format = Literal["csv", "json", "markdown", "latex"]
 
 
@@ -92,32 +89,32 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
 def edges(folder: StudyFolder, cell: Cell) -> dict[str, str]:
     """The parameters of a cell whose best value lies at an end of its range, and which end.
 
-    Not where the range is level there: where a completed trial at least a quarter of the range further in has a
-    validation accuracy within one standard error of the best one. (The one-standard-error rule of Breiman et al.,
-    Classification and Regression Trees, 1984, section 3.4.3; the error is that of a share of so many images.) Nothing
-    then says that more is to be had outside. For other metrics, and where the number of images is not known, every
-    best value at an end counts.
+    Not where the range is known to be level: where a completed trial in its middle half has a validation accuracy
+    within one standard error of the best one, as Breiman et al. call models equal (Classification and Regression Trees,
+    1984, section 3.4.3); the error is that of a share of so many images. That hides, too, an end towards which accuracy
+    rises by no more than a few such errors over the whole range. For other metrics, and where the number of images is
+    not known, every best value at an end counts.
     """
     study, trials = folder.study(), load.trials(folder)
     ranked = load.ranked(study, trials[trials["cell"] == cell.name])
     if ranked.empty:
         return {}
-    as_good, found = ranked[ranked["val_accuracy"] >= _within_one_error(folder, ranked.iloc[0])], {}
+    limit = _one_error_below(float(ranked["val_accuracy"].iloc[0]), study.variant(cell), folder)
+    as_good, found = ranked["val_accuracy"] >= limit, {}
     for name, searched in study.ranges(cell).items():
         values = ranked[f"params.{name}"].astype(float)
-        if end := searched.edge(best := float(values.iloc[0])):
-            inside = [abs(searched.position(value) - searched.position(best)) for value in values[as_good.index]]
-            if max(inside, default=0.0) < LEVEL_SHARE:
-                found[name] = end
+        level = any(0.25 <= searched.position(value) <= 0.75 for value in values[as_good])
+        if (end := searched.edge(values.iloc[0])) and not level:
+            found[name] = end
     return found
 
 
-def _within_one_error(folder: StudyFolder, best: pd.Series) -> float:
-    """The validation accuracy that lies one standard error below that of the best trial; infinite if none is known."""
-    study, images = folder.study(), folder.of_data("training images")
+def _one_error_below(accuracy: float, study: StudySpec, folder: StudyFolder) -> float:
+    """A validation accuracy less its standard error; infinite where the study goes by another metric or the number of
+    images is not known."""
+    images = folder.of_data("training images")
     if study.tuning.metric != "val_accuracy" or images is None:
         return inf
-    accuracy = float(best["val_accuracy"])
     return accuracy - sqrt(accuracy * (1 - accuracy) / study.dataset.validation_samples(images))
 
 

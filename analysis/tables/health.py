@@ -145,7 +145,7 @@ def edge(folder: StudyFolder, study: StudySpec, cell: Cell, best: pd.DataFrame) 
     if open_ended := [at_end[name] for name in edges(folder, cell)]:
         return Finding("warning", f"The best value may lie outside the range: {', '.join(open_ended)}.")
     if at_end:
-        level = "a trial well inside the range is as good, within one standard error of the validation accuracy"
+        level = "a trial in the middle half is as good, within one standard error of the validation accuracy"
         return Finding("ok", f"The best value lies at an end, but {level}: {', '.join(at_end.values())}.")
     return Finding("ok", "The best values lie inside their ranges.")
 

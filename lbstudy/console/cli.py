@@ -159,13 +159,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 @app.command()
-def demo(storage: Storage = "studies", set_: Sets = None, verbose: Verbose = False) -> None:
+def demo(storage: Storage = "studies", name: Name = None, set_: Sets = None, verbose: Verbose = False) -> None:
     """A whole study in a few minutes: LeNet-5 on handwritten digits, small against large batch, from the tuning of
     every cell to the report."""
     from lbstudy.analysis.minima.compute import LandscapeSettings
     from lbstudy.analysis.minima.sharpness import SharpnessSpec
 
-    study, source = resolve("demo.yaml", None, None, None, None, None, set_)
+    study, source = resolve("demo.yaml", name, None, None, None, None, set_)
     large = max(study.cells.batch_size)
     wanted = Evidence(
         LandscapeSettings(directions=2, samples=200),

@@ -260,7 +260,7 @@ def print_best(folder: StudyFolder, style: TableFormat) -> None:
     out.print(f"c/p/d/f: completed, pruned, diverged, failed. {tables.budget_sentence(study, configs)}")
     if configs["edge"].any():
         out.print(
-            "edge: the best value lies within 5 % of that end of its range, and no trial well inside is as good; "
+            "edge: the best value lies within 5 % of that end of its range, which is not known to be level there; "
             "consider a wider one."
         )
 

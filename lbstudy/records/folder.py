@@ -111,6 +111,7 @@ NO_CODE = Code()
 LOCK = "driver.lock"
 CONFIRMATION = "confirm"
 DATA = "data.json"
+DataFact = Literal["classes", "training images"]
 TARGET = "target"
 
 
@@ -284,7 +285,7 @@ class StudyFolder:
         """Keep what the data are known again by; those of cells that were there before have been found equal."""
         storage.write(self.path / DATA, json.dumps(self._data_kept() | dict(found), indent=2).encode())
 
-    def of_data(self, fact: Literal["classes", "training images"]) -> int | None:
+    def of_data(self, fact: DataFact) -> int | None:
         """A number that its data are known by; None where no driver has said it, or its cells differ in it."""
         found = {entry.get(fact) for entry in self._data_kept().values()}
         return found.pop() if len(found) == 1 else None

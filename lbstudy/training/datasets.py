@@ -243,7 +243,7 @@ def misfits(study: StudySpec, dataset: Dataset) -> Iterator[Problem]:
 @cache
 def _digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, upsampled from 8x8 to 32x32 (bilinear); a stratified fifth tests. They
-    are made once in a process: nobody writes into the images of a dataset."""
+    are made once in a process, so nobody may write into them."""
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -254,7 +254,10 @@ def _digits() -> Dataset:
     images = np.stack(large)[:, None]
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     labels = labels.astype(np.int64)
-    return Dataset(images[train], labels[train], images[test], labels[test], classes=10)
+    arrays = images[train], labels[train], images[test], labels[test]
+    for array in arrays:
+        array.setflags(write=False)
+    return Dataset(*arrays, classes=10)
 
 
 def _synthetic(samples: int) -> Dataset:

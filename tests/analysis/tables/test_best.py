@@ -51,7 +51,7 @@ def test_best_is_the_best_completed_trial(folder: StudyFolder):
     assert best["edge"] == "learning_rate:high"
 
 
-def test_an_end_where_a_trial_well_inside_is_as_good_is_none(tmp_path: Path):
+def test_an_end_of_a_level_range_is_none(tmp_path: Path):
     """One standard error of 0.9 on 287 images is 0.0177."""
     runs = [
         (0.04, 0.9),
@@ -69,9 +69,23 @@ def test_an_end_where_a_trial_well_inside_is_as_good_is_none(tmp_path: Path):
         return str(tables.best_configs(folder)["edge"].iloc[0])
 
     assert edge() == "learning_rate:high"
-    assert edge((1e-4, 0.882)) == "learning_rate:high"  # well inside, and worse
+    assert edge((1e-4, 0.882)) == "learning_rate:high"  # in the middle, and worse
+    assert edge((1e-6, 0.9)) == "learning_rate:high"  # as good, at the other end
     assert edge((1e-4, 0.883)) == ""
     assert edge((1e-4, 0.883), images=5000) == "learning_rate:high"  # more images, a smaller error
+
+
+def test_whether_a_range_is_level_is_asked_of_a_cells_own_validation_split(tmp_path: Path):
+    cells = {"optimizer": ["sgd"], "batch_size": [32], "smoothing": ["none"], "dataset.validation_size": [100, 1000]}
+    study = tiny_study(cells=cells, published=[], search={"learning_rate": {"log_uniform": [1e-6, 0.05]}})
+    folder = StudyFolder.create(tmp_path / "s", study)
+    folder.keep_data({"digits": {"training images": 1437}})
+    for cell in study.list_cells():
+        for number, (rate, accuracy) in enumerate([(0.04, 0.9), (1e-4, 0.88)]):
+            metrics = [{"val_accuracy": accuracy}]
+            params = {"learning_rate": rate}
+            add_run(folder, cell.name, metrics, number=number, params=params, factors=dict(cell.factors))
+    assert tables.best_configs(folder)["edge"].tolist() == ["", "learning_rate:high"]
 
 
 def test_cell_without_a_completed_trial_has_counts_but_no_values(folder: StudyFolder):
