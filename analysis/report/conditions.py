@@ -6,6 +6,7 @@ Fixed hyper-parameters are caveats (tuning playbook): a comparison is one of cel
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,8 +18,11 @@ from lbstudy.study.factors import labels, value_text
 from lbstudy.study.spec import StudySpec
 
 
-def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame, gap_table: pd.DataFrame) -> list[str]:
-    """What a reader must keep in mind, a sentence or two each."""
+def list_caveats(
+    study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame, gap_table: pd.DataFrame, rivals: Sequence[int]
+) -> list[str]:
+    """What a reader must keep in mind, a sentence or two each; `rivals`: how many other trials of each cell are as good
+    as its best one (`tables.best.as_good`)."""
     sizes = sorted({cell.batch_size for cell in study.list_cells()})
     caveats = [
         "What was fixed is part of every statement above: another model, data set, budget or fixed hyper-parameter may "
@@ -29,6 +33,11 @@ def list_caveats(study: StudySpec, trials: pd.DataFrame, confirmed: pd.DataFrame
         "Intervals are two-sided 95 % intervals over seeds, each for itself: nothing is corrected for how many there "
         "are. Seeds vary the initialisation and the order of the data, not the split nor the test set.",
     ]
+    if chance := sum(map(bool, rivals)):
+        caveats.append(
+            f"In {chance} of {len(rivals)} cells another completed trial came within one standard error of the best one's "
+            "validation accuracy, as it is for so many images: which configuration is best there is partly chance."
+        )
     if len(sizes) > 1 and any(part.budget.epochs for part in study.variants()):
         caveats.append(
             f"The budget is in epochs, so batch {sizes[-1]} takes {written(sizes[-1] / sizes[0], 3)} times fewer steps "

@@ -134,6 +134,7 @@ def collect(folder: StudyFolder) -> Report:
     measured = minima_table.minima_table(study, minima)
     measured = measured[measured["n"] > 0]
     findings = health.health_table(folder)
+    rivals = [len(tables.as_good(folder, cell).iloc[1:]) for cell in study.list_cells()]
     critical_table = critical.critical_table(study, confirmed, epochs, critical.Tuning(trials, load.epochs(folder)))
     splits = any(part.splits for part in study.variants())
     rows = slice(0 if confirmed.empty else None)  # "What is missing" says so once; these tables would in every row
@@ -203,7 +204,7 @@ def collect(folder: StudyFolder) -> Report:
         command=command("report"),
         figures_command=command("figures"),
         fixed=conditions.describe_fixed(study, confirmed, folder.environment(), folder.confirmation.environment()),
-        caveats=conditions.list_caveats(study, trials, confirmed, gap_table),
+        caveats=conditions.list_caveats(study, trials, confirmed, gap_table, rivals),
     )  # fmt: skip
 
 

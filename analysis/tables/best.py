@@ -89,33 +89,33 @@ def best_configs(folder: StudyFolder) -> pd.DataFrame:
 def edges(folder: StudyFolder, cell: Cell) -> dict[str, str]:
     """The parameters of a cell whose best value lies at an end of its range, and which end.
 
-    Not where the range is known to be level: where a completed trial in its middle half has a validation accuracy
-    within one standard error of the best one, as Breiman et al. call models equal (Classification and Regression Trees,
-    1984, section 3.4.3); the error is that of a share of so many images. That hides, too, an end towards which accuracy
-    rises by no more than a few such errors over the whole range. For other metrics, and where the number of images is
-    not known, every best value at an end counts.
+    Not where the range is known to be level: where a trial in its middle half is as good (`as_good`). That hides, too,
+    an end towards which accuracy rises by no more than a few standard errors over the whole range.
     """
-    study, trials = folder.study(), load.trials(folder)
-    ranked = load.ranked(study, trials[trials["cell"] == cell.name])
-    if ranked.empty:
-        return {}
-    limit = _one_error_below(float(ranked["val_accuracy"].iloc[0]), study.variant(cell), folder)
-    as_good, found = ranked["val_accuracy"] >= limit, {}
-    for name, searched in study.ranges(cell).items():
-        values = ranked[f"params.{name}"].astype(float)
-        level = any(0.25 <= searched.position(value) <= 0.75 for value in values[as_good])
+    trials, found = as_good(folder, cell), dict[str, str]()
+    if trials.empty:
+        return found
+    for name, searched in folder.study().ranges(cell).items():
+        values = trials[f"params.{name}"].astype(float)
+        level = any(0.25 <= searched.position(value) <= 0.75 for value in values)
         if (end := searched.edge(values.iloc[0])) and not level:
             found[name] = end
     return found
 
 
-def _one_error_below(accuracy: float, study: StudySpec, folder: StudyFolder) -> float:
-    """A validation accuracy less its standard error; infinite where the study goes by another metric or the number of
-    images is not known."""
-    images = folder.of_data("training images")
-    if study.tuning.metric != "val_accuracy" or images is None:
-        return inf
-    return accuracy - sqrt(accuracy * (1 - accuracy) / study.dataset.validation_samples(images))
+def as_good(folder: StudyFolder, cell: Cell) -> pd.DataFrame:
+    """The best completed trial of a cell, and those whose validation accuracy lies within one standard error of its.
+
+    So Breiman et al. call models equal (Classification and Regression Trees, 1984, section 3.4.3). The error is that of
+    a share of so many images. In a study that goes by another metric, and where the number of images is not known, the
+    best trial is alone.
+    """
+    study, trials, images = folder.study().variant(cell), load.trials(folder), folder.of_data("training images")
+    ranked = load.ranked(study, trials[trials["cell"] == cell.name])
+    if ranked.empty or study.tuning.metric != "val_accuracy" or images is None:
+        return ranked.head(1)
+    best = float(ranked["val_accuracy"].iloc[0])
+    return ranked[ranked["val_accuracy"] >= best - sqrt(best * (1 - best) / study.dataset.validation_samples(images))]
 
 
 def progress(folder: StudyFolder) -> pd.DataFrame:

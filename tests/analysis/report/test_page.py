@@ -394,8 +394,9 @@ def test_caveats_say_what_a_reader_must_know(tmp_path: Path):
     add_run(folder, "sgd-b32-none", [{"test_accuracy": 0.9}], 3, trial=0, run={"train_on": "all"}, device="cuda")
     confirmed = load.confirmed(folder)
     frame = pd.DataFrame({"resolvable": [0.01, 0.025, nan, 2.5]})
-    words = " ".join(conditions.list_caveats(CELLS, load.trials(folder), confirmed, frame))
+    words = " ".join(conditions.list_caveats(CELLS, load.trials(folder), confirmed, frame, [0, 2, 1]))
     for part in (
+        "In 2 of 3 cells another completed trial came within one standard error",
         "4 times fewer steps than batch 32",
         "1.00 points",
         "2.50 in the least steady one that can show any",
