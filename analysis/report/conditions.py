@@ -35,8 +35,8 @@ def list_caveats(
     ]
     if chance := sum(map(bool, rivals)):
         caveats.append(
-            f"In {chance} of {len(rivals)} cells another completed trial came within one standard error of the best one's "
-            "validation accuracy, as it is for so many images: which configuration is best there is partly chance."
+            f"In {chance} of {len(rivals)} cells another completed trial came within one standard error of the best "
+            "one's validation accuracy, that of so many images: which configuration is best there is partly chance."
         )
     if len(sizes) > 1 and any(part.budget.epochs for part in study.variants()):
         caveats.append(
