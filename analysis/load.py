@@ -15,7 +15,8 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pandas as pd
 
-from lbstudy.records.folder import FINISHED, DataFact, StudyFolder, TrialRecord
+from lbstudy.records.folder import DataFact, StudyFolder
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.storage import StoragePath
 from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec

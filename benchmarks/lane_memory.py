@@ -24,7 +24,8 @@ import psutil
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run` Ray would start each process with another `uv run`
 
 from lbstudy.methods.checks import load_study
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.load import find_study
 from lbstudy.study.spec import StudySpec
 from lbstudy.training import datasets

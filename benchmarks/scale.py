@@ -44,7 +44,8 @@ from ray.air.execution.resources.placement_group import PlacementGroupAcquiredRe
 
 from lbstudy.methods.checks import load_study
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.storage import ObjectPath, StoragePath
 from lbstudy.study.load import find_study
 from lbstudy.study.spec import StudySpec

@@ -30,7 +30,8 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run` Ray would st
 from benchmarks import _measuring as measuring
 from lbstudy.methods.checks import load_study
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.code import Code
 from lbstudy.study.load import find_study
 from lbstudy.study.spec import Resources, StudySpec

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from lbstudy.analysis import load
-from lbstudy.records.folder import Status, StudyFolder
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import Status
 from lbstudy.study.spec import StudySpec
 from tests.conftest import TINY_STUDY
 from tests.records.test_folder import record

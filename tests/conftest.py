@@ -12,7 +12,8 @@ import pytest
 import torch
 from xdist.scheduler import LoadFileScheduling
 
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.study.spec import StudySpec
 
 torch.set_num_threads(1)  # as in a Ray worker with one CPU; sums over threads would change the last bits

@@ -28,7 +28,7 @@ from lbstudy.analysis.figures.style import (
     panels,
 )  # fmt: skip
 from lbstudy.analysis.tables.best import best_trials
-from lbstudy.records.folder import FINISHED
+from lbstudy.records.trial import FINISHED
 from lbstudy.study.spec import StudySpec
 
 CONFIDENCE = 0.8

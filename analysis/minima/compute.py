@@ -21,7 +21,9 @@ from pydantic import Field
 from lbstudy import storage
 from lbstudy.analysis import load
 from lbstudy.analysis.rules import RULES, OldRule, require_rule
-from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
+from lbstudy.records.checksum import Damaged
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.file import NothingYet, StudyError
 from lbstudy.study.run import RunSpec, Spec
 from lbstudy.study.spec import StudySpec

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from lbstudy.analysis import load, stats
-from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import is_held
+from lbstudy.records.trial import FINISHED
 from lbstudy.study.factors import labels
 from lbstudy.study.spec import Cell, StudySpec
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from lbstudy.analysis import load
 from lbstudy.analysis.stats import written
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import is_held
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.study.spec import Resources, StudySpec
 
 SHOWN = 8

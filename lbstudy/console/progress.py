@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from lbstudy.records.folder import FINISHED, TrialRecord
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.study.spec import Cell, StudySpec
 
 

@@ -21,8 +21,9 @@ from rich.progress import track as rich_track
 from lbstudy import trackers
 from lbstudy.console.interrupt import Interrupted, interruptible
 from lbstudy.console.progress import Progress, TaskProgress
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.storage import StoragePath, locate
 from lbstudy.study import split
 from lbstudy.study.file import KeyProblems, StudyError, StudyFile, parse_override

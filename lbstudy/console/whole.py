@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lbstudy.console.results import TableFormat, print_best
 from lbstudy.console.session import compute_tasks, confirm_runs, exit_with, notice, run_study, tune
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.storage import StoragePath
 from lbstudy.study.file import NothingYet, StudyFile
 from lbstudy.study.run import Spec

@@ -8,104 +8,27 @@ driver that dies between any two operations leaves a readable study. This module
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache, partial
+from functools import partial
 from itertools import compress
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from pydantic_core import from_json
 
 from lbstudy import storage
+from lbstudy.records.checksum import Damaged, checked, state_header, with_checksum
 from lbstudy.records.code import differences, write_code
 from lbstudy.records.provenance import environment, following, other_versions
+from lbstudy.records.trial import TrialRecord
 from lbstudy.records.writes import Change, Writes, writes_for
 from lbstudy.storage import StoragePath
 from lbstudy.study.code import Code
 from lbstudy.study.file import StudyError, writing
 from lbstudy.study.load import read_study
-from lbstudy.study.objective import sort_key
 from lbstudy.study.run import Target
 from lbstudy.study.spec import StudySpec
-
-Status = Literal["running", "completed", "pruned", "diverged", "failed"]
-FINISHED: tuple[Status, ...] = ("completed", "pruned", "diverged", "failed")
-
-
-class Move(TypedDict):
-    """A node went and the trial with it: no failure of the trial's."""
-
-    at: str  # ISO 8601, UTC
-    gone: list[str]  # host names
-    epochs: int  # that it had trained since its checkpoint, and trains again
-    seconds: float  # of these, and from the last report until the loss was noticed
-
-
-@dataclass
-class TrialRecord:
-    """One trial: what was run, how it ended, and its last epoch's metrics."""
-
-    cell: str
-    number: int  # counted from 0 within the cell
-    optimizer: str
-    batch_size: int
-    smoothing: str
-    params: dict[str, float]  # the tuned values
-    seed: int
-    run: dict[str, Any]  # the whole RunSpec: with it anyone can repeat the trial
-    published: bool = False  # a configuration from the literature, not the sampler's
-    status: Status = "running"
-    promoted: bool = False  # pruned once, then trained to its end, since no trial of its cell had completed
-    started: str = ""  # ISO 8601, UTC
-    seconds: float = 0.0  # training and validation, without waiting
-    device: str = ""
-    workers: list[int] = field(default_factory=list)  # that trained it; two numbers where it went on with another one
-    memory: int = 0  # bytes; the most that the process of its first worker has had, in this trial or one before
-    device_memory: int = 0  # bytes; the most that this worker has taken of its GPU
-    metrics: dict[str, Any] = field(default_factory=dict)  # the last epoch's report
-    fingerprint: str = ""  # of the final model
-    nodes: list[str] = field(default_factory=list)  # host names of those that trained it, in the order of their turns
-    moves: list[dict[str, Any]] = field(default_factory=list)  # times that a node went under it: see `Move`
-    lost: float = 0.0  # seconds of training that were thrown away: by moves, failures and interruptions
-    failures: int = 0  # times that it failed or its workers died; it is retried up to `resources.max_failures` times
-    error: str = ""  # traceback of the last failure
-    trial: int | None = None  # a confirmed run: the tuning trial of its cell whose configuration it repeats
-    repeat: int = 0  # a confirmed run: its seed's number; runs of one number share the seed, in all cells
-    factors: dict[str, str | int | float | bool] = field(default_factory=dict)  # further ones of its cell, by key
-    newer: dict[str, Any] = field(default_factory=dict)  # what a newer version has written beside; stays there
-
-    @classmethod
-    def read(cls, content: dict[str, Any]) -> TrialRecord:
-        """A record from its JSON.
-
-        Raises:
-            TypeError: fields are missing.
-        """
-        known = _names()
-        if content.keys() <= known:
-            return cls(**content)
-        newer = {name: value for name, value in content.items() if name not in known}
-        return cls(**{name: value for name, value in content.items() if name in known}, newer=newer)
-
-    def write(self) -> dict[str, Any]:
-        """The record as JSON."""
-        content = asdict(self)
-        return content | content.pop("newer")
-
-    @property
-    def epochs(self) -> int:
-        """Epochs trained."""
-        return int(self.metrics.get("epoch", 0))
-
-
-@cache
-def _names() -> frozenset[str]:
-    """What a record may hold, but for what is newer."""
-    return frozenset(field.name for field in fields(TrialRecord)) - {"newer"}
-
 
 NO_CODE = Code()
 LOCK = "driver.lock"
@@ -113,10 +36,6 @@ CONFIRMATION = "confirm"
 DATA = "data.json"
 DataFact = Literal["classes", "training images"]
 TARGET = "target"
-
-
-class Damaged(Exception):
-    """A file whose content is not what was written."""
 
 
 class Series:
@@ -325,7 +244,7 @@ class StudyFolder:
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write or replace a trial's record in one step."""
-        folder, content = self.trial_folder(record), _with_checksum(json.dumps(record.write()).encode())
+        folder, content = self.trial_folder(record), with_checksum(json.dumps(record.write()).encode())
 
         def write() -> None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -360,7 +279,7 @@ class StudyFolder:
         its way (`epoch-0010`, see `model_name`).
         """
         path = self.trial_folder(record) / f"{name}.pt"
-        self._change(record, lambda: storage.write(path, _state_header(epoch, state) + state))
+        self._change(record, lambda: storage.write(path, state_header(epoch, state) + state))
 
     def read_state(self, record: TrialRecord, name: str) -> tuple[int, bytes] | None:
         """A trial's state and its epoch, or None if there is none.
@@ -375,7 +294,7 @@ class StudyFolder:
             return None
         header, _, state = content.partition(b"\n")
         epoch = header.partition(b" ")[2]
-        if not epoch.isdigit() or _state_header(int(epoch), state) != header + b"\n":
+        if not epoch.isdigit() or state_header(int(epoch), state) != header + b"\n":
             raise Damaged(str(path))
         return int(epoch), state
 
@@ -418,7 +337,7 @@ class StudyFolder:
             found, places = list(compress(found, kept)), list(compress(places, kept))
         for path, place, content in zip(found, places, storage.read_all(found), strict=True):
             try:
-                record = TrialRecord.read(_parsed(_checked(content)))
+                record = TrialRecord.read(_parsed(checked(content)))
                 if place != (record.cell, f"{record.number:04d}"):
                     raise Damaged("a copy")
                 yield record
@@ -452,12 +371,6 @@ class StudyFolder:
     def trial_folder(self, record: TrialRecord) -> StoragePath:
         """Where a trial's files lie."""
         return self.path / f"trials/{_key(record)}"
-
-
-def ranked(records: Iterable[TrialRecord], study: StudySpec) -> list[TrialRecord]:
-    """The completed ones of a cell's trials, best first by the study's metric; the earlier one where two are equal."""
-    completed = [record for record in records if record.status == "completed"]
-    return sorted(completed, key=lambda record: (sort_key(study.tuning, record.metrics), record.number))
 
 
 def model_name(epoch: int) -> str:
@@ -513,32 +426,3 @@ def _essence(study: StudySpec) -> dict[str, Any]:
     ):
         dump[section].pop(key, None)
     return dump
-
-
-CHECKSUM_KEY = b'{"sha256": "'
-
-
-def _with_checksum(mapping: bytes) -> bytes:
-    """A JSON mapping with a first key added: the checksum of everything that follows it."""
-    rest = mapping[1:]
-    return CHECKSUM_KEY + _digest(rest).encode() + b'", ' + rest
-
-
-def _checked(mapping: bytes) -> bytes:
-    """The JSON mapping without its checksum.
-
-    Raises:
-        Damaged: it is not what was written.
-    """
-    digest, rest = mapping[len(CHECKSUM_KEY) :][:64], mapping[len(CHECKSUM_KEY) + 64 + 3 :]
-    if not mapping.startswith(CHECKSUM_KEY) or _digest(rest).encode() != digest:
-        raise Damaged("checksum")
-    return b"{" + rest
-
-
-def _state_header(epoch: int, state: bytes) -> bytes:
-    return f"{_digest(b'%d ' % epoch + state)} {epoch}\n".encode()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock, is_held
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import TrackerName
 from lbstudy.trackers import Held, Tracker, open_tracker

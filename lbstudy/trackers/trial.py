@@ -10,7 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from lbstudy import storage
-from lbstudy.records.folder import FINISHED, Status, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED, Status, TrialRecord
 from lbstudy.storage import StoragePath
 
 Key = tuple[str, str, int]

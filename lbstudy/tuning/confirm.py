@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lbstudy.parallel.randomness import derive_seed
-from lbstudy.records.folder import StudyFolder, TrialRecord, ranked
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord, ranked
 from lbstudy.study.file import NothingYet, StudyError
 from lbstudy.study.run import TrainOn
 from lbstudy.study.spec import Cell, StudySpec

@@ -22,7 +22,8 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.scratch import scratch_folder
 from lbstudy.study.run import Extent
 from lbstudy.study.spec import Cell, StudySpec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.study.objective import sort_key
 from lbstudy.study.spec import StudySpec
 

@@ -20,7 +20,7 @@ import lbstudy.tuning.rayenv  # noqa: F401  # isort: skip  # before ray
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from lbstudy.records.folder import FINISHED
+from lbstudy.records.trial import FINISHED
 from lbstudy.study.objective import MISSED
 from lbstudy.study.spec import Asha, StudySpec
 from lbstudy.tuning.search import ELAPSED, OBJECTIVE, Past

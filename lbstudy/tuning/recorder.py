@@ -21,17 +21,10 @@ import ray
 from ray import tune
 
 from lbstudy.methods.configure import run_spec
-from lbstudy.records.folder import (
-    FINISHED,
-    Damaged,
-    Move,
-    Series,
-    StudyFolder,
-    TrialRecord,
-    model_name,
-    set_aside,
-)
+from lbstudy.records.checksum import Damaged
+from lbstudy.records.folder import Series, StudyFolder, model_name, set_aside
 from lbstudy.records.provenance import utc_now
+from lbstudy.records.trial import FINISHED, Move, TrialRecord
 from lbstudy.storage import locate
 from lbstudy.study.objective import objective, sort_key, time_so_far
 from lbstudy.study.spec import Cell, StudySpec

@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from lbstudy.parallel.randomness import derive_seed
-from lbstudy.records.folder import FINISHED
+from lbstudy.records.trial import FINISHED
 from lbstudy.study import split
 from lbstudy.study.objective import worst
 from lbstudy.study.space import Range

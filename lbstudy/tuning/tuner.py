@@ -29,7 +29,8 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]  # nor whether i
 from ray.tune.schedulers import TrialScheduler
 from ruamel.yaml import YAML
 
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.scratch import scratch_folder
 from lbstudy.storage import local_file
 from lbstudy.study.file import StudyError

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lbstudy.records.folder import Damaged, StudyFolder, TrialRecord
+from lbstudy.records.checksum import Damaged
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.file import StudyError
 from tests.conftest import TINY_STUDY, tiny_study
 

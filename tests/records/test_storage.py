@@ -27,8 +27,10 @@ from optuna.storages.journal import JournalFileBackend
 from lbstudy import storage
 from lbstudy.analysis.tables import best as tables
 from lbstudy.records import lock
-from lbstudy.records.folder import FINISHED, LOCK, Damaged, StudyFolder, TrialRecord, set_aside
+from lbstudy.records.checksum import Damaged
+from lbstudy.records.folder import LOCK, StudyFolder, set_aside
 from lbstudy.records.lock import DriverLock
+from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.storage import ObjectPath, StorageError, locate
 from lbstudy.study.file import StudyError
 from lbstudy.study.spec import StudySpec

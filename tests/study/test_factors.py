@@ -9,7 +9,8 @@ from lbstudy.methods import configure
 from lbstudy.methods.checks import load_study, notices
 from lbstudy.methods.configure import run_spec
 from lbstudy.parallel.randomness import derive_seed
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.factors import in_words, labels, suffix, value_text
 from lbstudy.study.file import StudyError
 from lbstudy.study.space import Condition

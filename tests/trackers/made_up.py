@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.storage import StoragePath
 from tests.conftest import tiny_study
 from tests.records.test_folder import record

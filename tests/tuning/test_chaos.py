@@ -17,7 +17,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from lbstudy.records.folder import FINISHED, StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED, TrialRecord
 
 pytestmark = pytest.mark.slow
 

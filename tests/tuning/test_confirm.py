@@ -10,7 +10,8 @@ import torch
 
 from lbstudy.analysis import load
 from lbstudy.analysis.minima import compute as minima
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec, TrainOn
 from lbstudy.training import datasets

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED
 from lbstudy.study.file import StudyError
 from lbstudy.training import datasets
 from lbstudy.tuning import lane, tuner

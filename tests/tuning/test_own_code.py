@@ -15,7 +15,8 @@ from lbstudy.analysis.minima import compute as minima
 from lbstudy.analysis.minima.sharpness import SharpnessSpec
 from lbstudy.methods import user_code
 from lbstudy.methods.checks import load_study
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.code import Code
 from lbstudy.study.run import RunSpec
 from lbstudy.training import datasets

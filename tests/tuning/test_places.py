@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lbstudy.records.folder import FINISHED, StudyFolder
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import FINISHED
 from tests.tuning.hosts import Hosts
 
 pytestmark = pytest.mark.slow

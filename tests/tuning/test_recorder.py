@@ -9,7 +9,8 @@ import optuna
 import pytest
 import ray
 
-from lbstudy.records.folder import StudyFolder, TrialRecord, ranked
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord, ranked
 from lbstudy.study.spec import Cell, Published
 from lbstudy.tuning.promotion import promote
 from lbstudy.tuning.pruner import StudyPruner

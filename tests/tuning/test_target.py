@@ -11,7 +11,8 @@ import pytest
 from lbstudy.analysis import load
 from lbstudy.analysis.tables import best as tables
 from lbstudy.methods import configure
-from lbstudy.records.folder import StudyFolder, TrialRecord, ranked
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord, ranked
 from lbstudy.study.objective import objective, time_so_far
 from lbstudy.study.spec import Cell, StudySpec
 from lbstudy.tuning import confirm

@@ -18,7 +18,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from lbstudy.analysis.tables import best as tables
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.file import StudyError
 from lbstudy.study.run import RunSpec
 from lbstudy.study.spec import Resources

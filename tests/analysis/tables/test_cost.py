@@ -7,8 +7,9 @@ import pytest
 
 from lbstudy.analysis.report import conditions
 from lbstudy.analysis.tables import cost
-from lbstudy.records.folder import StudyFolder, TrialRecord
+from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
+from lbstudy.records.trial import TrialRecord
 from lbstudy.study.spec import Resources
 from tests.conftest import TINY_STUDY, tiny_study
 from tests.records.test_folder import record
