@@ -13,7 +13,7 @@ PACKAGE = Path(lbstudy.__file__ or "").parent
 ANALYSIS = Path(lbstudy.analysis.__file__ or "").resolve().parent
 
 MAY_NAME = {
-    "analysis/report/claims.py": {"kfac", "sgd"},  # the sources' claims are about these
+    "analysis/report/claims/steps.py": {"kfac", "sgd"},  # the sources' claim is about these
     "analysis/report/evidence.py": {"sgd"},  # the table that belongs to a claim
     "analysis/report/split.py": {"sgd"},  # what the others are compared with
     "analysis/minima/compute.py": {"noise"},  # this and the next: the gradient's noise, which is no smoothing

@@ -130,9 +130,7 @@ def test_records_of_ended_trials_are_read_once(tmp_path: Path, monkeypatch: pyte
     folder, read = make_mixed(tmp_path / "s"), []
     sync = Sync(folder, Remembering())
     sync.once()
-    monkeypatch.setattr(
-        folder_module, "checked", lambda content: read.append(json.loads(content)["number"]) or content
-    )
+    monkeypatch.setattr(folder_module, "checked", lambda content: read.append(json.loads(content)["number"]) or content)
     sync.once()
     assert read == [3]
 

@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 from benchmarks import claims as simulated
 from lbstudy.analysis import load
 from lbstudy.analysis.report import claims, questions, sentences
+from lbstudy.analysis.report.claims.accuracy import WHEN_STOPPED
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import gaps, targets
 from lbstudy.study.spec import Cell, StudySpec
@@ -122,7 +123,7 @@ def test_smoothing_that_cuts_a_loss_which_is_a_gain_at_the_best_epochs_is_not_ju
         confirmed = confirmed[confirmed["repeat"] >= 5 * turned]
         claim = claims.more_than_halves(SGD, confirmed, gaps.gap_table(SGD, confirmed))
         assert claim.verdict == ("cannot tell" if turned else "supported")
-        assert (claim.comparisons[0].need == claims.WHEN_STOPPED) == turned
+        assert (claim.comparisons[0].need == WHEN_STOPPED) == turned
 
 
 def test_what_fewer_steps_are_worth_is_read_at_the_best_epoch_too(tmp_path: Path):
@@ -341,7 +342,7 @@ def test_a_gap_that_turns_where_training_is_stopped_decides_nothing(
     assert comparison.verdict == verdict
     assert said in comparison.sentence
     assert ("read where its validation was best" in comparison.sentence) == bool(said)
-    assert (comparison.need == claims.WHEN_STOPPED) == (verdict == "cannot tell")
+    assert (comparison.need == WHEN_STOPPED) == (verdict == "cannot tell")
 
 
 @pytest.mark.parametrize(("ahead", "said"), [(0.03, True), (0.001, False)])
