@@ -160,7 +160,8 @@ def confirmed(ran_study: RanStudy, tmp_path_factory: pytest.TempPathFactory) -> 
     study = folder.study()
     runs, _ = plan(folder)
     StudyFolder.create(folder.confirmation.path, study)
-    planned = tuner.plan(as_study(study, runs), datasets.load_all(study), tuner.cluster_nodes())
+    one_lane = study.model_copy(update={"resources": study.resources.model_copy(update={"lanes": 1})})
+    planned = tuner.plan(as_study(one_lane, runs), datasets.load_all(study), tuner.cluster_nodes())
     tuner.confirm_runs(folder.confirmation, planned, runs, lambda run: None, print)
     return folder
 
