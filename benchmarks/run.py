@@ -81,6 +81,8 @@ def main() -> int:
     options, others = parser.parse_args(given[:place]), given[place + 1 :]
     if unknown := set(options.benchmarks) - set(names()):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(names())}")
+    if options.data and not Path(options.data).is_dir():
+        parser.error(f"--data {options.data}: there is no such folder")
     outcomes = []
     for name in options.benchmarks or names():
         print(f"== {name}", flush=True)

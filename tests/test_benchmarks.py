@@ -35,7 +35,7 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "bad.py").write_text(show + "show('d', 1.0, 's')\nraise SystemExit('not today')\n")
     (tmp_path / "_shared.py").write_text("raise SystemExit('no benchmark')\n")
     monkeypatch.setattr(run, "FOLDER", tmp_path)
-    arguments = ["--smoke", "--data", "images", "-o", str(tmp_path / "table.md"), "--", "--threads", "1"]
+    arguments = ["--smoke", "--data", str(tmp_path), "-o", str(tmp_path / "table.md"), "--", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
     assert run.main() == 1
     first, *lines = (tmp_path / "table.md").read_text().splitlines()
@@ -48,8 +48,15 @@ def test_results_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         "| good | c | 0.5 | s | |",
     ]
     assert "bad: exit code 1: not today" in lines
-    assert "    so ['--smoke', '--data', 'images', '--threads', '1']" in lines
+    assert f"    so ['--smoke', '--data', '{tmp_path}', '--threads', '1']" in lines
     assert "heading" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_missing_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data", "nosuch", "keskar"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--data nosuch: there is no such folder" in capsys.readouterr().err
 
 
 def test_unknown_benchmarks_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -161,6 +161,8 @@ def table(
             print_table(shown.loc[:, (shown != "-").any()], title=f"{spec.name}: {kind.value}", names=names)
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
+    if found.empty and kind is TableKind.published:
+        err.print("no published configuration has been confirmed; lbstudy confirm STUDY --published does that")
     absent = health.list_absent(spec) if kind is TableKind.gap else []
     _tell(health.list_missing(spec, trials, confirmed) + absent + load.list_damaged(trials, confirmed, epochs))
 

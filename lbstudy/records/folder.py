@@ -166,7 +166,8 @@ class StudyFolder:
         one_each = {cell.factors: cell for cell in old.list_cells()}.values()
         if not shrunk and all(_essence(old.variant(cell)) == _essence(study.variant(cell)) for cell in one_each):
             return
-        texts = (old.to_yaml().splitlines(), study.to_yaml().splitlines())
+        asked = study.model_copy(update={key: getattr(old, key) for key in ("published", "resources", "labels")})
+        texts = (old.to_yaml().splitlines(), asked.to_yaml().splitlines())  # what may differ is not to take back
         diff = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]
         raise StudyError(
             f"{self.path} holds another study; it may get more trials, more cells and other resources, and nothing "

@@ -240,6 +240,13 @@ EXTENSIONS = {
 }
 
 
+def test_what_may_change_is_not_to_take_back(tmp_path: Path):
+    StudyFolder.create(tmp_path / "s", tiny_study())
+    with pytest.raises(StudyError, match="seed: 7") as raised:
+        StudyFolder.check(tmp_path / "s", tiny_study(seed=7, resources={"cpus_per_worker": 2}, labels={"sgd": "S"}))
+    assert [line for line in str(raised.value).splitlines() if line[0] in "+-"] == ["-seed: 0", "+seed: 7"]
+
+
 @pytest.mark.parametrize("case", EXTENSIONS)
 def test_a_study_may_grow_but_not_change(tmp_path: Path, case: str):
     changes, difference = EXTENSIONS[case]
