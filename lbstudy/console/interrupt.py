@@ -67,9 +67,14 @@ def interruptible() -> Iterator[None]:
 def _kill_children(others: Sequence[psutil.Process]) -> None:
     """What Ray has started and, interrupted in its start or shut-down, would leave; parents before their children."""
     for started in psutil.Process().children():
-        if started in others:
-            continue
-        with suppress(psutil.NoSuchProcess):
-            for process in [started, *started.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+        if started not in others:
+            _kill(started)
+
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.suspend()  # or it may start one more between the two
+        children = process.children()
+        process.kill()
+        for child in children:
+            _kill(child)

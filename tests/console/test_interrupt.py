@@ -107,7 +107,8 @@ from lbstudy.console.interrupt import Interrupted, interruptible
 earlier = subprocess.Popen(["sleep", "600"])
 try:
     with interruptible():
-        later = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"])
+        later = subprocess.Popen(["sh", "-c", "sleep 600 & echo; sleep 600"], stdout=subprocess.PIPE)
+        later.stdout.readline()
         signal.raise_signal(signal.SIGINT)
 except Interrupted:
     print(later.wait(), earlier.poll())
