@@ -1,6 +1,7 @@
 """Fixtures shared by the suite: one private Ray, and one small study run on it."""
 
 import gc
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadFileScheduling
 
+from lbstudy.console.interrupt import SIGNALS
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.trial import FINISHED, TrialRecord
 from lbstudy.study.spec import StudySpec
@@ -80,6 +82,16 @@ def ray_session() -> Iterator[None]:
     tuner.connect()
     yield
     tuner.disconnect()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """For a test that changes what signals do: afterwards they do what they did. A signal that has come leaves handlers
+    for a second one, which would end the suite."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from lbstudy.analysis.report.claims import Claim
 from lbstudy.analysis.tables import best as tables
 from lbstudy.analysis.tables import split as split_table
 from lbstudy.analysis.tables import targets
+from lbstudy.records.folder import StudyFolder
 from lbstudy.study.spec import Cell, StudySpec
 
 
@@ -50,11 +51,11 @@ def for_page(table: pd.DataFrame) -> pd.DataFrame:
     return shown.loc[:, (shown != "-").any()]
 
 
-def places(study: StudySpec, configs: pd.DataFrame) -> dict[tuple[int, str], Place]:
+def places(folder: StudyFolder, configs: pd.DataFrame) -> dict[tuple[int, str], Place]:
     """Where the best values lie in their ranges, by row and column of `tables.best_configs`."""
-    found = {}
+    study, found = folder.study(), {}
     for row, (cell, values) in enumerate(zip(study.list_cells(), configs.to_dict("records"), strict=True)):
-        at_end = {part.split(":")[0] for part in values["edge"].split()}
+        at_end = tables.edges(folder, cell)
         for name, searched in study.ranges(cell).items():
             if not isnan(value := float(values[name])):
                 found[row, name] = Place(searched.position(value), name in at_end, str(searched))

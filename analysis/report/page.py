@@ -167,7 +167,7 @@ def collect(folder: StudyFolder) -> Report:
         tables=[
             Shown(
                 "best", "Best configurations", for_page(tables.lean(configs)), evidence.BEST, command("best"),
-                evidence.places(study, configs),
+                evidence.places(folder, configs),
             ),
             Shown(
                 "published", "Published configurations, trained again", for_page(published.published_table(folder)),

@@ -104,7 +104,8 @@ def edges(folder: StudyFolder, cell: Cell) -> dict[str, str]:
     return found
 
 
-def as_good(folder: StudyFolder, cell: Cell) -> pd.DataFrame:
+@load.once
+def as_good(folder: load.Snapshot, cell: Cell) -> pd.DataFrame:
     """The best completed trial of a cell, and those whose validation accuracy lies within one standard error of its.
 
     So Breiman et al. call models equal (Classification and Regression Trees, 1984, section 3.4.3). The error is that of

@@ -36,6 +36,8 @@ CONFIRMATION = "confirm"
 DATA = "data.json"
 DataFact = Literal["classes", "training images"]
 TARGET = "target"
+CHANGEABLE = {"published", "resources", "labels"}
+"""Keys of a study that may change once trials exist."""
 
 
 class Series:
@@ -166,7 +168,7 @@ class StudyFolder:
         one_each = {cell.factors: cell for cell in old.list_cells()}.values()
         if not shrunk and all(_essence(old.variant(cell)) == _essence(study.variant(cell)) for cell in one_each):
             return
-        asked = study.model_copy(update={key: getattr(old, key) for key in ("published", "resources", "labels")})
+        asked = study.model_copy(update={key: getattr(old, key) for key in CHANGEABLE})
         texts = (old.to_yaml().splitlines(), asked.to_yaml().splitlines())  # what may differ is not to take back
         diff = list(difflib.unified_diff(*texts, lineterm="", n=0))[2:]
         raise StudyError(
@@ -419,8 +421,7 @@ def _with_copy(study: StudySpec, code: Code) -> StudySpec:
 
 def _essence(study: StudySpec) -> dict[str, Any]:
     """What of a study must not change once trials exist."""
-    changeable = {"cells", "published", "resources", "labels"}
-    dump = study.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=changeable)
+    dump = study.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=CHANGEABLE | {"cells"})
     for section, key in (
         ("tuning", "trials"),
         *(("dataset", name) for name in ("root", "index", "download", "residency")),

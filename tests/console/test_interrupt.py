@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -30,12 +29,10 @@ except Interrupted as interrupted:
 
 
 @pytest.fixture(autouse=True)
-def _as_at_a_terminal() -> Iterator[None]:
+def _as_at_a_terminal(handlers: None) -> None:
     """A suite that runs in the background may itself ignore signals, and its children begin with that."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def begin(tidying: float) -> tuple[subprocess.Popen[str], psutil.Process]:

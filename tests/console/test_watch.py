@@ -2,13 +2,11 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lbstudy.analysis.report import page
-from lbstudy.console.interrupt import SIGNALS
 from lbstudy.records.folder import StudyFolder
 from lbstudy.records.lock import DriverLock
 from tests.confirmed_runs import PARAMS, add_run, study_of
@@ -53,16 +51,7 @@ def test_it_stays_while_a_complete_study_is_confirmed(folder: StudyFolder, monke
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()][-1] == "complete"
 
 
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    """A signal that has come leaves handlers for a second one, which would end the suite."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_handlers")
+@pytest.mark.usefixtures("handlers")
 def test_ctrl_c_ends_it_with_a_line(folder: StudyFolder, monkeypatch, capsys):
     monkeypatch.setattr(time, "sleep", lambda seconds: signal.raise_signal(signal.SIGINT))
     assert lbstudy(monkeypatch, "watch", str(folder.path)) == 130

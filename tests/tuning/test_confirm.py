@@ -177,8 +177,6 @@ def test_confirmed_runs_train_to_the_end_and_keep_their_models(confirmed: StudyF
         assert where.models_on_the_way(run) == (["epoch-0001", "epoch-0002", "epoch-0003"] if run.repeat == 0 else [])
         kept = where.read_state(run, "best")
         assert kept is not None
-        if run.repeat:
-            continue  # one seed of each cell is trained once more
         spec = RunSpec.model_validate(run.run)
         data = place(datasets.load(spec.dataset), spec.dataset, spec.split_seed)
         outcome = train(spec, data)

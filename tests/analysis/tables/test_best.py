@@ -53,12 +53,7 @@ def test_best_is_the_best_completed_trial(folder: StudyFolder):
 
 def test_an_end_of_a_level_range_is_none(tmp_path: Path):
     """One standard error of 0.9 on 287 images is 0.0177."""
-    runs = [
-        (0.04, 0.9),
-        (0.025, 0.881),
-        (0.02, 0.89),
-        (0.01, 0.883),
-    ]  # of a range from 1e-6 to 0.05: at its end, near it
+    runs = [(0.04, 0.9), (0.025, 0.881), (0.02, 0.89), (0.01, 0.883)]  # at the end of the range, and near it
     study = study_of(["sgd"], [32], ["none"], search={"learning_rate": {"log_uniform": [1e-6, 0.05]}})
     folder = StudyFolder.create(tmp_path / "s", study)
 

@@ -70,11 +70,10 @@ def results(runs: dict[str, RunSpec], samples: int | None, cases: list[Case]) ->
     return final_parameters(runs, samples) | {str(case): small_trajectory(*case) for case in cases}
 
 
-def assert_workers_agree(
-    runs: dict[str, RunSpec], samples: int | None, cases: list[Case], sizes: tuple[int, ...] = (2, 4)
-) -> None:
-    one = results(runs, samples, cases)
-    for size in sizes:
+def assert_workers_agree(runs_of: dict[int, dict[str, RunSpec]], samples: int | None, cases: list[Case]) -> None:
+    """Runs by the number of workers, and the small networks on each."""
+    one = results({name: run for runs in runs_of.values() for name, run in runs.items()}, samples, cases)
+    for size, runs in runs_of.items():
         several = run_workers(size, results, runs, samples, cases)
         for name in several:
             torch.testing.assert_close(
@@ -91,7 +90,7 @@ CASES: list[Case] = [
 
 
 def test_one_worker_and_two_give_a_small_network_the_same_parameters():
-    assert_workers_agree({}, 300, CASES, sizes=(2,))
+    assert_workers_agree({2: {}}, 300, CASES)
 
 
 @pytest.mark.long
@@ -106,14 +105,13 @@ def test_one_worker_and_several_give_the_same_parameters():
         digits(augment=["crop"])[0], optimizer="kfac", smoothing="mixup", precision="fp64", batch_size=32,
         budget={"steps": 40}, seed=4, hyper=hyper,
     )  # fmt: skip
-    assert_workers_agree(runs, 300, CASES, sizes=(2,))
-    assert_workers_agree({"lenet5 mixup+noise {}": runs["lenet5 mixup+noise {}"]}, 300, CASES, sizes=(4,))
+    assert_workers_agree({2: runs, 4: {"lenet5 mixup+noise {}": runs["lenet5 mixup+noise {}"]}}, 300, CASES)
 
 
 @pytest.mark.slow
 def test_one_worker_and_several_agree_on_all_digits():
     runs = kfac_runs(None, "lenet5", 128)
-    assert_workers_agree(runs, None, [])
+    assert_workers_agree({2: runs, 4: runs}, None, [])
 
 
 @pytest.mark.slow
