@@ -162,7 +162,8 @@ def table(
     else:
         print(tables.render(found, format.value))  # type: ignore[arg-type]
     if found.empty and kind is TableKind.published:
-        err.print("no published configuration has been confirmed; lbstudy confirm STUDY --published does that")
+        how = "none has been confirmed; lbstudy confirm STUDY --published does that"
+        err.print(f"published configurations: {how if spec.published else 'the study names none'}")
     absent = health.list_absent(spec) if kind is TableKind.gap else []
     _tell(health.list_missing(spec, trials, confirmed) + absent + load.list_damaged(trials, confirmed, epochs))
 
